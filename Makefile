@@ -1,0 +1,50 @@
+# make demo   train on real data with and without selection (DEMO_ARGS=... for bench.train)
+# make test   run the tests (PYTEST_ARGS=... for pytest)
+# make lint   ruff, clang-format and mypy
+# make build  compile the extension into pysel/
+# make clean  remove what the build made;  rm -r .venv removes the environment too
+#
+# Each sets up what it needs in .venv on first use. PYSEL_CUDA, PYSEL_CUDA_ARCHS and MAX_JOBS reach the build as
+# environment variables; after changing one of them: make -B build.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+# $(call need,command that succeeds,what to say when it does not)
+need = @$(1) >/dev/null 2>&1 || { echo 'pysel: $(2)' >&2; exit 1; }
+
+.PHONY: demo test lint build clean
+
+demo: .venv/built
+	@$(PY) -m bench.train $(DEMO_ARGS)
+
+test: .venv/built
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: .venv/installed
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@.venv/bin/clang-format --dry-run -Werror $(CXX_FILES)
+	@$(PY) -m mypy
+
+build: .venv/built
+
+clean:
+	rm -rf build pysel.egg-info pysel/_C*.so .venv/built
+
+.venv/installed: requirements-dev.txt
+	$(call need,command -v $(firstword $(CXX)),no C++ compiler $(firstword $(CXX)). Type: apt-get install g++)
+	$(call need,$(PYTHON) -c 'import sys; assert sys.hexversion >= 0x030b0000',no $(PYTHON) of version 3.11 or newer. Name one: make PYTHON=...)
+	$(call need,$(PYTHON) -c 'import ensurepip; import venv',$(PYTHON) cannot make virtual environments. Type: apt-get install python3-venv)
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@echo 'pysel: installing the pinned packages into .venv'
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+# The folders are listed too: their time changes when a file comes or goes.
+.venv/built: .venv/installed setup.py CMakeLists.txt pyproject.toml $(wildcard csrc csrc/* csrc/*/*)
+	@echo 'pysel: compiling'
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@$(PY) -c 'import pysel; print("pysel:", pysel.build_info())'
+	@touch $@
