@@ -1,0 +1,38 @@
+#pragma once
+
+// One wording for each error: op, argument, what was wanted, what came. std::invalid_argument arrives in Python as
+// ValueError and std::out_of_range as IndexError. Wrong dtypes are refused as TypeError in Python, before an op is
+// called; what stands here keeps a raw call from reading foreign memory.
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace pysel {
+
+template <typename... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream out;
+  (out << ... << parts);
+  return out.str();
+}
+
+template <typename... Parts>
+void check_value(bool ok, const Parts&... parts) {
+  if (!ok) throw std::invalid_argument(text(parts...));
+}
+
+template <typename... Parts>
+void check_index(bool ok, const Parts&... parts) {
+  if (!ok) throw std::out_of_range(text(parts...));
+}
+
+inline void check_k(const char* op, int64_t k, int64_t n) {
+  check_index(0 <= k && k <= n, op, ": k must be between 0 and ", n, ", got ", k);
+}
+
+inline void check_start(const char* op, int64_t start) {
+  check_value(start >= 0, op, ": start must be at least 0, got ", start);
+}
+
+}  // namespace pysel

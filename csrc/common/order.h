@@ -1,0 +1,65 @@
+#pragma once
+
+// Numbers as unsigned integers of the same order. Floats: -0 and +0 are equal, and every NaN is the largest.
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+
+#include "common/macros.h"
+#include "common/math.h"
+
+namespace pysel {
+
+template <typename T>
+struct Order;  // Bits: the integers; kInfinity: the bits of +inf
+
+template <>
+struct Order<float> {
+  using Bits = uint32_t;
+  static constexpr Bits kInfinity = 0x7f800000;
+};
+template <>
+struct Order<double> {
+  using Bits = uint64_t;
+  static constexpr Bits kInfinity = 0x7ff0000000000000;
+};
+template <>
+struct Order<torch::headeronly::BFloat16> {
+  using Bits = uint16_t;
+  static constexpr Bits kInfinity = 0x7f80;
+};
+template <>
+struct Order<torch::headeronly::Half> {
+  using Bits = uint16_t;
+  static constexpr Bits kInfinity = 0x7c00;
+};
+template <>
+struct Order<int32_t> {
+  using Bits = uint32_t;
+};
+template <>
+struct Order<int64_t> {
+  using Bits = uint64_t;
+};
+
+template <typename T>
+using OrderBits = typename Order<T>::Bits;
+
+// order(a) < order(b) exactly when a < b, or b alone is NaN.
+template <typename T>
+PYSEL_HD OrderBits<T> order(T x) {
+  using Bits = OrderBits<T>;
+  constexpr Bits sign = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
+  const Bits bits = pysel::bit_cast<Bits>(x);  // torch has one too
+  if constexpr (requires { Order<T>::kInfinity; }) {
+    const Bits key = static_cast<Bits>(bits & sign ? 0 - bits : bits | sign);
+    const bool nan = static_cast<Bits>(bits & ~sign) > Order<T>::kInfinity;
+    return nan ? static_cast<Bits>(~Bits{0}) : key;
+  } else {
+    return static_cast<Bits>(bits ^ sign);
+  }
+}
+
+}  // namespace pysel

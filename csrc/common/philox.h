@@ -1,0 +1,69 @@
+#pragma once
+
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3. SC 2011).
+
+#include <cstdint>
+
+#include "common/macros.h"
+
+namespace pysel {
+
+struct PhiloxBlock {
+  uint32_t word[4];
+};
+
+PYSEL_HD PhiloxBlock philox(PhiloxBlock counter, uint32_t key0, uint32_t key1) {
+#ifndef __CUDA_ARCH__
+#pragma GCC unroll 10  // so that a loop over blocks vectorises
+#endif
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t p0 = uint64_t{0xD2511F53u} * counter.word[0];
+    const uint64_t p1 = uint64_t{0xCD9E8D57u} * counter.word[2];
+    counter = {{static_cast<uint32_t>(p1 >> 32) ^ counter.word[1] ^ key0, static_cast<uint32_t>(p1),
+                static_cast<uint32_t>(p0 >> 32) ^ counter.word[3] ^ key1, static_cast<uint32_t>(p0)}};
+    key0 += 0x9E3779B9u;
+    key1 += 0xBB67AE85u;
+  }
+  return counter;
+}
+
+// The third counter word. Streams of one key never overlap.
+enum class Stream : uint32_t {
+  high = 0,              // high 32 bits of an element's M
+  low = 1,               // low 32 bits of M
+  order = 2,             // 64 bits an element: shuffles and ties in draw order
+  with_replacement = 3,  // 64 bits a draw
+  derive = 4,            // split and fold_in
+};
+
+// A key is int64 [seed, offset]. Element i of a stream is word i & 3 of block offset + i / 4 (mod 2^64).
+struct Key {
+  uint64_t seed;
+  uint64_t offset;
+
+  PYSEL_HD PhiloxBlock block(Stream stream, uint64_t index) const {
+    const uint64_t counter = offset + index;
+    return philox({{static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
+                    static_cast<uint32_t>(stream), 0u}},
+                  static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+  }
+
+  PYSEL_HD uint32_t word(Stream stream, uint64_t element) const {
+    return block(stream, element >> 2).word[element & 3];
+  }
+
+  // Item i of a 64-bit stream: elements 2i (high half) and 2i + 1.
+  PYSEL_HD uint64_t word64(Stream stream, uint64_t item) const {
+    const PhiloxBlock b = block(stream, item >> 1);
+    const int half = static_cast<int>(item & 1) * 2;
+    return uint64_t{b.word[half]} << 32 | b.word[half + 1];
+  }
+
+  // Child `index`: split(key, n)[index] and fold_in(key, index).
+  PYSEL_HD Key child(uint64_t index) const {
+    const PhiloxBlock b = block(Stream::derive, index);
+    return {uint64_t{b.word[0]} << 32 | b.word[1], uint64_t{b.word[2]} << 32 | b.word[3]};
+  }
+};
+
+}  // namespace pysel

@@ -1,0 +1,78 @@
+#pragma once
+
+// Bits -> uniform -> exponential, Gumbel, logistic.
+//
+// The 64 bits of an element are M = high : low, and U = (M + 1/2) 2^-64 lies strictly inside (0, 1). Everything is
+// evaluated from the nearer end of (0, 1): `v` is the distance to it, taken in integers, so both tails keep full
+// relative precision and no noise is infinite. Away from the ends (a fraction 1 - 2^-11 of all draws) float needs the
+// high word alone, and v = (high + 1/2) 2^-32.
+
+#include "common/math.h"
+#include "common/philox.h"
+
+namespace pysel {
+
+constexpr uint32_t kTail = 1u << 20;  // closer than this to an end, float takes both words
+
+PYSEL_HD bool in_tail(uint32_t high) { return high + kTail < 2 * kTail; }
+
+// Distance of U to the nearer end of (0, 1), and which end that is.
+template <typename T>
+struct Uniform {
+  T v;         // in (0, 1/2]
+  bool upper;  // U = 1 - v
+};
+
+// Away from the ends; float only.
+PYSEL_HD Uniform<float> uniform_from_high(uint32_t high) {
+  const bool upper = static_cast<int32_t>(high) < 0;
+  const int32_t near = static_cast<int32_t>(upper ? ~high : high);
+  return {(static_cast<float>(near) + 0.5f) * 0x1p-32f, upper};
+}
+
+PYSEL_HD Uniform<float> uniform_from_tail(uint32_t high, uint32_t low) {
+  const bool upper = static_cast<int32_t>(high) < 0;
+  const uint32_t near_high = upper ? ~high : high;
+  const uint32_t near_low = upper ? ~low : low;
+  const float v = fma_(static_cast<float>(near_high), 0x1p32f, static_cast<float>(near_low) + 0.5f);
+  return {v * 0x1p-64f, upper};
+}
+
+template <typename T>
+PYSEL_HD Uniform<T> uniform(uint32_t high, uint32_t low);
+
+template <>
+PYSEL_HD Uniform<float> uniform<float>(uint32_t high, uint32_t low) {
+  return in_tail(high) ? uniform_from_tail(high, low) : uniform_from_high(high);
+}
+
+template <>
+PYSEL_HD Uniform<double> uniform<double>(uint32_t high, uint32_t low) {
+  const int64_t m = static_cast<int64_t>(uint64_t{high} << 32 | low);
+  const bool upper = m < 0;
+  const int64_t near = upper ? ~m : m;
+  return {(static_cast<double>(near) + 0.5) * 0x1p-64, upper};
+}
+
+// Exp(1): E = -log(U).
+template <typename T>
+PYSEL_HD T exponential(Uniform<T> u) {
+  const LogSplit<T> low = split_normal(u.v);
+  const LogSplit<T> high = split_complement(u.v);
+  return -log_of(LogSplit<T>{u.upper ? high.fraction : low.fraction, u.upper ? high.exponent : low.exponent});
+}
+
+// Gumbel(0, 1): g = -log(E).
+template <typename T>
+PYSEL_HD T gumbel(Uniform<T> u) {
+  return -log_normal(exponential(u));
+}
+
+// Logistic(0, 1): log(U / (1 - U)).
+template <typename T>
+PYSEL_HD T logistic(Uniform<T> u) {
+  const T l = log_normal(u.v) - log_of(split_complement(u.v));
+  return u.upper ? -l : l;
+}
+
+}  // namespace pysel

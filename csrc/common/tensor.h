@@ -1,0 +1,74 @@
+#pragma once
+
+// What every op needs from torch's stable ABI, under short names.
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/checks.h"
+#include "common/philox.h"
+
+namespace pysel {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// The type arithmetic is done in: half types accumulate in float.
+template <typename T>
+struct ComputeType {
+  using type = float;
+};
+template <>
+struct ComputeType<double> {
+  using type = double;
+};
+template <typename T>
+using Compute = typename ComputeType<T>::type;
+
+inline std::string shape(const Tensor& t) {
+  std::ostringstream out;
+  out << '[';
+  for (int64_t d = 0; d < t.dim(); ++d) out << (d ? ", " : "") << t.size(d);
+  out << ']';
+  return out.str();
+}
+
+inline std::vector<int64_t> sizes(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+
+// f.template operator()<T>() for the tensor's floating type.
+template <typename F>
+auto dispatch_floating(const char* op, const char* argument, const Tensor& t, F f) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return f.template operator()<float>();
+    case ScalarType::Double: return f.template operator()<double>();
+    case ScalarType::BFloat16: return f.template operator()<BFloat16>();
+    case ScalarType::Half: return f.template operator()<Half>();
+    default:
+      throw std::invalid_argument(text(op, ": ", argument, " must be float32, float64, bfloat16 or float16"));
+  }
+}
+
+inline void check_dtype(const char* op, const char* argument, const Tensor& t, ScalarType wanted, const char* name) {
+  check_value(t.scalar_type() == wanted, op, ": ", argument, " must be ", name);
+}
+
+inline void check_same_dtype(const char* op, const char* a_name, const Tensor& a, const char* b_name, const Tensor& b) {
+  check_value(a.scalar_type() == b.scalar_type(), op, ": ", b_name, " must have the dtype of ", a_name);
+}
+
+inline int64_t wrap_dim(const char* op, int64_t dim, int64_t ndim) {
+  const int64_t n = ndim > 0 ? ndim : 1;
+  check_index(-n <= dim && dim < n, op, ": dim must be between ", -n, " and ", n - 1, ", got ", dim);
+  return dim < 0 ? dim + n : dim;
+}
+
+}  // namespace pysel

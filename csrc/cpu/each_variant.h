@@ -1,0 +1,69 @@
+// Compiles the kernels of one file once per instruction set, each in a namespace of its own. The file defines
+// PYSEL_FILE as its own path and includes this header, which includes the file back with PYSEL_VARIANT defined; there
+// the file holds nothing but kernels. Plain loops vectorise; -ffp-contract=off and explicit fma keep the bits equal.
+#include "cpu/variant.h"
+
+#define PYSEL_VARIANT portable
+namespace pysel {
+namespace {
+namespace portable {
+#include PYSEL_FILE
+}
+}  // namespace
+}  // namespace pysel
+#undef PYSEL_VARIANT
+
+#ifdef __x86_64__
+
+#define PYSEL_VARIANT avx2
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,bmi2,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,bmi2,f16c")
+#endif
+namespace pysel {
+namespace {
+namespace avx2 {
+#include PYSEL_FILE
+}
+}  // namespace
+}  // namespace pysel
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef PYSEL_VARIANT
+
+#define PYSEL_VARIANT avx512
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,bmi2,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,bmi2,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#endif
+namespace pysel {
+namespace {
+namespace avx512 {
+#include PYSEL_FILE
+}
+}  // namespace
+}  // namespace pysel
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef PYSEL_VARIANT
+
+// The chosen variant's `function`, which may be a template-id.
+#define PYSEL_CHOOSE(...)                                                       \
+  (::pysel::variant() == ::pysel::Variant::avx512 ? avx512::__VA_ARGS__         \
+   : ::pysel::variant() == ::pysel::Variant::avx2 ? avx2::__VA_ARGS__           \
+                                                  : portable::__VA_ARGS__)
+
+#else
+#define PYSEL_CHOOSE(...) (portable::__VA_ARGS__)
+#endif

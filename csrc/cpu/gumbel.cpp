@@ -1,0 +1,525 @@
+// Fused Gumbel-softmax, its two-class case and the categorical draw (Jang et al., arXiv 1611.01144; Maddison et al.,
+// arXiv 1611.00712).
+//
+// A row is handled in chunks of kChunk elements: noise is made in L1 and added to the logits. Soft rows keep the
+// perturbed logits (in the output itself where types allow) for the passes that exponentiate and scale; hard rows and
+// argmax keep only each chunk's maximum and make the winning chunk's noise once more. Sums run over 16 lanes in a
+// chunk, then over chunks in order, so that neither threads nor instruction set show in the result.
+#ifdef PYSEL_VARIANT
+
+#include "cpu/noise.h"
+
+template <typename A>
+inline ChunkSummary<A> summarise(const A* z, int n) {
+  constexpr A kInf = static_cast<A>(__builtin_inf());
+  A lane[16];
+  for (int l = 0; l < 16; ++l) lane[l] = -kInf;
+  uint32_t nan = 0;
+  int i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int l = 0; l < 16; ++l) {
+      const A v = z[i + l];
+      lane[l] = v > lane[l] ? v : lane[l];
+      nan |= v != v ? 1u : 0u;
+    }
+  for (; i < n; ++i) {
+    lane[0] = z[i] > lane[0] ? z[i] : lane[0];
+    nan |= z[i] != z[i] ? 1u : 0u;
+  }
+  A max = lane[0];
+  for (int l = 1; l < 16; ++l) max = lane[l] > max ? lane[l] : max;
+  return {max, nan != 0, max == kInf};
+}
+
+// z = x + g, elements [first, first + n).
+template <typename T, typename A>
+ChunkSummary<A> perturb(const T* x, Key key, uint64_t first, int n, A* z) {
+  alignas(64) A g[kChunk];
+  fill_noise<ToGumbel>(key, first, n, g);
+  for (int i = 0; i < n; ++i) z[i] = static_cast<A>(x[i]) + g[i];
+  return summarise(z, n);
+}
+
+template <typename A>
+ChunkSummary<A> summarise_chunk(const A* z, int n) {
+  return summarise(z, n);
+}
+
+template <typename A>
+inline A sum_lanes(const A* lane) {
+  A pair[8];
+  for (int l = 0; l < 8; ++l) pair[l] = lane[l] + lane[l + 8];
+  for (int l = 0; l < 4; ++l) pair[l] = pair[l] + pair[l + 4];
+  return (pair[0] + pair[2]) + (pair[1] + pair[3]);
+}
+
+// z = exp((z - max) / tau) in place; returns the sum.
+template <typename A>
+A exponentiate(A* z, int n, A max, A tau) {
+  for (int i = 0; i < n; ++i) z[i] = exp_nonpositive((z[i] - max) / tau);
+  A lane[16] = {};
+  int i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int l = 0; l < 16; ++l) lane[l] += z[i + l];
+  for (int l = 0; i < n; ++i, ++l) lane[l] += z[i];
+  return sum_lanes(lane);
+}
+
+template <typename T, typename A>
+void scale(const A* e, int n, A factor, T* out) {
+  for (int i = 0; i < n; ++i) out[i] = static_cast<T>(e[i] * factor);
+}
+
+// Sum of grad * y over a chunk.
+template <typename T, typename A>
+A dot(const T* grad, const T* y, int n) {
+  A lane[16] = {};
+  int i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int l = 0; l < 16; ++l) lane[l] += static_cast<A>(grad[i + l]) * static_cast<A>(y[i + l]);
+  for (int l = 0; i < n; ++i, ++l) lane[l] += static_cast<A>(grad[i]) * static_cast<A>(y[i]);
+  return sum_lanes(lane);
+}
+
+template <typename T, typename A>
+void softmax_gradient(const T* grad, const T* y, int n, A mean, A tau, T* out) {
+  for (int i = 0; i < n; ++i)
+    out[i] = static_cast<T>(static_cast<A>(y[i]) * (static_cast<A>(grad[i]) - mean) / tau);
+}
+
+// sigmoid(t) from exp of -|t|, so that nothing overflows.
+template <typename A>
+inline __attribute__((always_inline)) A sigmoid(A t) {
+  const A e = exp_nonpositive(t > A{0} ? -t : t);
+  const A w = A{1} / (A{1} + e);
+  return t > A{0} ? w : e * w;
+}
+
+// Soft or hard gates of elements [first, first + n); low and high clamp the soft ones inside the open interval.
+template <typename T, typename A>
+bool gate(const T* x, Key key, uint64_t first, int n, A tau, bool hard, A low, A high, T* out) {
+  constexpr A kInf = static_cast<A>(__builtin_inf());
+  alignas(64) A t[kChunk];
+  fill_noise<ToLogistic>(key, first, n, t);
+  uint32_t plus_inf = 0;
+  for (int i = 0; i < n; ++i) {
+    const A s = static_cast<A>(x[i]);
+    plus_inf |= s == kInf ? 1u : 0u;
+    t[i] = s + t[i];
+  }
+  if (hard) {
+    for (int i = 0; i < n; ++i) t[i] = t[i] > A{0} ? A{1} : (t[i] != t[i] ? t[i] : A{0});
+  } else {
+    for (int i = 0; i < n; ++i) {
+      const A w = sigmoid(t[i] / tau);
+      const A floored = w < low ? low : w;
+      t[i] = floored > high ? high : floored;
+    }
+  }
+  for (int i = 0; i < n; ++i) out[i] = static_cast<T>(t[i]);
+  return plus_inf != 0;
+}
+
+template <typename T, typename A>
+void gate_gradient(const T* grad, const T* x, Key key, uint64_t first, int n, A tau, T* out) {
+  alignas(64) A t[kChunk];
+  fill_noise<ToLogistic>(key, first, n, t);
+  for (int i = 0; i < n; ++i) {
+    const A w = sigmoid((static_cast<A>(x[i]) + t[i]) / tau);
+    out[i] = static_cast<T>(static_cast<A>(grad[i]) * (w * (A{1} - w)) / tau);
+  }
+}
+
+template <typename A>
+void noise_from_bits(const int64_t* bits, int64_t n, int kind, A* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const auto high = static_cast<uint32_t>(static_cast<uint64_t>(bits[i]) >> 32);
+    const Uniform<A> u = uniform<A>(high, static_cast<uint32_t>(bits[i]));
+    out[i] = kind == 0 ? exponential(u) : kind == 1 ? gumbel(u) : logistic(u);
+  }
+}
+
+#else
+
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "common/random.h"
+#include "cpu/chunk.h"
+
+#define PYSEL_FILE "cpu/gumbel.cpp"
+#include "cpu/each_variant.h"
+
+namespace pysel {
+namespace {
+
+// A tensor seen as [outer, width, inner] around dim.
+struct Layout {
+  int64_t outer = 1, width = 1, inner = 1;
+
+  Layout(const char* op, const Tensor& t, int64_t dim) {
+    const int64_t d = wrap_dim(op, dim, t.dim());
+    for (int64_t i = 0; i < t.dim(); ++i) (i < d ? outer : i == d ? width : inner) *= t.size(i);
+  }
+};
+
+double read_tau(const char* op, const Tensor& tau, bool zero_allowed) {
+  check_value(tau.numel() == 1 && tau.dim() == 0, op, ": tau must be a number or a 0-d tensor, got shape ", shape(tau));
+  check_value(tau.is_cpu(), op, ": tau must be a number or on the CPU like the input");
+  const double value = dispatch_floating(
+      op, "tau", tau, [&]<typename T>() { return static_cast<double>(*static_cast<const T*>(tau.data_ptr())); });
+  check_value(std::isfinite(value) && (value > 0 || (value == 0 && zero_allowed)), op,
+              ": tau must be finite and above 0 (0 only with hard=True), got ", value);
+  return value;
+}
+
+// tau as a divisor: a positive one too small for the type must not become zero.
+template <typename A>
+A divisor(double tau) {
+  return std::max(static_cast<A>(tau), Float<A>::kSmallestNormal);
+}
+
+template <typename A>
+struct RowSummary {
+  A max = -std::numeric_limits<A>::infinity();
+  bool nan = false;
+  int64_t chunk = 0;  // the first that holds the maximum, or the first NaN
+};
+
+template <typename A>
+RowSummary<A> merge(const char* op, const std::vector<ChunkSummary<A>>& chunks, bool validate) {
+  RowSummary<A> row;
+  bool plus_inf = false;
+  for (size_t c = 0; c < chunks.size(); ++c) {
+    plus_inf |= chunks[c].plus_inf;
+    if (chunks[c].max > row.max) {
+      row.max = chunks[c].max;
+      if (!row.nan) row.chunk = static_cast<int64_t>(c);
+    }
+    if (chunks[c].nan && !row.nan) {
+      row.nan = true;
+      row.chunk = static_cast<int64_t>(c);
+    }
+  }
+  if (validate) {
+    check_value(!plus_inf, op, ": logits must be below +inf, got +inf");
+    check_value(row.nan || row.max > -std::numeric_limits<A>::infinity(), op,
+                ": logits must have a finite value in every row, got a row of only -inf");
+  }
+  return row;
+}
+
+// Rows of logits, perturbed chunk by chunk.
+template <typename T>
+class PerturbedRows {
+ public:
+  using A = Compute<T>;
+
+  PerturbedRows(const Tensor& logits, const Layout& layout, Key key, uint64_t start)
+      : x_(static_cast<const T*>(logits.data_ptr())), layout_(layout), key_(key), start_(start) {
+    if (layout.inner > 1) stage();
+  }
+
+  int64_t rows() const { return layout_.outer * layout_.inner; }
+
+  ChunkSummary<A> chunk(int64_t row, int64_t c, A* z) const {
+    const int n = chunk_size(layout_.width, c);
+    const int64_t at = row * layout_.width + c * kChunk;
+    if (!staged_.empty()) {
+      std::memcpy(z, staged_.data() + at, sizeof(A) * static_cast<size_t>(n));
+      return PYSEL_CHOOSE(summarise_chunk<A>)(z, n);
+    }
+    return PYSEL_CHOOSE(perturb<T, A>)(x_ + at, key_, start_ + static_cast<uint64_t>(at), n, z);
+  }
+
+ private:
+  // The element number follows the logical order, in which a row of a dim other than the last is not contiguous: make
+  // the noise in logical order and keep it transposed, [outer, inner, width].
+  void stage() {
+    staged_.resize(static_cast<size_t>(layout_.outer * layout_.width * layout_.inner));
+    const auto [outer, width, inner] = layout_;
+    parallel_for(outer * width, std::max<int64_t>(1, kGrain / inner), [&](int64_t begin, int64_t end) {
+      std::vector<A> z(kChunk);
+      for (int64_t line = begin; line < end; ++line)
+        for (int64_t c = 0; c < chunks_of(inner); ++c) {
+          const int n = chunk_size(inner, c);
+          const int64_t at = line * inner + c * kChunk;
+          PYSEL_CHOOSE(perturb<T, A>)(x_ + at, key_, start_ + static_cast<uint64_t>(at), n, z.data());
+          A* to = staged_.data() + ((line / width) * inner + c * kChunk) * width + line % width;
+          for (int i = 0; i < n; ++i) to[i * width] = z[i];
+        }
+    });
+  }
+
+  const T* x_;
+  Layout layout_;
+  Key key_;
+  uint64_t start_;
+  std::vector<A> staged_;
+};
+
+// Where row r's elements go: base + i * step.
+struct RowPlace {
+  int64_t base, step;
+
+  RowPlace(const Layout& l, int64_t r) : base((r / l.inner) * l.width * l.inner + r % l.inner), step(l.inner) {}
+};
+
+template <typename T>
+void soft_rows(const char* op, const PerturbedRows<T>& source, const Layout& layout, double tau, bool validate,
+               T* out) {
+  using A = Compute<T>;
+  const int64_t width = layout.width;
+  const bool in_place = std::is_same_v<T, A> && layout.inner == 1;
+  each_row(source.rows(), width, [&](int64_t r, bool parallel) {
+    std::vector<A> scratch(in_place ? 0 : static_cast<size_t>(width));
+    A* z = in_place ? reinterpret_cast<A*>(out + r * width) : scratch.data();
+    std::vector<ChunkSummary<A>> summary(static_cast<size_t>(chunks_of(width)));
+    each_chunk(width, parallel, [&](int64_t c) { summary[c] = source.chunk(r, c, z + c * kChunk); });
+    const A max = merge(op, summary, validate).max;
+    std::vector<A> sums(summary.size());
+    each_chunk(width, parallel, [&](int64_t c) {
+      sums[c] = PYSEL_CHOOSE(exponentiate<A>)(z + c * kChunk, chunk_size(width, c), max, divisor<A>(tau));
+    });
+    double total = 0;
+    for (A s : sums) total += static_cast<double>(s);
+    const A factor = A{1} / static_cast<A>(total);
+    const RowPlace place(layout, r);
+    each_chunk(width, parallel, [&](int64_t c) {
+      const int n = chunk_size(width, c);
+      if (place.step == 1) {
+        PYSEL_CHOOSE(scale<T, A>)(z + c * kChunk, n, factor, out + place.base + c * kChunk);
+      } else {
+        T* to = out + place.base + c * kChunk * place.step;
+        for (int i = 0; i < n; ++i) to[i * place.step] = static_cast<T>(z[c * kChunk + i] * factor);
+      }
+    });
+  });
+}
+
+// Calls write(row, index, is_nan) with the first maximum of each perturbed row, NaN counting as largest.
+template <typename T, typename F>
+void argmax_rows(const char* op, const PerturbedRows<T>& source, const Layout& layout, bool validate, const F& write) {
+  using A = Compute<T>;
+  const int64_t width = layout.width;
+  each_row(source.rows(), width, [&](int64_t r, bool parallel) {
+    std::vector<ChunkSummary<A>> summary(static_cast<size_t>(chunks_of(width)));
+    each_chunk(width, parallel, [&](int64_t c) {
+      A z[kChunk];
+      summary[c] = source.chunk(r, c, z);
+    });
+    const RowSummary<A> row = merge(op, summary, validate);
+    A z[kChunk];
+    source.chunk(r, row.chunk, z);
+    int i = 0;
+    while (row.nan ? z[i] == z[i] : z[i] != row.max) ++i;
+    write(r, row.chunk * kChunk + i, row.nan);
+  });
+}
+
+Tensor gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start,
+                      std::optional<bool> validate) {
+  constexpr const char* op = "gumbel_softmax";
+  const KeepSubnormals guard;
+  const Layout layout(op, logits, dim);
+  const double t = read_tau(op, tau, hard);
+  const Key k = read_key(op, key);
+  check_start(op, start);
+  Tensor out = empty_cpu(sizes(logits), logits.scalar_type());
+  dispatch_floating(op, "logits", logits, [&]<typename T>() {
+    if (logits.numel() == 0) return;
+    const Tensor x = torch::stable::contiguous(logits);
+    const PerturbedRows<T> source(x, layout, k, static_cast<uint64_t>(start));
+    T* y = static_cast<T*>(out.data_ptr());
+    if (!hard) return soft_rows<T>(op, source, layout, t, validate.value_or(true), y);
+    argmax_rows<T>(op, source, layout, validate.value_or(true), [&](int64_t r, int64_t index, bool nan) {
+      const RowPlace place(layout, r);
+      const T rest = static_cast<T>(nan ? std::numeric_limits<float>::quiet_NaN() : 0.0f);
+      for (int64_t i = 0; i < layout.width; ++i) y[place.base + i * place.step] = rest;
+      if (!nan) y[place.base + index * place.step] = static_cast<T>(1.0f);
+    });
+  });
+  return out;
+}
+
+Tensor gumbel_argmax(Tensor logits, Tensor key, int64_t dim, int64_t start, std::optional<bool> validate) {
+  constexpr const char* op = "gumbel_argmax";
+  const KeepSubnormals guard;
+  const Layout layout(op, logits, dim);
+  const Key k = read_key(op, key);
+  check_start(op, start);
+  std::vector<int64_t> size = sizes(logits);
+  if (!size.empty()) size.erase(size.begin() + wrap_dim(op, dim, logits.dim()));
+  Tensor out = empty_cpu(size, ScalarType::Long);
+  check_index(layout.width > 0 || out.numel() == 0, op, ": dim must have at least one element, got shape ",
+              shape(logits));
+  dispatch_floating(op, "logits", logits, [&]<typename T>() {
+    if (logits.numel() == 0) return;
+    const Tensor x = torch::stable::contiguous(logits);
+    const PerturbedRows<T> source(x, layout, k, static_cast<uint64_t>(start));
+    auto* index = static_cast<int64_t*>(out.data_ptr());
+    argmax_rows<T>(op, source, layout, validate.value_or(true), [&](int64_t r, int64_t i, bool) { index[r] = i; });
+  });
+  return out;
+}
+
+Tensor gumbel_softmax_backward(Tensor grad, Tensor y, Tensor tau, int64_t dim) {
+  constexpr const char* op = "gumbel_softmax_backward";
+  const KeepSubnormals guard;
+  const Layout layout(op, y, dim);
+  check_value(sizes(grad) == sizes(y), op, ": grad must have the shape of y, ", shape(y), ", got ", shape(grad));
+  check_same_dtype(op, "y", y, "grad", grad);
+  const double t = read_tau(op, tau, true);
+  Tensor out = empty_cpu(sizes(y), y.scalar_type());
+  dispatch_floating(op, "y", y, [&]<typename T>() {
+    using A = Compute<T>;
+    if (y.numel() == 0) return;
+    T* to = static_cast<T*>(out.data_ptr());
+    if (t == 0) {  // the limit is a step: no gradient
+      std::fill(to, to + y.numel(), static_cast<T>(0.0f));
+      return;
+    }
+    const Tensor grad_c = torch::stable::contiguous(grad), y_c = torch::stable::contiguous(y);
+    const T* g = static_cast<const T*>(grad_c.data_ptr());
+    const T* p = static_cast<const T*>(y_c.data_ptr());
+    const auto [outer, width, inner] = layout;
+    if (inner == 1) {
+      each_row(outer, width, [&](int64_t r, bool parallel) {
+        const int64_t base = r * layout.width;
+        std::vector<A> sums(static_cast<size_t>(chunks_of(layout.width)));
+        each_chunk(layout.width, parallel, [&](int64_t c) {
+          const int64_t at = base + c * kChunk;
+          sums[c] = PYSEL_CHOOSE(dot<T, A>)(g + at, p + at, chunk_size(layout.width, c));
+        });
+        double mean = 0;
+        for (A s : sums) mean += static_cast<double>(s);
+        each_chunk(layout.width, parallel, [&](int64_t c) {
+          const int64_t at = base + c * kChunk;
+          PYSEL_CHOOSE(softmax_gradient<T, A>)
+          (g + at, p + at, chunk_size(layout.width, c), static_cast<A>(mean), divisor<A>(t), to + at);
+        });
+      });
+      return;
+    }
+    each_row(outer * inner, width, [&](int64_t r, bool) {
+      const RowPlace place(layout, r);
+      double mean = 0;
+      for (int64_t i = 0, at = place.base; i < layout.width; ++i, at += place.step)
+        mean += static_cast<double>(static_cast<A>(g[at]) * static_cast<A>(p[at]));
+      for (int64_t i = 0, at = place.base; i < layout.width; ++i, at += place.step)
+        to[at] = static_cast<T>(static_cast<A>(p[at]) * (static_cast<A>(g[at]) - static_cast<A>(mean)) / divisor<A>(t));
+    });
+  });
+  return out;
+}
+
+// The soft gate's range in the output type, [smallest normal, largest below 1].
+template <typename T>
+struct GateRange;
+template <>
+struct GateRange<float> {
+  static constexpr float low = 0x1p-126f, high = 0x1.fffffep-1f;
+};
+template <>
+struct GateRange<double> {
+  static constexpr double low = 0x1p-1022, high = 0x1.fffffffffffffp-1;
+};
+template <>
+struct GateRange<BFloat16> {
+  static constexpr float low = 0x1p-126f, high = 0x1.fep-1f;
+};
+template <>
+struct GateRange<Half> {
+  static constexpr float low = 0x1p-14f, high = 0x1.ffcp-1f;
+};
+
+Tensor gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, std::optional<bool> validate) {
+  constexpr const char* op = "gumbel_sigmoid";
+  const KeepSubnormals guard;
+  const double t = read_tau(op, tau, hard);
+  const Key k = read_key(op, key);
+  check_start(op, start);
+  Tensor out = empty_cpu(sizes(logits), logits.scalar_type());
+  dispatch_floating(op, "logits", logits, [&]<typename T>() {
+    using A = Compute<T>;
+    const Tensor x = torch::stable::contiguous(logits);
+    const T* s = static_cast<const T*>(x.data_ptr());
+    T* w = static_cast<T*>(out.data_ptr());
+    each_chunk(logits.numel(), true, [&](int64_t c) {
+      const int64_t at = c * kChunk;
+      const bool plus_inf =
+          PYSEL_CHOOSE(gate<T, A>)(s + at, k, static_cast<uint64_t>(start + at), chunk_size(logits.numel(), c),
+                                   divisor<A>(t), hard, GateRange<T>::low, GateRange<T>::high, w + at);
+      check_value(!plus_inf || !validate.value_or(true), op, ": logits must be below +inf, got +inf");
+    });
+  });
+  return out;
+}
+
+Tensor gumbel_sigmoid_backward(Tensor grad, Tensor logits, Tensor tau, Tensor key, int64_t start) {
+  constexpr const char* op = "gumbel_sigmoid_backward";
+  const KeepSubnormals guard;
+  check_value(sizes(grad) == sizes(logits), op, ": grad must have the shape of logits, ", shape(logits), ", got ",
+              shape(grad));
+  check_same_dtype(op, "logits", logits, "grad", grad);
+  const double t = read_tau(op, tau, true);
+  const Key k = read_key(op, key);
+  Tensor out = empty_cpu(sizes(logits), logits.scalar_type());
+  dispatch_floating(op, "logits", logits, [&]<typename T>() {
+    using A = Compute<T>;
+    const Tensor grad_c = torch::stable::contiguous(grad), x = torch::stable::contiguous(logits);
+    const T* g = static_cast<const T*>(grad_c.data_ptr());
+    const T* s = static_cast<const T*>(x.data_ptr());
+    T* to = static_cast<T*>(out.data_ptr());
+    if (t == 0) {
+      std::fill(to, to + logits.numel(), static_cast<T>(0.0f));
+      return;
+    }
+    each_chunk(logits.numel(), true, [&](int64_t c) {
+      const int64_t at = c * kChunk;
+      PYSEL_CHOOSE(gate_gradient<T, A>)
+      (g + at, s + at, k, static_cast<uint64_t>(start + at), chunk_size(logits.numel(), c), divisor<A>(t), to + at);
+    });
+  });
+  return out;
+}
+
+Tensor noise(Tensor bits, std::string kind, bool double_precision) {
+  constexpr const char* op = "noise";
+  const KeepSubnormals guard;
+  check_value(kind == "exponential" || kind == "gumbel" || kind == "logistic", op,
+              ": kind must be exponential, gumbel or logistic, got ", kind);
+  check_dtype(op, "bits", bits, ScalarType::Long, "int64");
+  const int which = kind == "exponential" ? 0 : kind == "gumbel" ? 1 : 2;
+  const Tensor b = torch::stable::contiguous(bits);
+  const auto* data = static_cast<const int64_t*>(b.data_ptr());
+  Tensor out = empty_cpu(sizes(bits), double_precision ? ScalarType::Double : ScalarType::Float);
+  parallel_for(bits.numel(), kGrain, [&](int64_t begin, int64_t end) {
+    const auto fill = [&]<typename A>(A* to) {
+      PYSEL_CHOOSE(noise_from_bits<A>)(data + begin, end - begin, which, to + begin);
+    };
+    if (double_precision) {
+      fill(static_cast<double*>(out.data_ptr()));
+    } else {
+      fill(static_cast<float*>(out.data_ptr()));
+    }
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace pysel
+
+STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
+  m.impl("gumbel_softmax", TORCH_BOX(&pysel::gumbel_softmax));
+  m.impl("gumbel_softmax_backward", TORCH_BOX(&pysel::gumbel_softmax_backward));
+  m.impl("gumbel_sigmoid", TORCH_BOX(&pysel::gumbel_sigmoid));
+  m.impl("gumbel_sigmoid_backward", TORCH_BOX(&pysel::gumbel_sigmoid_backward));
+  m.impl("gumbel_argmax", TORCH_BOX(&pysel::gumbel_argmax));
+  m.impl("noise", TORCH_BOX(&pysel::noise));
+}
+
+#endif

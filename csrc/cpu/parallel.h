@@ -1,0 +1,81 @@
+#pragma once
+
+#include <sys/mman.h>
+
+#include <exception>
+#include <mutex>
+
+#include "common/tensor.h"
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+namespace pysel {
+
+// Results do not depend on torch.set_flush_denormal: subnormals count while one of these lives.
+class KeepSubnormals {
+ public:
+#ifdef __x86_64__
+  KeepSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ & ~0x8040u); }
+  ~KeepSubnormals() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#elif defined(__aarch64__)
+  KeepSubnormals() {
+    asm volatile("mrs %0, fpcr" : "=r"(saved_));
+    asm volatile("msr fpcr, %0" : : "r"(saved_ & ~(uint64_t{1} << 24)));
+  }
+  ~KeepSubnormals() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
+
+ private:
+  uint64_t saved_;
+#else
+  KeepSubnormals() {}
+#endif
+  KeepSubnormals(const KeepSubnormals&) = delete;
+  KeepSubnormals& operator=(const KeepSubnormals&) = delete;
+};
+
+// f(begin, end) over parts of [0, n) of at least `grain`. Exceptions keep their type and text, which torch's own
+// parallel_for would lose.
+template <typename F>
+void parallel_for(int64_t n, int64_t grain, const F& f) {
+  std::exception_ptr error;
+  std::mutex mutex;
+  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
+    KeepSubnormals guard;
+    try {
+      f(begin, end);
+    } catch (...) {
+      std::lock_guard lock(mutex);
+      if (!error) error = std::current_exception();
+    }
+  });
+  if (error) std::rethrow_exception(error);
+}
+
+// A fresh CPU tensor. Large ones are advised for huge pages: otherwise page faults cost more than the kernels.
+inline Tensor empty_cpu(const std::vector<int64_t>& size, ScalarType dtype) {
+  Tensor t = torch::stable::empty({size.data(), size.size()}, dtype);
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(t.data_ptr());
+  const uintptr_t end = begin + static_cast<uintptr_t>(t.numel()) * t.element_size();
+  const uintptr_t aligned = (begin + kHuge - 1) & ~(kHuge - 1);
+  if (aligned + kHuge <= end) madvise(reinterpret_cast<void*>(aligned), end - aligned, MADV_HUGEPAGE);
+#endif
+  return t;
+}
+
+// The key's two words; int64 and uint64 hold the same bits.
+inline Key read_key(const char* op, const Tensor& key) {
+  check_value(key.scalar_type() == ScalarType::Long || key.scalar_type() == ScalarType::UInt64, op,
+              ": key must be int64");
+  check_value(key.dim() == 1 && key.size(0) == 2, op, ": key must have shape [2], got ", shape(key));
+  check_value(key.is_cpu(), op, ": key must be on the CPU like the input");
+  const auto* data = static_cast<const int64_t*>(key.data_ptr());
+  return {static_cast<uint64_t>(data[0]), static_cast<uint64_t>(data[key.stride(0)])};
+}
+
+}  // namespace pysel

@@ -1,0 +1,309 @@
+// See radix_select.h.
+#ifdef PYSEL_VARIANT
+
+// Bytes of 0 or 1 to bits: the product moves byte i to bit 56 + i.
+inline uint64_t pack(const uint8_t* flags) {
+  uint64_t bits = 0;
+  for (int i = 0; i < 8; ++i) {
+    uint64_t eight;
+    memcpy(&eight, flags + 8 * i, 8);
+    bits |= (eight * 0x0102040810204080u >> 56) << (8 * i);
+  }
+  return bits;
+}
+
+// One bit a key, in words of 64: those above `high`, and those within [low, high].
+template <typename Bits>
+Tally classify(const Bits* keys, int n, Bits low, Bits high, uint64_t* above, uint64_t* band) {
+  alignas(64) uint8_t above_flags[kKeyChunk];
+  alignas(64) uint8_t band_flags[kKeyChunk];
+  for (int i = 0; i < n; ++i) above_flags[i] = keys[i] > high;
+  for (int i = 0; i < n; ++i) band_flags[i] = (keys[i] >= low) & (keys[i] <= high);
+  const int padded = (n + 63) & ~63;
+  for (int i = n; i < padded; ++i) above_flags[i] = band_flags[i] = 0;
+  Tally tally{0, 0};
+  for (int i = 0; i < padded; i += 64) {
+    above[i / 64] = pack(above_flags + i);
+    band[i / 64] = pack(band_flags + i);
+    tally.above += __builtin_popcountll(above[i / 64]);
+    tally.band += __builtin_popcountll(band[i / 64]);
+  }
+  return tally;
+}
+
+// The positions of set bits, counted from `first`.
+inline int64_t* expand(const uint64_t* words, int64_t n, int64_t first, int64_t* out) {
+  for (int64_t w = 0; w < n; ++w, first += 64)
+    for (uint64_t bits = words[w]; bits != 0; bits &= bits - 1) *out++ = first + __builtin_ctzll(bits);
+  return out;
+}
+
+#else
+
+#include "cpu/radix_select.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "cpu/parallel.h"
+
+namespace pysel {
+namespace {
+
+// How many keys of a chunk are above the bracket, and within it.
+struct Tally {
+  int64_t above;
+  int64_t band;
+};
+
+}  // namespace
+}  // namespace pysel
+
+#define PYSEL_FILE "cpu/radix_select.cpp"
+#include "cpu/each_variant.h"
+
+namespace pysel {
+namespace {
+
+constexpr int64_t kPart = 64 * kKeyChunk;  // elements that one thread handles at a time
+constexpr int kBins = 2048;
+
+// splitmix64's finaliser: which element of its stratum a sample takes. Any choice gives the same selection.
+uint64_t scramble(uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+  return x ^ x >> 31;
+}
+
+template <typename Bits>
+class Selection {
+ public:
+  Selection(int64_t n, int64_t k, const KeysOf<Bits>& keys_of)
+      : n_(n),
+        k_(k),
+        most_kept_(std::max(n / 8, kPart)),
+        keys_of_(keys_of),
+        parts_(static_cast<size_t>((n + kPart - 1) / kPart)),
+        words_(empty_cpu({(n + 63) / 64}, ScalarType::Long)),
+        bits_(static_cast<uint64_t*>(words_.data_ptr())) {}
+
+  void run(int64_t* indices) {
+    for (Bracket b = guess(); !mark(b); b = narrow(b)) {
+    }
+    write(indices);
+  }
+
+ private:
+  // Where the k-th largest key is sought; `above` keys are larger than `high`.
+  struct Bracket {
+    Bits low = 0;
+    Bits high = std::numeric_limits<Bits>::max();
+    int64_t above = 0;
+  };
+
+  struct Kept {
+    Bits key;
+    uint32_t at;  // within the part
+  };
+
+  struct Part {
+    int64_t above = 0;
+    int64_t band = 0;
+    int64_t ties = 0;  // how many of the keys equal to the k-th largest belong to the selection
+    std::vector<Kept> kept;
+  };
+
+  int64_t first_of(size_t part) const { return static_cast<int64_t>(part) * kPart; }
+  int64_t size_of(size_t part) const { return std::min(kPart, n_ - first_of(part)); }
+
+  // f(part) for every part, over all threads.
+  template <typename F>
+  void each_part(const F& f) const {
+    parallel_for(static_cast<int64_t>(parts_.size()), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) f(static_cast<size_t>(p));
+    });
+  }
+
+  // f(first, count, keys) for every chunk of a part.
+  template <typename F>
+  void each_chunk(size_t part, const F& f) const {
+    alignas(64) Bits keys[kKeyChunk];
+    for (int64_t at = 0; at < size_of(part); at += kKeyChunk) {
+      const int count = static_cast<int>(std::min<int64_t>(kKeyChunk, size_of(part) - at));
+      keys_of_(first_of(part) + at, count, keys);
+      f(at, count, keys);
+    }
+  }
+
+  Bracket guess() const {
+    Bracket b;
+    if (k_ == 0) b.low = b.high;  // keep as few as can be
+    if (k_ == 0 || n_ <= most_kept_) return b;
+    const auto size = static_cast<int64_t>(std::pow(static_cast<double>(n_), 2.0 / 3.0));
+    std::vector<Bits> sample(static_cast<size_t>(size));
+    parallel_for(size, 1024, [&](int64_t begin, int64_t end) {
+      const auto stratum = static_cast<uint64_t>(n_ / size);
+      for (int64_t s = begin; s < end; ++s) {
+        const uint64_t offset = scramble(static_cast<uint64_t>(s)) % stratum;
+        keys_of_(s * static_cast<int64_t>(stratum) + static_cast<int64_t>(offset), 1, &sample[s]);
+      }
+    });
+    // Four standard deviations of the k-th largest key's rank in the sample, and a few more where k is tiny.
+    const double share = static_cast<double>(k_) / static_cast<double>(n_);
+    const double rank = share * static_cast<double>(size);
+    const double slack = 4 + 4 * std::sqrt(rank * (1 - share));
+    const auto from_top = static_cast<int64_t>(std::floor(rank - slack));
+    const auto to = static_cast<int64_t>(std::ceil(rank + slack));
+    auto nth = [&](int64_t i) {
+      std::nth_element(sample.begin(), sample.begin() + i, sample.end(), std::greater<>());
+      return sample[static_cast<size_t>(i)];
+    };
+    if (from_top >= 0) b.high = nth(from_top);
+    if (to < size) b.low = nth(to);
+    return b;
+  }
+
+  // The pass over all keys. True when the selection is complete; else the bracket holds the k-th largest key now.
+  bool mark(Bracket& b) {
+    std::atomic<int64_t> kept{0};
+    each_part([&](size_t p) {
+      Part& part = parts_[p];
+      part = Part();
+      each_chunk(p, [&](int64_t at, int count, const Bits* keys) {
+        uint64_t band[kKeyChunk / 64];
+        uint64_t* above = bits_ + (first_of(p) + at) / 64;
+        const auto tally = PYSEL_CHOOSE(classify<Bits>)(keys, count, b.low, b.high, above, band);
+        part.above += tally.above;
+        part.band += tally.band;
+        if (tally.band == 0 || kept.fetch_add(tally.band, std::memory_order_relaxed) + tally.band > most_kept_) return;
+        for (int w = 0; w * 64 < count; ++w)
+          for (uint64_t word = band[w]; word != 0; word &= word - 1) {
+            const int i = w * 64 + __builtin_ctzll(word);
+            part.kept.push_back({keys[i], static_cast<uint32_t>(at + i)});
+          }
+      });
+    });
+    int64_t above = 0, within = 0;
+    for (const Part& part : parts_) {
+      above += part.above;
+      within += part.band;
+    }
+    if (k_ == 0) return true;
+    if (above >= k_) {
+      b = {static_cast<Bits>(b.high + 1), std::numeric_limits<Bits>::max(), 0};
+    } else if (above + within < k_) {
+      b = {0, static_cast<Bits>(b.low - 1), above + within};
+    } else if (within <= most_kept_) {
+      take_from_kept(k_ - above, within);
+      return true;
+    } else if (b.low == b.high) {
+      take_ties(b.low, k_ - above);
+      return true;
+    } else {
+      b.above = above;
+    }
+    return false;
+  }
+
+  // Histograms of the keys within the bracket until few enough are left.
+  Bracket narrow(Bracket b) const {
+    for (;;) {
+      int shift = 0;
+      while ((b.high - b.low) >> shift >= kBins) ++shift;
+      std::vector<int64_t> bins(kBins);
+      std::mutex mutex;
+      parallel_for(static_cast<int64_t>(parts_.size()), 1, [&](int64_t begin, int64_t end) {
+        std::vector<int64_t> mine(kBins);
+        for (int64_t p = begin; p < end; ++p)
+          each_chunk(static_cast<size_t>(p), [&](int64_t, int count, const Bits* keys) {
+            for (int i = 0; i < count; ++i)
+              if (keys[i] >= b.low && keys[i] <= b.high) ++mine[static_cast<size_t>((keys[i] - b.low) >> shift)];
+          });
+        std::lock_guard lock(mutex);
+        for (size_t i = 0; i < kBins; ++i) bins[i] += mine[i];
+      });
+      size_t bin = kBins - 1;
+      for (; b.above + bins[bin] < k_; --bin) b.above += bins[bin];
+      b.low += static_cast<Bits>(static_cast<Bits>(bin) << shift);
+      b.high = std::min<Bits>(b.high, b.low + ((Bits{1} << shift) - 1));
+      if (bins[bin] <= most_kept_ || b.low == b.high) return b;
+    }
+  }
+
+  void take_from_kept(int64_t wanted, int64_t within) {
+    std::vector<Bits> keys;
+    keys.reserve(static_cast<size_t>(within));
+    for (const Part& part : parts_)
+      for (const Kept& kept : part.kept) keys.push_back(kept.key);
+    std::nth_element(keys.begin(), keys.begin() + (wanted - 1), keys.end(), std::greater<>());
+    const Bits threshold = keys[static_cast<size_t>(wanted - 1)];
+    int64_t ties = wanted - std::count_if(keys.begin(), keys.end(), [&](Bits key) { return key > threshold; });
+    for (size_t p = 0; p < parts_.size(); ++p) {
+      Part& part = parts_[p];
+      for (const Kept& kept : part.kept) {
+        if (kept.key < threshold || (kept.key == threshold && ties-- <= 0)) continue;
+        const int64_t i = first_of(p) + kept.at;
+        bits_[i / 64] |= uint64_t{1} << (i % 64);
+        ++part.above;
+      }
+    }
+  }
+
+  void take_ties(Bits threshold, int64_t wanted) {
+    for (Part& part : parts_) {
+      part.ties = std::min(wanted, part.band);
+      wanted -= part.ties;
+    }
+    each_part([&](size_t p) {
+      Part& part = parts_[p];
+      part.above += part.ties;
+      if (part.ties == 0) return;
+      each_chunk(p, [&](int64_t at, int count, const Bits* keys) {
+        for (int i = 0; i < count && part.ties > 0; ++i) {
+          if (keys[i] != threshold) continue;
+          bits_[(first_of(p) + at) / 64 + i / 64] |= uint64_t{1} << (i % 64);
+          --part.ties;
+        }
+      });
+    });
+  }
+
+  void write(int64_t* indices) {
+    std::vector<int64_t> start(parts_.size());
+    int64_t total = 0;
+    for (size_t p = 0; p < parts_.size(); ++p) {
+      start[p] = total;
+      total += parts_[p].above;
+    }
+    if (k_ == 0) return;
+    each_part([&](size_t p) {
+      PYSEL_CHOOSE(expand)(bits_ + first_of(p) / 64, (size_of(p) + 63) / 64, first_of(p), indices + start[p]);
+    });
+  }
+
+  int64_t n_, k_;
+  int64_t most_kept_;
+  const KeysOf<Bits>& keys_of_;
+  std::vector<Part> parts_;
+  Tensor words_;  // one bit an element
+  uint64_t* bits_;
+};
+
+}  // namespace
+
+template <typename Bits>
+void select_largest(int64_t n, int64_t k, const KeysOf<Bits>& keys_of, int64_t* indices) {
+  if (n > 0) Selection<Bits>(n, k, keys_of).run(indices);
+}
+
+template void select_largest<uint32_t>(int64_t, int64_t, const KeysOf<uint32_t>&, int64_t*);
+template void select_largest<uint64_t>(int64_t, int64_t, const KeysOf<uint64_t>&, int64_t*);
+
+}  // namespace pysel
+
+#endif

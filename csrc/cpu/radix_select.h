@@ -1,0 +1,30 @@
+#pragma once
+
+// The k largest of n keys, exactly, ties by lowest index, as ascending indices. Keys are asked for in chunks and never
+// stored, so they may be made anew each time.
+//
+// One pass over the keys is the rule. A sample of n^(2/3) keys brackets the k-th largest within [low, high]; the pass
+// sets a bit for each key above `high` and keeps the few within the bracket, the k-th largest is found among those, and
+// the indices are read off the bits. When the bracket missed, or holds too many to keep, histograms over 11 bits at a
+// time narrow it and the pass is repeated; when more keys tie with the k-th largest than fit, their bits are set by
+// asking for keys once more. Memory: n / 8 bytes, and at most n / 8 + 2^16 keys of the bracket (usually about 1 %).
+
+#include <cstdint>
+#include <functional>
+
+namespace pysel {
+
+constexpr int kKeyChunk = 1024;
+
+// Writes the keys of elements [first, first + count) to out. Called from many threads, with first a multiple of
+// kKeyChunk and count <= kKeyChunk, or for single elements. May throw: each element is asked for, even when k is 0.
+template <typename Bits>
+using KeysOf = std::function<void(int64_t first, int count, Bits* out)>;
+
+template <typename Bits>  // uint32_t or uint64_t
+void select_largest(int64_t n, int64_t k, const KeysOf<Bits>& keys_of, int64_t* indices /* [k] */);
+
+extern template void select_largest<uint32_t>(int64_t, int64_t, const KeysOf<uint32_t>&, int64_t*);
+extern template void select_largest<uint64_t>(int64_t, int64_t, const KeysOf<uint64_t>&, int64_t*);
+
+}  // namespace pysel

@@ -1,0 +1,55 @@
+// The random stream itself, and keys derived from a key. The stream's definition is in common/philox.h.
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/chunk.h"
+
+namespace pysel {
+namespace {
+
+// n 32-bit words of a stream, as int64: elements [start, start + n).
+Tensor random_words(Tensor key, int64_t stream, int64_t start, int64_t n) {
+  constexpr const char* op = "random_words";
+  const Key k = read_key(op, key);
+  check_value(0 <= stream && stream <= static_cast<int64_t>(Stream::derive), op, ": stream must be between 0 and 4, got ",
+              stream);
+  check_start(op, start);
+  check_value(n >= 0, op, ": n must be at least 0, got ", n);
+  Tensor out = empty_cpu({n}, ScalarType::Long);
+  auto* word = static_cast<int64_t*>(out.data_ptr());
+  parallel_for(n, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      word[i] = k.word(static_cast<Stream>(stream), static_cast<uint64_t>(start) + static_cast<uint64_t>(i));
+  });
+  return out;
+}
+
+void write_key(Key key, int64_t* out) {
+  out[0] = static_cast<int64_t>(key.seed);
+  out[1] = static_cast<int64_t>(key.offset);
+}
+
+Tensor split(Tensor key, int64_t n) {
+  const Key k = read_key("split", key);
+  check_value(n >= 0, "split: n must be at least 0, got ", n);
+  Tensor out = empty_cpu({n, 2}, ScalarType::Long);
+  auto* children = static_cast<int64_t*>(out.data_ptr());
+  for (int64_t i = 0; i < n; ++i) write_key(k.child(static_cast<uint64_t>(i)), children + 2 * i);
+  return out;
+}
+
+Tensor fold_in(Tensor key, int64_t data) {
+  const Key k = read_key("fold_in", key);
+  check_value(data >= 0, "fold_in: data must be at least 0, got ", data);
+  Tensor out = empty_cpu({2}, ScalarType::Long);
+  write_key(k.child(static_cast<uint64_t>(data)), static_cast<int64_t*>(out.data_ptr()));
+  return out;
+}
+
+}  // namespace
+}  // namespace pysel
+
+STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
+  m.impl("random_words", TORCH_BOX(&pysel::random_words));
+  m.impl("split", TORCH_BOX(&pysel::split));
+  m.impl("fold_in", TORCH_BOX(&pysel::fold_in));
+}

@@ -1,0 +1,42 @@
+// Every op's schema. Shapes and meaning are in the docstrings of pysel/ops; tau is a Tensor so that annealing it
+// neither recompiles a graph nor is baked into one.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(pysel, m) {
+  // random streams
+  m.def("random_words(Tensor key, int stream, int start, int n) -> Tensor");
+  m.def("noise(Tensor bits, str kind, bool double_precision) -> Tensor");
+  m.def("split(Tensor key, int n) -> Tensor");
+  m.def("fold_in(Tensor key, int data) -> Tensor");
+
+  // gumbel
+  m.def("gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int dim, bool hard, int start, bool? validate) -> Tensor");
+  m.def("gumbel_softmax_backward(Tensor grad, Tensor y, Tensor tau, int dim) -> Tensor");
+  m.def("gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int start, bool? validate) -> Tensor");
+  m.def("gumbel_sigmoid_backward(Tensor grad, Tensor logits, Tensor tau, Tensor key, int start) -> Tensor");
+  m.def("gumbel_argmax(Tensor logits, Tensor key, int dim, int start, bool? validate) -> Tensor");
+
+  // topk
+  m.def("topk(Tensor x, int k) -> (Tensor, Tensor)");
+  m.def("topk_encode(Tensor x, Tensor weight, Tensor? bias, int k) -> (Tensor, Tensor)");
+  m.def("sparse_decode(Tensor values, Tensor indices, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("sddmm(Tensor indices, Tensor weight, Tensor grad) -> Tensor");
+  m.def("spmm_t(Tensor values, Tensor indices, Tensor rows, int num_factors) -> Tensor");
+  m.def("factor_counts(Tensor values, Tensor indices, int num_factors) -> Tensor");
+  m.def("factor_scores(Tensor values, Tensor indices, Tensor rate, float eps, bool? validate) -> (Tensor, Tensor)");
+  m.def("select(Tensor scores, int k, bool largest, bool? validate) -> Tensor");
+
+  // usage
+  m.def("usage_update_(Tensor(a!) counts, Tensor selected, float decay) -> ()");
+  m.def("usage_penalty(Tensor scores, Tensor counts, float gamma, str form, int step) -> Tensor");
+  m.def(
+      "usage_step_(Tensor(a!) counts, Tensor selected, Tensor scores, float gamma, float decay, str form, int step) "
+      "-> Tensor");
+
+  // sample
+  m.def(
+      "weighted_sample(Tensor weights, int k, bool replacement, bool log_weights, str order, Tensor key, int start, "
+      "bool? validate) -> Tensor");
+
+  m.def("_cuda_probe(Tensor x) -> Tensor");
+}

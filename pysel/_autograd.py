@@ -1,0 +1,208 @@
+"""Gradients: one torch.autograd.Function an op.
+
+Each Function is the op's kernel at the Autograd dispatch key, so that the raw op differentiates too. Under a functorch
+transform (``torch.func.grad``, ``vmap``, ``jvp``) it is applied directly, because a Function reached through the
+dispatcher is invisible to functorch. Forward-mode AD raises, as for any Function without ``jvp``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+_library = torch.library.Library("pysel", "IMPL")
+
+
+def differentiable(function: type[Function]) -> Callable[..., Any]:
+    """Register a Function, named after its op, and return what the public functions call."""
+    name = function.__name__
+    op = getattr(torch.ops.pysel, name)
+    _library.impl(name, lambda *args: function.apply(*args), "Autograd")
+
+    def call(*args: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return function.apply(*args)
+        return op(*args)
+
+    return call
+
+
+def below(name: str, *args: Any) -> Any:
+    """Call an op's kernel without its gradient."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return getattr(torch.ops.pysel, name)(*args)
+
+
+def _vmap_by_loop(op: Callable[..., Any]) -> Callable[..., Any]:
+    """The batching rule of every op: what calling it for each example gives, noise included."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        def example(i: int) -> list[Any]:
+            return [a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)]
+
+        results = [op(*example(i)) for i in range(info.batch_size)]
+        if isinstance(results[0], tuple):
+            return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+        return torch.stack(results), 0
+
+    return rule
+
+
+def register_vmap(*names: str) -> None:
+    """Give ops the batching rule."""
+    for name in names:
+        op = getattr(torch.ops.pysel, name)
+        torch.library.register_vmap(f"pysel::{name}", _vmap_by_loop(op))
+
+
+def _bump_version(name: str) -> None:
+    """Make an op that changes its first argument bump that argument's version counter.
+
+    Without it a backward that saved the argument would silently use the changed values.
+    """
+    op = getattr(torch.ops.pysel, name)
+
+    def kernel(changed: Tensor, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            result = op(changed, *args)
+        torch.autograd.graph.increment_version(changed)
+        return result
+
+    _library.impl(name, kernel, "ADInplaceOrView")
+
+
+# --- gumbel ---
+
+
+class gumbel_softmax_backward(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, y: Tensor, tau: Tensor, dim: int) -> Tensor:
+        return below("gumbel_softmax_backward", grad, y, tau, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad, y, tau, ctx.dim = inputs
+        ctx.save_for_backward(grad, y, tau)
+
+    @staticmethod
+    def backward(ctx: Any, gg: Tensor) -> tuple[Tensor | None, ...]:
+        grad, y, tau = ctx.saved_tensors
+        to_grad = _softmax_backward(gg, y, tau, ctx.dim) if ctx.needs_input_grad[0] else None
+        to_y = None
+        if ctx.needs_input_grad[1]:
+            # plain torch, so that it differentiates further
+            along = {"dim": ctx.dim, "keepdim": True}
+            inner = gg * (grad - (grad * y).sum(**along)) - grad * (gg * y).sum(**along)
+            t = tau.to(device=y.device, dtype=y.dtype)
+            to_y = torch.where(t > 0, inner / t, 0.0)
+        return to_grad, to_y, None, None
+
+
+_softmax_backward = differentiable(gumbel_softmax_backward)
+
+
+class gumbel_softmax(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        logits: Tensor, tau: Tensor, key: Tensor, dim: int, hard: bool, start: int, validate: bool | None
+    ) -> Tensor:
+        return below("gumbel_softmax", logits, tau, key, dim, hard, start, validate)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        logits, tau, key, ctx.dim, ctx.hard, ctx.start, _ = inputs
+        # soft keeps its output; hard replays the noise from the key
+        ctx.save_for_backward(logits if ctx.hard else output, tau, key)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved, tau, key = ctx.saved_tensors
+        none = (None,) * 6
+        if not ctx.hard:
+            return _softmax_backward(grad, saved, tau, ctx.dim), *none
+        # at tau = 0 the gradient is zero whatever y is; any tau then serves to compute y
+        soft_tau = torch.where(tau > 0, tau, 1.0)
+        y = gumbel_softmax_op(saved, soft_tau, key, ctx.dim, False, ctx.start, False)
+        return _softmax_backward(grad, y, tau, ctx.dim), *none
+
+
+gumbel_softmax_op = differentiable(gumbel_softmax)
+
+
+class gumbel_sigmoid_backward(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, logits: Tensor, tau: Tensor, key: Tensor, start: int) -> Tensor:
+        return below("gumbel_sigmoid_backward", grad, logits, tau, key, start)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad, logits, tau, key, ctx.start = inputs
+        ctx.save_for_backward(grad, logits, tau, key)
+
+    @staticmethod
+    def backward(ctx: Any, gg: Tensor) -> tuple[Tensor | None, ...]:
+        grad, logits, tau, key = ctx.saved_tensors
+        to_grad = _sigmoid_backward(gg, logits, tau, key, ctx.start) if ctx.needs_input_grad[0] else None
+        to_logits = None
+        if ctx.needs_input_grad[1]:
+            # d/dlogits of w (1 - w) is w (1 - w) (1 - 2 w) / tau, and 1 - 2 w = -tanh(t / 2)
+            bits = _element_bits(logits, key, ctx.start)
+            noise = torch.ops.pysel.noise(bits, "logistic", logits.dtype == torch.float64)
+            t = tau.to(device=logits.device, dtype=noise.dtype)
+            z = (logits.to(noise.dtype) + noise) / torch.where(t > 0, t, 1.0)
+            w = torch.sigmoid(z)
+            slope = torch.where(t > 0, -w * (1 - w) * torch.tanh(z / 2) / (t * t), 0.0)
+            to_logits = (gg * grad * slope).to(logits.dtype)
+        return to_grad, to_logits, None, None, None
+
+
+_sigmoid_backward = differentiable(gumbel_sigmoid_backward)
+
+
+def _element_bits(x: Tensor, key: Tensor, start: int) -> Tensor:
+    high, low = (torch.ops.pysel.random_words(key, s, start, x.numel()) for s in (0, 1))
+    return ((high << 32) | low).view(x.shape).to(x.device)
+
+
+class gumbel_sigmoid(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        logits: Tensor, tau: Tensor, key: Tensor, hard: bool, start: int, validate: bool | None
+    ) -> Tensor:
+        return below("gumbel_sigmoid", logits, tau, key, hard, start, validate)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        logits, tau, key, _, ctx.start, _ = inputs
+        ctx.save_for_backward(logits, tau, key)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits, tau, key = ctx.saved_tensors
+        return _sigmoid_backward(grad, logits, tau, key, ctx.start), None, None, None, None, None
+
+
+gumbel_sigmoid_op = differentiable(gumbel_sigmoid)
+
+register_vmap(
+    "random_words",
+    "noise",
+    "gumbel_softmax",
+    "gumbel_softmax_backward",
+    "gumbel_sigmoid",
+    "gumbel_sigmoid_backward",
+    "gumbel_argmax",
+    "weighted_sample",
+)

@@ -1,0 +1,83 @@
+"""Argument checks shared by the public functions, the fakes and the reference.
+
+Messages follow csrc/common/checks.h: op, argument, what was wanted, what came. They raise through
+:mod:`torch._check` variants, which also work on symbolic sizes under ``torch.compile``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def _names(dtypes: Sequence[torch.dtype]) -> str:
+    names = [str(d).removeprefix("torch.") for d in dtypes]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def tensor(op: str, name: str, value: object, dtypes: Sequence[torch.dtype] = FLOATING) -> None:
+    """Refuse anything but a strided tensor of one of ``dtypes``, with TypeError."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{op}: {name} must be a strided tensor, got {value.layout}")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{op}: {name} must be {_names(dtypes)}, got {value.dtype}")
+
+
+def same_dtype(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuse mixed dtypes, with TypeError."""
+    if value.dtype != other.dtype:
+        raise TypeError(f"{op}: {name} must have the dtype of {other_name}, {other.dtype}, got {value.dtype}")
+
+
+def same_device(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuse tensors on different devices, with ValueError."""
+    if value.device != other.device:
+        raise ValueError(f"{op}: {name} must be on the device of {other_name}, {other.device}, got {value.device}")
+
+
+def integer(op: str, name: str, value: object) -> None:
+    """Refuse anything but an int (bool is none), with TypeError. Symbolic ints pass."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+
+
+def number(op: str, name: str, value: object) -> None:
+    """Refuse anything but a real number, with TypeError. Symbolic numbers pass."""
+    if isinstance(value, bool) or not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+
+
+def choice(op: str, name: str, value: object, allowed: Sequence[str]) -> None:
+    """Refuse a string that is not one of ``allowed``, with ValueError."""
+    if value not in allowed:
+        raise ValueError(f"{op}: {name} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {value!r}")
+
+
+def no_grad(op: str, name: str, value: Tensor) -> None:
+    """Refuse a tensor whose gradient the op would silently drop, with ValueError."""
+    if value.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{op}: {name} must not require grad (the op is not differentiable there): detach it")
+
+
+def start(op: str, value: int) -> None:
+    """Refuse a negative element number, with ValueError."""
+    torch._check_value(value >= 0, lambda: f"{op}: start must be at least 0, got {value}")
+
+
+def k(op: str, value: int, n: int) -> None:
+    """Refuse a k outside [0, n], with IndexError."""
+    torch._check_index(value >= 0, lambda: f"{op}: k must be between 0 and {n}, got {value}")
+    torch._check_index(value <= n, lambda: f"{op}: k must be between 0 and {n}, got {value}")
+
+
+def dim(op: str, value: int, ndim: int) -> int:
+    """Return ``value`` wrapped into [0, ndim), or raise IndexError."""
+    n = max(ndim, 1)
+    torch._check_index(-n <= value < n, lambda: f"{op}: dim must be between {-n} and {n - 1}, got {value}")
+    return value % n

@@ -1,0 +1,168 @@
+"""Gumbel-softmax, its two-class case, and the categorical draw."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from pysel import _autograd, _checks
+from pysel.random import resolve
+
+__all__ = ["gumbel_argmax", "gumbel_sigmoid", "gumbel_softmax"]
+
+
+def _tau(op: str, tau: float | Tensor) -> Tensor:
+    if not isinstance(tau, Tensor):
+        _checks.number(op, "tau", tau)
+        return torch.tensor(tau, dtype=torch.float64)
+    _checks.tensor(op, "tau", tau)
+    _checks.no_grad(op, "tau", tau)
+    return tau
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    """Under autocast, what torch.softmax does there: half types become float32 on accelerators."""
+    device = x.device.type
+    if device != "cpu" and torch.is_autocast_enabled(device) and x.dtype in (torch.bfloat16, torch.float16):
+        return x.float()
+    return x
+
+
+def gumbel_softmax(
+    logits: Tensor,
+    tau: float | Tensor = 1.0,
+    hard: bool = False,
+    *,
+    dim: int = -1,
+    key: Tensor | None = None,
+    generator: Generator | None = None,
+    start: int = 0,
+    validate: bool | None = None,
+) -> Tensor:
+    """Sample from the Gumbel-softmax distribution: ``softmax((logits + g) / tau)`` with ``g ~ Gumbel(0, 1)``.
+
+    Noise is a function of the key and of each element's row-major number alone. The gradient is that of the softmax;
+    with ``hard`` it is passed straight through the one-hot sample. Half types are computed in float32.
+
+    Args:
+        logits: any shape, float32, float64, bfloat16 or float16: unnormalised log probabilities. -inf is
+            probability 0; NaN makes its whole row NaN.
+        tau: temperature above 0, a number or a 0-d floating tensor (annealing a tensor neither recompiles nor
+            breaks CUDA graphs). 0 with ``hard`` is argmax, with zero gradient.
+        hard: return one-hot samples.
+        dim: the dimension of the categories.
+        key: int64 [2], see :func:`pysel.key`.
+        generator: draw the key from this generator instead; with neither, from torch's default one.
+        start: number of the first element, for shards.
+        validate: None checks values on the CPU; on other devices checks may come later and never wait for the device
+            once native kernels exist there. True checks at once, False never.
+
+    Returns:
+        Samples like ``logits``, contiguous.
+
+    Raises:
+        ValueError: tau below 0, NaN or 0 without ``hard``; a logit of +inf; a row of only -inf; a wrong key; key and
+            generator together.
+        TypeError: a wrong dtype.
+        IndexError: ``dim`` out of range.
+
+    Example:
+        >>> import torch, pysel
+        >>> logits = torch.zeros(2, 4)
+        >>> y = pysel.gumbel_softmax(logits, tau=0.5, key=pysel.key(0))
+        >>> torch.allclose(y.sum(-1), torch.ones(2))
+        True
+
+    Source: Jang et al., arXiv 1611.01144; Maddison et al., arXiv 1611.00712.
+    """
+    op = "gumbel_softmax"
+    _checks.tensor(op, "logits", logits)
+    _checks.integer(op, "start", start)
+    resolved = resolve(op, key, generator, logits.device)
+    x = _full_precision(logits)
+    return _autograd.gumbel_softmax_op(x, _tau(op, tau), resolved, dim, hard, start, validate)
+
+
+def gumbel_sigmoid(
+    logits: Tensor,
+    tau: float | Tensor = 1.0,
+    hard: bool = False,
+    *,
+    key: Tensor | None = None,
+    generator: Generator | None = None,
+    start: int = 0,
+    validate: bool | None = None,
+) -> Tensor:
+    """Sample relaxed Bernoulli gates: ``sigmoid((logits + l) / tau)`` with ``l ~ Logistic(0, 1)``.
+
+    The two-class case of :func:`gumbel_softmax`, with one draw an element. Soft gates are clamped to [smallest
+    normal, largest value below 1] of their dtype; the gradient comes from the unclamped gate. Hard gates are 0 or 1,
+    straight through.
+
+    Args:
+        logits: any shape, float32, float64, bfloat16 or float16: log odds. -inf is 0; NaN stays NaN.
+        tau: temperature above 0, a number or a 0-d floating tensor; 0 with ``hard`` is a threshold.
+        hard: return gates of exactly 0 or 1.
+        key: int64 [2], see :func:`pysel.key`.
+        generator: draw the key from this generator instead; with neither, from torch's default one.
+        start: number of the first element, for shards.
+        validate: as in :func:`gumbel_softmax`.
+
+    Returns:
+        Gates like ``logits``, contiguous.
+
+    Raises:
+        ValueError, TypeError: as :func:`gumbel_softmax`, without the rows.
+
+    Example:
+        >>> import torch, pysel
+        >>> pysel.gumbel_sigmoid(torch.tensor([-100.0, 100.0]), hard=True, key=pysel.key(0))
+        tensor([0., 1.])
+
+    Source: Maddison et al., arXiv 1611.00712 (binary concrete).
+    """
+    op = "gumbel_sigmoid"
+    _checks.tensor(op, "logits", logits)
+    _checks.integer(op, "start", start)
+    resolved = resolve(op, key, generator, logits.device)
+    x = _full_precision(logits)
+    return _autograd.gumbel_sigmoid_op(x, _tau(op, tau), resolved, hard, start, validate)
+
+
+def gumbel_argmax(
+    logits: Tensor,
+    *,
+    dim: int = -1,
+    key: Tensor | None = None,
+    generator: Generator | None = None,
+    start: int = 0,
+    validate: bool | None = None,
+) -> Tensor:
+    """Draw one category a row with probability ``softmax(logits)``, without computing the softmax.
+
+    The same category that ``gumbel_softmax(..., hard=True)`` marks under the same key.
+
+    Args:
+        logits: any shape, float32, float64, bfloat16 or float16. A row with NaN gives the index of its first NaN.
+        dim: the dimension of the categories.
+        key: int64 [2], see :func:`pysel.key`.
+        generator: draw the key from this generator instead; with neither, from torch's default one.
+        start: number of the first element, for shards.
+        validate: as in :func:`gumbel_softmax`.
+
+    Returns:
+        int64 indices, the shape of ``logits`` without ``dim``.
+
+    Raises:
+        ValueError, TypeError, IndexError: as :func:`gumbel_softmax`; IndexError also for an empty ``dim``.
+
+    Example:
+        >>> import torch, pysel
+        >>> pysel.gumbel_argmax(torch.tensor([0.0, float("-inf")]), key=pysel.key(0))
+        tensor(0)
+    """
+    op = "gumbel_argmax"
+    _checks.tensor(op, "logits", logits)
+    _checks.integer(op, "start", start)
+    resolved = resolve(op, key, generator, logits.device)
+    return torch.ops.pysel.gumbel_argmax(logits.detach(), resolved, dim, start, validate)

@@ -1,0 +1,138 @@
+"""Keys: where randomness comes from.
+
+Every random op is a pure function of its inputs and a *key*, an int64 tensor ``[seed, offset]``. The generator is
+Philox4x32-10 (Salmon et al., SC 2011): Philox key = seed, counter = (lo, hi, stream, 0) with hi:lo =
+``(offset + i // 4) mod 2**64``, and element ``i`` takes word ``i & 3`` of its block. Here ``i`` is the op's ``start``
+plus the row-major index of the element, so that a shard which knows where it begins draws exactly its part of the
+whole, on any device and at any thread count.
+
+Derive keys with :func:`split` or :func:`fold_in` only: adding 1 to an offset shifts the stream by four elements.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from pysel import _checks
+
+__all__ = ["fold_in", "key", "split"]
+
+# Tagged so that two draws in one compiled graph are never merged into one.
+torch.library.define("pysel::draw_key", "(Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+
+
+@torch.library.impl("pysel::draw_key", "BackendSelect")
+def _draw_key(device: torch.device) -> Tensor:
+    return _draw(device, None)
+
+
+@torch.library.register_fake("pysel::draw_key")
+def _draw_key_fake(device: torch.device) -> Tensor:
+    return torch.empty(2, dtype=torch.int64, device=device)
+
+
+def _draw(device: torch.device, generator: Generator | None) -> Tensor:
+    # all 64 bits of both words
+    return torch.empty(2, dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
+
+
+def key(
+    seed: int | None = None,
+    *,
+    generator: Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Make a key.
+
+    Args:
+        seed: any int; taken mod 2**64, offset 0. None draws seed and offset from ``generator``.
+        generator: a :class:`torch.Generator`; None means torch's default one of ``device``, so that
+            :func:`torch.manual_seed` governs.
+        device: where the key lives; by default the generator's device, or torch's default device.
+
+    Returns:
+        int64 tensor ``[seed, offset]``, shape [2].
+
+    Raises:
+        ValueError: both ``seed`` and ``generator`` are given.
+        TypeError: ``seed`` is not an int.
+
+    Example:
+        >>> import pysel
+        >>> pysel.key(7)
+        tensor([7, 0])
+
+    Under ``torch.compile`` pass a key, or nothing: a Generator argument breaks the graph.
+    """
+    if seed is not None:
+        if generator is not None:
+            raise ValueError("key: give seed or generator, not both")
+        _checks.integer("key", "seed", seed)
+        seed = seed % 2**64
+        return torch.tensor([seed - 2**64 if seed >= 2**63 else seed, 0], dtype=torch.int64, device=device)
+    if generator is not None:
+        return _draw(torch.device(device) if device is not None else generator.device, generator)
+    return torch.ops.pysel.draw_key(torch.device(device) if device is not None else torch.get_default_device())
+
+
+def resolve(op: str, given: Tensor | None, generator: Generator | None, device: torch.device) -> Tensor:
+    """The key an op uses: the one given, or one drawn on the input's device."""
+    if given is None:
+        return key(generator=generator, device=device)
+    if generator is not None:
+        raise ValueError(f"{op}: give key or generator, not both")
+    _check_key(op, given)
+    if given.device != device and given.device.type != "cpu":
+        raise ValueError(f"{op}: key must be on the device of the input, {device}, or on the CPU, got {given.device}")
+    return given
+
+
+def _check_key(op: str, value: Tensor) -> None:
+    _checks.tensor(op, "key", value, (torch.int64, torch.uint64))
+    if value.shape != (2,):
+        raise ValueError(f"{op}: key must have shape [2], got {list(value.shape)}")
+
+
+def split(key: Tensor, n: int) -> Tensor:
+    """Derive ``n`` keys, independent of each other and of ``key``'s own draws.
+
+    Args:
+        key: int64 [2].
+        n: how many.
+
+    Returns:
+        int64 [n, 2]; row ``i`` equals ``fold_in(key, i)``.
+
+    Raises:
+        TypeError, ValueError: ``key`` is not an int64 tensor of shape [2], or ``n`` is negative.
+
+    Example:
+        >>> import pysel
+        >>> init, noise = pysel.split(pysel.key(0), 2)
+    """
+    _check_key("split", key)
+    _checks.integer("split", "n", n)
+    return torch.ops.pysel.split(key, n)
+
+
+def fold_in(key: Tensor, data: int) -> Tensor:
+    """Derive the key numbered ``data``, for instance an epoch or a step.
+
+    Args:
+        key: int64 [2].
+        data: 0 or more.
+
+    Returns:
+        int64 [2].
+
+    Raises:
+        TypeError, ValueError: ``key`` is not an int64 tensor of shape [2], or ``data`` is negative.
+
+    Example:
+        >>> import pysel
+        >>> epoch_key = pysel.fold_in(pysel.key(0), 3)
+    """
+    _check_key("fold_in", key)
+    _checks.integer("fold_in", "data", data)
+    return torch.ops.pysel.fold_in(key, data)

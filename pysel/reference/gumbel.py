@@ -1,0 +1,122 @@
+"""Plain-torch oracle of the gumbel family."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from pysel import _fake
+from pysel.reference.random import exp_nonpositive, noise_like
+
+
+def _tau(op: str, tau: Tensor, zero_allowed: bool, like: Tensor) -> Tensor:
+    value = float(tau)
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
+        raise ValueError(f"{op}: tau must be finite and above 0 (0 only with hard=True), got {value:g}")
+    # a tensor on the same device, because torch divides by a number through its reciprocal there
+    smallest = torch.finfo(like.dtype).tiny
+    return torch.full((), value, dtype=like.dtype, device=like.device).clamp_min(smallest)
+
+
+def _check_rows(op: str, logits: Tensor, z: Tensor, dim: int, validate: bool | None) -> None:
+    if validate is False or logits.numel() == 0:
+        return
+    if bool((logits == math.inf).any()):
+        raise ValueError(f"{op}: logits must be below +inf, got +inf")
+    if bool((z == -math.inf).all(dim).any()):
+        raise ValueError(f"{op}: logits must have a finite value in every row, got a row of only -inf")
+
+
+def _perturbed(op: str, logits: Tensor, key: Tensor, dim: int, start: int, validate: bool | None) -> Tensor:
+    g = noise_like(logits, key, start, "gumbel")
+    z = logits.to(g.dtype) + g
+    _check_rows(op, logits, z, dim, validate)
+    return z
+
+
+def _first_max(z: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The first maximum (NaN counts as largest) and whether it is NaN, dim kept."""
+    nan = torch.isnan(z)
+    top = torch.where(nan.any(dim, keepdim=True), nan, z == z.amax(dim, keepdim=True))
+    return top.to(torch.uint8).argmax(dim, keepdim=True), nan.any(dim, keepdim=True)
+
+
+def gumbel_softmax(
+    logits: Tensor, tau: Tensor, key: Tensor, dim: int, hard: bool, start: int, validate: bool | None
+) -> Tensor:
+    """See :func:`pysel.gumbel_softmax`."""
+    op = "gumbel_softmax"
+    out = _fake.gumbel_softmax(logits, tau, key, dim, hard, start, validate)
+    z = _perturbed(op, logits, key, dim, start, validate)
+    t = _tau(op, tau, hard, z)
+    if logits.numel() == 0:
+        return out
+    if hard:
+        index, nan = _first_max(z, dim)
+        one_hot = torch.zeros_like(z).scatter_(dim, index, 1.0)
+        return torch.where(nan, math.nan, one_hot).to(logits.dtype).contiguous()
+    e = exp_nonpositive((z - z.amax(dim, keepdim=True)) / t)
+    total = e.sum(dim, keepdim=True, dtype=torch.float64).to(e.dtype)
+    return (e * (1 / total)).to(logits.dtype).contiguous()
+
+
+def gumbel_argmax(logits: Tensor, key: Tensor, dim: int, start: int, validate: bool | None) -> Tensor:
+    """See :func:`pysel.gumbel_argmax`."""
+    out = _fake.gumbel_argmax(logits, key, dim, start, validate)
+    z = _perturbed("gumbel_argmax", logits, key, dim, start, validate)
+    return out if logits.numel() == 0 else _first_max(z, dim)[0].squeeze(dim)
+
+
+def gumbel_softmax_backward(grad: Tensor, y: Tensor, tau: Tensor, dim: int) -> Tensor:
+    """``y * (grad - sum(grad * y)) / tau``; zero at tau = 0."""
+    out = _fake.gumbel_softmax_backward(grad, y, tau, dim)
+    compute = torch.float64 if y.dtype == torch.float64 else torch.float32
+    g, p = grad.to(compute), y.to(compute)
+    t = _tau("gumbel_softmax_backward", tau, True, p)
+    if float(tau) == 0 or y.numel() == 0:
+        return out.zero_()
+    mean = (g * p).sum(dim, keepdim=True)
+    return (p * (g - mean) / t).to(y.dtype).contiguous()
+
+
+def gate_range(dtype: torch.dtype) -> tuple[float, float]:
+    """Smallest normal and largest value below 1 of a floating dtype."""
+    info = torch.finfo(dtype)
+    return info.tiny, 1 - info.eps / 2
+
+
+def _sigmoid(t: Tensor) -> Tensor:
+    e = exp_nonpositive(torch.where(t > 0, -t, t))
+    w = 1 / (1 + e)
+    return torch.where(t > 0, w, e * w)
+
+
+def gumbel_sigmoid(
+    logits: Tensor, tau: Tensor, key: Tensor, hard: bool, start: int, validate: bool | None
+) -> Tensor:
+    """See :func:`pysel.gumbel_sigmoid`."""
+    op = "gumbel_sigmoid"
+    _fake.gumbel_sigmoid(logits, tau, key, hard, start, validate)
+    if validate is not False and bool((logits == math.inf).any()):
+        raise ValueError(f"{op}: logits must be below +inf, got +inf")
+    noise = noise_like(logits, key, start, "logistic")
+    z = logits.to(noise.dtype) + noise
+    t = _tau(op, tau, hard, z)
+    if hard:
+        w = torch.where(torch.isnan(z), z, (z > 0).to(z.dtype))
+    else:
+        w = _sigmoid(z / t).clamp(*gate_range(logits.dtype))
+    return w.to(logits.dtype).contiguous()
+
+
+def gumbel_sigmoid_backward(grad: Tensor, logits: Tensor, tau: Tensor, key: Tensor, start: int) -> Tensor:
+    """``grad * w * (1 - w) / tau`` with the unclamped w; zero at tau = 0."""
+    out = _fake.gumbel_sigmoid_backward(grad, logits, tau, key, start)
+    noise = noise_like(logits, key, start, "logistic")
+    t = _tau("gumbel_sigmoid_backward", tau, True, noise)
+    if float(tau) == 0:
+        return out.zero_()
+    w = _sigmoid((logits.to(noise.dtype) + noise) / t)
+    return (grad.to(noise.dtype) * (w * (1 - w)) / t).to(logits.dtype).contiguous()
