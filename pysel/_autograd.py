@@ -178,9 +178,7 @@ class gumbel_sigmoid(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        logits: Tensor, tau: Tensor, key: Tensor, hard: bool, start: int, validate: bool | None
-    ) -> Tensor:
+    def forward(logits: Tensor, tau: Tensor, key: Tensor, hard: bool, start: int, validate: bool | None) -> Tensor:
         return below("gumbel_sigmoid", logits, tau, key, hard, start, validate)
 
     @staticmethod

@@ -6,6 +6,7 @@ Messages follow csrc/common/checks.h: op, argument, what was wanted, what came. 
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -43,13 +44,13 @@ def same_device(op: str, name: str, value: Tensor, other_name: str, other: Tenso
 
 def integer(op: str, name: str, value: object) -> None:
     """Refuse anything but an int (bool is none), with TypeError. Symbolic ints pass."""
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral | torch.SymInt):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
 
 
 def number(op: str, name: str, value: object) -> None:
     """Refuse anything but a real number, with TypeError. Symbolic numbers pass."""
-    if isinstance(value, bool) or not isinstance(value, int | float | torch.SymInt | torch.SymFloat):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | torch.SymInt | torch.SymFloat):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
 
 
@@ -81,3 +82,15 @@ def dim(op: str, value: int, ndim: int) -> int:
     n = max(ndim, 1)
     torch._check_index(-n <= value < n, lambda: f"{op}: dim must be between {-n} and {n - 1}, got {value}")
     return value % n
+
+
+def check() -> None:
+    """Raise if an earlier call met values it had to refuse and could not say so at once.
+
+    Kernels that run behind the host (on an accelerator) report bad values through a flag instead of waiting. Every
+    kernel of this version checks before it returns, so there is never anything to report yet.
+
+    Example:
+        >>> import pysel
+        >>> pysel.check()
+    """

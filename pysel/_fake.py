@@ -56,9 +56,7 @@ def _tau(op: str, tau: Tensor) -> None:
 def _same_shape(op: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     torch._check_value(
         value.shape == other.shape,
-        lambda: (
-            f"{op}: {name} must have the shape of {other_name}, {list(other.shape)}, got {list(value.shape)}"
-        ),
+        lambda: f"{op}: {name} must have the shape of {other_name}, {list(other.shape)}, got {list(value.shape)}",
     )
 
 
@@ -84,9 +82,7 @@ def gumbel_softmax_backward(grad: Tensor, y: Tensor, tau: Tensor, dim: int) -> T
 
 
 @fake
-def gumbel_sigmoid(
-    logits: Tensor, tau: Tensor, key: Tensor, hard: bool, start: int, validate: bool | None
-) -> Tensor:
+def gumbel_sigmoid(logits: Tensor, tau: Tensor, key: Tensor, hard: bool, start: int, validate: bool | None) -> Tensor:
     _tau("gumbel_sigmoid", tau)
     _checks.start("gumbel_sigmoid", start)
     return _like(logits)

@@ -11,12 +11,14 @@ from pysel.random import resolve
 __all__ = ["gumbel_argmax", "gumbel_sigmoid", "gumbel_softmax"]
 
 
-def _tau(op: str, tau: float | Tensor) -> Tensor:
+def _tau(op: str, tau: float | Tensor, logits: Tensor) -> Tensor:
     if not isinstance(tau, Tensor):
         _checks.number(op, "tau", tau)
         return torch.tensor(tau, dtype=torch.float64)
     _checks.tensor(op, "tau", tau)
     _checks.no_grad(op, "tau", tau)
+    if tau.device.type != "cpu":
+        _checks.same_device(op, "tau", tau, "logits", logits)
     return tau
 
 
@@ -80,7 +82,7 @@ def gumbel_softmax(
     _checks.integer(op, "start", start)
     resolved = resolve(op, key, generator, logits.device)
     x = _full_precision(logits)
-    return _autograd.gumbel_softmax_op(x, _tau(op, tau), resolved, dim, hard, start, validate)
+    return _autograd.gumbel_softmax_op(x, _tau(op, tau, logits), resolved, dim, hard, start, validate)
 
 
 def gumbel_sigmoid(
@@ -126,7 +128,7 @@ def gumbel_sigmoid(
     _checks.integer(op, "start", start)
     resolved = resolve(op, key, generator, logits.device)
     x = _full_precision(logits)
-    return _autograd.gumbel_sigmoid_op(x, _tau(op, tau), resolved, hard, start, validate)
+    return _autograd.gumbel_sigmoid_op(x, _tau(op, tau, logits), resolved, hard, start, validate)
 
 
 def gumbel_argmax(

@@ -93,9 +93,7 @@ def _sigmoid(t: Tensor) -> Tensor:
     return torch.where(t > 0, w, e * w)
 
 
-def gumbel_sigmoid(
-    logits: Tensor, tau: Tensor, key: Tensor, hard: bool, start: int, validate: bool | None
-) -> Tensor:
+def gumbel_sigmoid(logits: Tensor, tau: Tensor, key: Tensor, hard: bool, start: int, validate: bool | None) -> Tensor:
     """See :func:`pysel.gumbel_sigmoid`."""
     op = "gumbel_sigmoid"
     _fake.gumbel_sigmoid(logits, tau, key, hard, start, validate)

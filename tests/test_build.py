@@ -1,0 +1,183 @@
+"""The binary: what it says of itself, what it leans on, and how its build says that something is missing."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import pysel
+from pysel import _C
+
+ROOT = Path(__file__).parent.parent
+INFO = pysel.build_info()
+ON_X86 = platform.machine() == "x86_64"
+
+
+def output(*command, **environment):
+    """What the command printed, on either stream, and its exit status."""
+    done = subprocess.run(
+        [str(part) for part in command],
+        env=os.environ | environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.stdout, done.returncode
+
+
+def readelf(*options):
+    if shutil.which("readelf") is None:
+        pytest.skip("needs readelf, from binutils")
+    return output("readelf", "--wide", *options, _C.__file__)[0]
+
+
+# --- build_info ---
+
+
+def test_build_info_tells_version_target_and_compiler():
+    declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert INFO["version"] == declared[1]
+    assert INFO["torch_target"] == "2.11"
+    assert re.fullmatch(r"(gcc|clang) \d+\..+", INFO["compiler"])
+
+
+def test_build_info_tells_cpu_variants():
+    assert INFO["cpu_variants"] == (["portable", "avx2", "avx512"] if ON_X86 else ["portable"])
+    assert INFO["cpu_variant"] in INFO["cpu_variants"]
+
+
+def test_build_info_tells_cuda():
+    assert INFO["cuda"] is bool(INFO["cuda_architectures"])
+    assert all(re.fullmatch(r"\d+[af]?", architecture) for architecture in INFO["cuda_architectures"])
+
+
+ASK_VARIANT = "import pysel; print(pysel.build_info()['cpu_variant'])"
+
+
+# The list goes from least to most demanding, so this machine runs everything up to the variant it chose.
+@pytest.mark.parametrize("variant", INFO["cpu_variants"][: INFO["cpu_variants"].index(INFO["cpu_variant"]) + 1])
+def test_forced_variant_is_the_one_used(variant):
+    printed, status = output(sys.executable, "-c", ASK_VARIANT, PYSEL_CPU_VARIANT=variant)
+    assert (printed.split(), status) == ([variant], 0)
+
+
+def test_unknown_variant_is_refused_by_name():
+    printed, status = output(sys.executable, "-c", ASK_VARIANT, PYSEL_CPU_VARIANT="sse9")
+    assert status != 0
+    assert "ValueError: PYSEL_CPU_VARIANT" in printed
+    assert "sse9" in printed
+
+
+# --- the binary ---
+
+
+def test_links_only_what_every_torch_has():
+    needed = set(re.findall(r"\(NEEDED\).*\[(.+?)\]", readelf("--dynamic")))
+    # libtorch.so is what brings libtorch_cuda.so, and the current stream, where torch has them.
+    assert {"libtorch.so", "libtorch_cpu.so"} <= needed
+    system = {"libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1"}
+    loader = {name for name in needed if name.startswith("ld-linux")}
+    assert needed - system - loader == {"libtorch.so", "libtorch_cpu.so"}
+
+
+def test_finds_torch_beside_itself():
+    runpath = re.search(r"\(RUNPATH\).*\[(.+?)\]", readelf("--dynamic"))
+    assert runpath[1].split(":")[0] == "$ORIGIN/../torch/lib"
+
+
+def test_every_symbol_resolves():
+    if shutil.which("ldd") is None:
+        pytest.skip("needs ldd")
+    printed, _ = output("ldd", "-r", _C.__file__)
+    undefined = re.findall(r"undefined symbol: (\w+)", printed)
+    # Python itself is in the process by the time that the module loads, not in a library that it names.
+    assert [name for name in undefined if not re.match(r"_?Py", name)] == []
+
+
+def test_only_the_cuda_stream_may_be_missing_from_torch():
+    weak = re.findall(r" WEAK +DEFAULT +UND ((?:aoti_)?torch_\w+)", readelf("--dyn-syms"))
+    assert weak == (["aoti_torch_get_current_cuda_stream"] if INFO["cuda"] else [])
+
+
+def test_exports_nothing_of_its_own_but_the_module():
+    defined = re.findall(r" (?:GLOBAL|WEAK|UNIQUE) +DEFAULT +\d+ (\w+)", readelf("--dyn-syms"))
+    assert "PyInit__C" in defined
+    assert [name for name in defined if "pysel" in name] == []
+
+
+@pytest.mark.skipif(not ON_X86 or shutil.which("objdump") is None, reason="needs x86-64 and objdump, from binutils")
+def test_wide_instructions_stay_in_their_variants():
+    # A function shared by the variants, such as one from the standard library, is linked once for all of them. Were it
+    # compiled for AVX, older machines would die in it.
+    code, _ = output("objdump", "--disassemble", "--demangle", "--no-show-raw-insn", _C.__file__)
+    function = ""
+    wide = set()
+    for line in code.splitlines():
+        if line.endswith(">:"):
+            function = line.split(" ", 1)[1]
+        elif re.search(r"%[yz]mm\d", line):
+            wide.add(function)
+    assert any("avx2::" in name for name in wide)
+    assert [name for name in wide if "avx2::" not in name and "avx512::" not in name] == []
+
+
+# --- setup.py on a machine that lacks something ---
+
+
+def run_setup(tmp_path, packages, **environment):
+    """What `setup.py --version` prints in a bare environment with these packages alone."""
+    for package in packages:
+        found = Path(next(iter(find_spec(package).submodule_search_locations)))
+        for path in [found, *found.parent.glob(f"{package}-*.dist-info")]:
+            (tmp_path / path.name).symlink_to(path)
+    start = (
+        f"import sys; sys.prefix = {str(tmp_path)!r}; sys.path.insert(0, sys.prefix)\n"
+        f"import runpy; sys.argv = ['setup.py', '--version']\n"
+        f"runpy.run_path({str(ROOT / 'setup.py')!r}, run_name='__main__')"
+    )
+    return output(sys.executable, "-I", "-S", "-c", start, **environment)
+
+
+BUILD_PACKAGES = ["setuptools", "_distutils_hack", "torch", "pybind11"]
+
+
+def test_setup_runs_where_nothing_is_missing(tmp_path):
+    printed, status = run_setup(tmp_path, BUILD_PACKAGES)
+    assert (printed.split()[-1], status) == (INFO["version"], 0)
+
+
+@pytest.mark.parametrize("missing", ["torch", "pybind11"])
+def test_missing_package_is_one_clear_line(tmp_path, missing):
+    printed, status = run_setup(tmp_path, [name for name in BUILD_PACKAGES if name != missing])
+    assert status != 0
+    assert len(printed.splitlines()) == 1
+    assert f"needs {missing}>=" in printed
+    assert f"pip install '{missing}>=" in printed
+
+
+def test_missing_compiler_is_one_clear_line(tmp_path):
+    printed, status = run_setup(tmp_path, BUILD_PACKAGES, CXX="no-such-compiler -m64")
+    assert status != 0
+    assert len(printed.splitlines()) == 1
+    assert "found no no-such-compiler" in printed
+    assert "apt-get install g++" in printed
+
+
+@pytest.mark.parametrize("missing", ["cmake", "ninja"])
+def test_missing_tool_is_one_clear_line(tmp_path, missing):
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in {"cmake", "ninja"} - {missing}:
+        (tools / tool).symlink_to(shutil.which("true"))
+    printed, status = run_setup(tmp_path, BUILD_PACKAGES, PATH=str(tools))
+    assert status != 0
+    assert len(printed.splitlines()) == 1
+    assert f"needs {missing} " in printed
+    assert f"pip install {missing}" in printed
