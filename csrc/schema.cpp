@@ -11,8 +11,14 @@ STABLE_TORCH_LIBRARY(pysel, m) {
 
   // gumbel
   m.def("gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int dim, bool hard, int start, bool? validate) -> Tensor");
+  m.def(
+      "gumbel_softmax.out(Tensor logits, Tensor tau, Tensor key, int dim, bool hard, int start, bool? validate, *, "
+      "Tensor(a!) out) -> ()");
   m.def("gumbel_softmax_backward(Tensor grad, Tensor y, Tensor tau, int dim) -> Tensor");
   m.def("gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int start, bool? validate) -> Tensor");
+  m.def(
+      "gumbel_sigmoid.out(Tensor logits, Tensor tau, Tensor key, bool hard, int start, bool? validate, *, "
+      "Tensor(a!) out) -> ()");
   m.def("gumbel_sigmoid_backward(Tensor grad, Tensor logits, Tensor tau, Tensor key, int start) -> Tensor");
   m.def("gumbel_argmax(Tensor logits, Tensor key, int dim, int start, bool? validate) -> Tensor");
 

@@ -59,20 +59,25 @@ def register_vmap(*names: str) -> None:
         torch.library.register_vmap(f"pysel::{name}", _vmap_by_loop(op))
 
 
-def _bump_version(name: str) -> None:
-    """Make an op that changes its first argument bump that argument's version counter.
+def bump_version(*names: str) -> None:
+    """Make ops that change an argument (the first, or ``out``) bump that argument's version counter.
 
     Without it a backward that saved the argument would silently use the changed values.
     """
-    op = getattr(torch.ops.pysel, name)
+    for name in names:
+        base, _, overload = name.partition(".")
+        op = getattr(getattr(torch.ops.pysel, base), overload or "default")
 
-    def kernel(changed: Tensor, *args: Any) -> Any:
-        with torch._C._AutoDispatchBelowADInplaceOrView():
-            result = op(changed, *args)
-        torch.autograd.graph.increment_version(changed)
-        return result
+        def kernel(*args: Any, _op: Callable[..., Any] = op, **kwargs: Any) -> Any:
+            with torch._C._AutoDispatchBelowADInplaceOrView():
+                result = _op(*args, **kwargs)
+            torch.autograd.graph.increment_version(kwargs.get("out", args[0]))
+            return result
 
-    _library.impl(name, kernel, "ADInplaceOrView")
+        _library.impl(name, kernel, "ADInplaceOrView")
+
+
+bump_version("gumbel_softmax.out", "gumbel_sigmoid.out")
 
 
 # --- gumbel ---

@@ -66,6 +66,16 @@ def no_grad(op: str, name: str, value: Tensor) -> None:
         raise ValueError(f"{op}: {name} must not require grad (the op is not differentiable there): detach it")
 
 
+def out(op: str, value: object, shape: Sequence[int], like: Tensor) -> None:
+    """Refuse an ``out`` that is not a tensor of the result's dtype (TypeError), shape and device (ValueError)."""
+    tensor(op, "out", value, (like.dtype,))
+    assert isinstance(value, Tensor)
+    if list(value.shape) != list(shape):
+        raise ValueError(f"{op}: out must have shape {list(shape)}, got {list(value.shape)}")
+    same_device(op, "out", value, "the input", like)
+    no_grad(op, "out", value)
+
+
 def start(op: str, value: int) -> None:
     """Refuse a negative element number, with ValueError."""
     torch._check_value(value >= 0, lambda: f"{op}: start must be at least 0, got {value}")

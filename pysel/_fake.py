@@ -17,6 +17,16 @@ def fake(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def fake_out(*names: str) -> None:
+    """Register the fakes of ops' out overloads: the checks are those of the op itself."""
+    for name in names:
+
+        def shape_only(*args: Any, out: Tensor, _function: Callable[..., Any] = globals()[name]) -> None:
+            _function(*args)
+
+        torch.library.register_fake(f"pysel::{name}.out", shape_only)
+
+
 # --- random streams ---
 
 
@@ -108,6 +118,9 @@ def gumbel_argmax(logits: Tensor, key: Tensor, dim: int, start: int, validate: b
     return logits.new_empty(size, dtype=torch.int64)
 
 
+fake_out("gumbel_softmax", "gumbel_sigmoid")
+
+
 # --- sample ---
 
 
@@ -131,6 +144,10 @@ def weighted_sample(
     _checks.start(op, start)
     if replacement:
         torch._check_index(k >= 0, lambda: f"{op}: k must be at least 0, got {k}")
+        if weights.shape[-1] == 0:
+            torch._check_value(
+                k == 0, lambda: f"{op}: weights must have at least one element a row, got shape {list(weights.shape)}"
+            )
     else:
         _checks.k(op, k, weights.shape[-1])
     return weights.new_empty([*weights.shape[:-1], k], dtype=torch.int64)

@@ -73,7 +73,11 @@ def key(
         return torch.tensor([seed - 2**64 if seed >= 2**63 else seed, 0], dtype=torch.int64, device=device)
     if generator is not None:
         return _draw(torch.device(device) if device is not None else generator.device, generator)
-    return torch.ops.pysel.draw_key(torch.device(device) if device is not None else torch.get_default_device())
+    where = torch.device(device) if device is not None else torch.get_default_device()
+    if torch._C._are_functorch_transforms_active():
+        # an op that vmap knows as random, so that its `randomness` rules
+        return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=where)
+    return torch.ops.pysel.draw_key(where)
 
 
 def resolve(op: str, given: Tensor | None, generator: Generator | None, device: torch.device) -> Tensor:

@@ -160,6 +160,7 @@ namespace {
 struct Layout {
   int64_t outer = 1, width = 1, inner = 1;
 
+  Layout(int64_t outer, int64_t width, int64_t inner) : outer(outer), width(width), inner(inner) {}
   Layout(const char* op, const Tensor& t, int64_t dim) {
     const int64_t d = wrap_dim(op, dim, t.dim());
     for (int64_t i = 0; i < t.dim(); ++i) (i < d ? outer : i == d ? width : inner) *= t.size(i);
@@ -320,29 +321,63 @@ void argmax_rows(const char* op, const PerturbedRows<T>& source, const Layout& l
   });
 }
 
-Tensor gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start,
-                      std::optional<bool> validate) {
+// Refuses bad logits before anything is written, for outputs that a caller handed in.
+template <typename T>
+void check_logits(const char* op, const T* x, const Layout& layout, bool need_finite_rows) {
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  each_row(layout.outer * layout.inner, layout.width, [&](int64_t r, bool) {
+    const RowPlace place(layout, r);
+    bool all_minus_inf = true;
+    for (int64_t i = 0; i < layout.width; ++i) {
+      const auto v = static_cast<Compute<T>>(x[place.base + i * place.step]);
+      check_value(v != inf, op, ": logits must be below +inf, got +inf");
+      all_minus_inf &= v == -inf;
+    }
+    check_value(!all_minus_inf || !need_finite_rows, op,
+                ": logits must have a finite value in every row, got a row of only -inf");
+  });
+}
+
+void check_out(const char* op, const Tensor& out, const std::vector<int64_t>& size, ScalarType dtype) {
+  check_value(sizes(out) == size && out.scalar_type() == dtype && out.is_contiguous() && out.is_cpu(), op,
+              ": out must be a contiguous CPU tensor of the result's shape and dtype, got shape ", shape(out));
+}
+
+void write_gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start, bool validate,
+                          bool fresh, Tensor out) {
   constexpr const char* op = "gumbel_softmax";
   const KeepSubnormals guard;
   const Layout layout(op, logits, dim);
   const double t = read_tau(op, tau, hard);
   const Key k = read_key(op, key);
   check_start(op, start);
-  Tensor out = empty_cpu(sizes(logits), logits.scalar_type());
   dispatch_floating(op, "logits", logits, [&]<typename T>() {
     if (logits.numel() == 0) return;
     const Tensor x = torch::stable::contiguous(logits);
+    if (validate && !fresh) check_logits(op, static_cast<const T*>(x.data_ptr()), layout, true);
     const PerturbedRows<T> source(x, layout, k, static_cast<uint64_t>(start));
     T* y = static_cast<T*>(out.data_ptr());
-    if (!hard) return soft_rows<T>(op, source, layout, t, validate.value_or(true), y);
-    argmax_rows<T>(op, source, layout, validate.value_or(true), [&](int64_t r, int64_t index, bool nan) {
+    if (!hard) return soft_rows<T>(op, source, layout, t, validate, y);
+    argmax_rows<T>(op, source, layout, validate, [&](int64_t r, int64_t index, bool nan) {
       const RowPlace place(layout, r);
       const T rest = static_cast<T>(nan ? std::numeric_limits<float>::quiet_NaN() : 0.0f);
       for (int64_t i = 0; i < layout.width; ++i) y[place.base + i * place.step] = rest;
       if (!nan) y[place.base + index * place.step] = static_cast<T>(1.0f);
     });
   });
+}
+
+Tensor gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start,
+                      std::optional<bool> validate) {
+  Tensor out = empty_cpu(sizes(logits), logits.scalar_type());
+  write_gumbel_softmax(logits, tau, key, dim, hard, start, validate.value_or(true), true, out);
   return out;
+}
+
+void gumbel_softmax_out(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start,
+                        std::optional<bool> validate, Tensor out) {
+  check_out("gumbel_softmax", out, sizes(logits), logits.scalar_type());
+  write_gumbel_softmax(logits, tau, key, dim, hard, start, validate.value_or(true), false, out);
 }
 
 Tensor gumbel_argmax(Tensor logits, Tensor key, int64_t dim, int64_t start, std::optional<bool> validate) {
@@ -354,8 +389,7 @@ Tensor gumbel_argmax(Tensor logits, Tensor key, int64_t dim, int64_t start, std:
   std::vector<int64_t> size = sizes(logits);
   if (!size.empty()) size.erase(size.begin() + wrap_dim(op, dim, logits.dim()));
   Tensor out = empty_cpu(size, ScalarType::Long);
-  check_index(layout.width > 0 || out.numel() == 0, op, ": dim must have at least one element, got shape ",
-              shape(logits));
+  check_index(layout.width > 0, op, ": dim must have at least one element, got shape ", shape(logits));
   dispatch_floating(op, "logits", logits, [&]<typename T>() {
     if (logits.numel() == 0) return;
     const Tensor x = torch::stable::contiguous(logits);
@@ -436,27 +470,40 @@ struct GateRange<Half> {
   static constexpr float low = 0x1p-14f, high = 0x1.ffcp-1f;
 };
 
-Tensor gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, std::optional<bool> validate) {
+void write_gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, bool validate, bool fresh,
+                          Tensor out) {
   constexpr const char* op = "gumbel_sigmoid";
   const KeepSubnormals guard;
   const double t = read_tau(op, tau, hard);
   const Key k = read_key(op, key);
   check_start(op, start);
-  Tensor out = empty_cpu(sizes(logits), logits.scalar_type());
   dispatch_floating(op, "logits", logits, [&]<typename T>() {
     using A = Compute<T>;
     const Tensor x = torch::stable::contiguous(logits);
     const T* s = static_cast<const T*>(x.data_ptr());
     T* w = static_cast<T*>(out.data_ptr());
-    each_chunk(logits.numel(), true, [&](int64_t c) {
+    const int64_t n = logits.numel();
+    if (validate && !fresh) check_logits(op, s, Layout{1, n, 1}, false);
+    each_chunk(n, true, [&](int64_t c) {
       const int64_t at = c * kChunk;
       const bool plus_inf =
-          PYSEL_CHOOSE(gate<T, A>)(s + at, k, static_cast<uint64_t>(start + at), chunk_size(logits.numel(), c),
-                                   divisor<A>(t), hard, GateRange<T>::low, GateRange<T>::high, w + at);
-      check_value(!plus_inf || !validate.value_or(true), op, ": logits must be below +inf, got +inf");
+          PYSEL_CHOOSE(gate<T, A>)(s + at, k, static_cast<uint64_t>(start + at), chunk_size(n, c), divisor<A>(t), hard,
+                                   GateRange<T>::low, GateRange<T>::high, w + at);
+      check_value(!plus_inf || !validate, op, ": logits must be below +inf, got +inf");
     });
   });
+}
+
+Tensor gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, std::optional<bool> validate) {
+  Tensor out = empty_cpu(sizes(logits), logits.scalar_type());
+  write_gumbel_sigmoid(logits, tau, key, hard, start, validate.value_or(true), true, out);
   return out;
+}
+
+void gumbel_sigmoid_out(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, std::optional<bool> validate,
+                        Tensor out) {
+  check_out("gumbel_sigmoid", out, sizes(logits), logits.scalar_type());
+  write_gumbel_sigmoid(logits, tau, key, hard, start, validate.value_or(true), false, out);
 }
 
 Tensor gumbel_sigmoid_backward(Tensor grad, Tensor logits, Tensor tau, Tensor key, int64_t start) {
@@ -515,8 +562,10 @@ Tensor noise(Tensor bits, std::string kind, bool double_precision) {
 
 STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
   m.impl("gumbel_softmax", TORCH_BOX(&pysel::gumbel_softmax));
+  m.impl("gumbel_softmax.out", TORCH_BOX(&pysel::gumbel_softmax_out));
   m.impl("gumbel_softmax_backward", TORCH_BOX(&pysel::gumbel_softmax_backward));
   m.impl("gumbel_sigmoid", TORCH_BOX(&pysel::gumbel_sigmoid));
+  m.impl("gumbel_sigmoid.out", TORCH_BOX(&pysel::gumbel_sigmoid_out));
   m.impl("gumbel_sigmoid_backward", TORCH_BOX(&pysel::gumbel_sigmoid_backward));
   m.impl("gumbel_argmax", TORCH_BOX(&pysel::gumbel_argmax));
   m.impl("noise", TORCH_BOX(&pysel::noise));

@@ -168,7 +168,8 @@ class FixedPoint {
   }
 
   uint64_t operator()(double w) const {
-    return static_cast<uint64_t>(std::min(std::nearbyint(w * scale0_ * scale1_), limit_));
+    const double scaled = std::min(std::nearbyint(w * scale0_ * scale1_), limit_);
+    return scaled > 0 ? static_cast<uint64_t>(scaled) : 0;  // also for unchecked NaN and negative weights
   }
 
  private:
@@ -213,6 +214,10 @@ void inversion(const T* w, int64_t n, const Request& request, uint64_t first_dra
   });
 
   const uint64_t total = offset.back();
+  if (total == 0) {  // unchecked weights
+    std::fill(out, out + request.k, int64_t{-1});
+    return;
+  }
   over(request.k, [&](int64_t begin, int64_t end) {
     for (int64_t j = begin; j < end; ++j) {
       const uint64_t u = request.key.word64(Stream::with_replacement, first_draw + static_cast<uint64_t>(j));
@@ -235,6 +240,7 @@ Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_wei
   const int64_t rows = weights.dim() == 2 ? weights.size(0) : 1;
   if (replacement) {
     check_index(k >= 0, kOp, ": k must be at least 0, got ", k);
+    check_value(k == 0 || n > 0, kOp, ": weights must have at least one element a row, got shape ", shape(weights));
   } else {
     check_k(kOp, k, n);
   }
@@ -252,7 +258,7 @@ Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_wei
     auto* index = static_cast<int64_t*>(out.data_ptr());
     if (validate.value_or(true))
       for (int64_t r = 0; r < rows; ++r) check_weights(w + r * n, n, request, replacement);
-    if (out.numel() == 0 || n == 0) return;
+    if (out.numel() == 0) return;
     each_row(rows, std::max(n, k), [&](int64_t r, bool parallel) {
       const auto row_start = static_cast<uint64_t>(start) + static_cast<uint64_t>(r * (replacement ? k : n));
       if (replacement) {

@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from pysel import _autograd, _checks
+from pysel.ops._out import write_out
 from pysel.random import resolve
 
 __all__ = ["gumbel_argmax", "gumbel_sigmoid", "gumbel_softmax"]
@@ -40,6 +41,7 @@ def gumbel_softmax(
     generator: Generator | None = None,
     start: int = 0,
     validate: bool | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Sample from the Gumbel-softmax distribution: ``softmax((logits + g) / tau)`` with ``g ~ Gumbel(0, 1)``.
 
@@ -58,6 +60,8 @@ def gumbel_softmax(
         start: number of the first element, for shards.
         validate: None checks values on the CPU; on other devices checks may come later and never wait for the device
             once native kernels exist there. True checks at once, False never.
+        out: write the samples here and return it; like ``logits``, which may be ``out`` itself. Untouched by an
+            error. No gradient passes through it.
 
     Returns:
         Samples like ``logits``, contiguous.
@@ -82,7 +86,10 @@ def gumbel_softmax(
     _checks.integer(op, "start", start)
     resolved = resolve(op, key, generator, logits.device)
     x = _full_precision(logits)
-    return _autograd.gumbel_softmax_op(x, _tau(op, tau, logits), resolved, dim, hard, start, validate)
+    args = (x, _tau(op, tau, logits), resolved, dim, hard, start, validate)
+    if out is not None:
+        return write_out(op, torch.ops.pysel.gumbel_softmax.out, out, x.shape, x, *args)
+    return _autograd.gumbel_softmax_op(*args)
 
 
 def gumbel_sigmoid(
@@ -94,6 +101,7 @@ def gumbel_sigmoid(
     generator: Generator | None = None,
     start: int = 0,
     validate: bool | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Sample relaxed Bernoulli gates: ``sigmoid((logits + l) / tau)`` with ``l ~ Logistic(0, 1)``.
 
@@ -109,6 +117,7 @@ def gumbel_sigmoid(
         generator: draw the key from this generator instead; with neither, from torch's default one.
         start: number of the first element, for shards.
         validate: as in :func:`gumbel_softmax`.
+        out: as in :func:`gumbel_softmax`.
 
     Returns:
         Gates like ``logits``, contiguous.
@@ -128,7 +137,10 @@ def gumbel_sigmoid(
     _checks.integer(op, "start", start)
     resolved = resolve(op, key, generator, logits.device)
     x = _full_precision(logits)
-    return _autograd.gumbel_sigmoid_op(x, _tau(op, tau, logits), resolved, hard, start, validate)
+    args = (x, _tau(op, tau, logits), resolved, hard, start, validate)
+    if out is not None:
+        return write_out(op, torch.ops.pysel.gumbel_sigmoid.out, out, x.shape, x, *args)
+    return _autograd.gumbel_sigmoid_op(*args)
 
 
 def gumbel_argmax(

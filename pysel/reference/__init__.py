@@ -4,7 +4,11 @@ Tests and benchmarks compare with it, and it is the kernel of every op on device
 as CompositeExplicitAutograd): slower, and right. Value checks there wait for the device unless ``validate=False``.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from pysel.reference.gumbel import (
     gumbel_argmax,
@@ -33,6 +37,19 @@ OPS = {
 }
 """Reference of each op, by the op's name."""
 
+OUT = ("gumbel_sigmoid", "gumbel_softmax")
+"""Ops with an out overload."""
+
+
+def _into_out(function: Callable[..., Tensor]) -> Callable[..., None]:
+    def write(*args: Any, out: Tensor) -> None:
+        out.copy_(function(*args))
+
+    return write
+
+
 _library = torch.library.Library("pysel", "IMPL")
 for _name, _function in OPS.items():
     _library.impl(_name, _function, "CompositeExplicitAutograd")
+for _name in OUT:
+    _library.impl(f"{_name}.out", _into_out(OPS[_name]), "CompositeExplicitAutograd")

@@ -68,6 +68,7 @@ def fixed_point(w: Tensor) -> Tensor:
     # two exact factors, because 2**shift alone may overflow
     scaled = w * torch.exp2(half.double()) * torch.exp2((shift - half).double())
     rounded = scaled.round().clamp_max(float(2**bits - 1))
+    rounded = torch.where(rounded > 0, rounded, 0.0)  # also for unchecked NaN and negative weights
     large = rounded >= 2.0**63
     low = torch.where(large, rounded - 2.0**63, rounded).to(torch.int64)
     return torch.where(large, low ^ _SIGN, low)
@@ -81,6 +82,7 @@ def _inversion(x: Tensor, k: int, log_weights: bool, order: str, key: Tensor, st
     draw = torch.arange(x.shape[0] * k, dtype=torch.int64, device=x.device).view(x.shape[0], k) + start
     target = _multiply_high(words64(key, WITH_REPLACEMENT, draw), cumulative[:, -1:])
     index = torch.searchsorted(_unsigned_order(cumulative), _unsigned_order(target), right=True)
+    index = torch.where(cumulative[:, -1:] == 0, -1, index)  # unchecked weights
     return index.sort(dim=-1).values if order == "index" else index
 
 
