@@ -26,7 +26,8 @@ def _tau(op: str, tau: float | Tensor, logits: Tensor) -> Tensor:
 def _full_precision(x: Tensor) -> Tensor:
     """Under autocast, what torch.softmax does there: half types become float32 on accelerators."""
     device = x.device.type
-    if device != "cpu" and torch.is_autocast_enabled(device) and x.dtype in (torch.bfloat16, torch.float16):
+    half = x.dtype in (torch.bfloat16, torch.float16)
+    if half and device != "cpu" and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return x.float()
     return x
 

@@ -43,6 +43,25 @@ def _first_max(z: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return top.to(torch.uint8).argmax(dim, keepdim=True), nan.any(dim, keepdim=True)
 
 
+def _row_sum(e: Tensor, dim: int) -> Tensor:
+    """Sum along dim (kept), in the kernels' order: 16 lanes in a chunk of 1024, then the chunks in float64."""
+    rows = e.movedim(dim, -1) if e.dim() else e.view(1)
+    width = rows.shape[-1]
+    chunk = 1024 if width > 1024 else -(-width // 16) * 16
+    lanes = torch.nn.functional.pad(rows, (0, -width % chunk)).unflatten(-1, (-1, chunk // 16, 16))
+    lane = torch.zeros_like(lanes[..., 0, :])
+    for step in lanes.unbind(-2):
+        lane = lane + step
+    for half in (8, 4):
+        lane = lane[..., :half] + lane[..., half:]
+    sums = (lane[..., 0] + lane[..., 2]) + (lane[..., 1] + lane[..., 3])
+    total = torch.zeros_like(sums[..., 0], dtype=torch.float64)
+    for chunk_sum in sums.unbind(-1):
+        total = total + chunk_sum
+    total = total.to(e.dtype)
+    return total.unsqueeze(-1).movedim(-1, dim) if e.dim() else total
+
+
 def gumbel_softmax(
     logits: Tensor, tau: Tensor, key: Tensor, dim: int, hard: bool, start: int, validate: bool | None
 ) -> Tensor:
@@ -58,8 +77,7 @@ def gumbel_softmax(
         one_hot = torch.zeros_like(z).scatter_(dim, index, 1.0)
         return torch.where(nan, math.nan, one_hot).to(logits.dtype).contiguous()
     e = exp_nonpositive((z - z.amax(dim, keepdim=True)) / t)
-    total = e.sum(dim, keepdim=True, dtype=torch.float64).to(e.dtype)
-    return (e * (1 / total)).to(logits.dtype).contiguous()
+    return (e * (1 / _row_sum(e, dim))).to(logits.dtype).contiguous()
 
 
 def gumbel_argmax(logits: Tensor, key: Tensor, dim: int, start: int, validate: bool | None) -> Tensor:
