@@ -10,7 +10,8 @@ STABLE_TORCH_LIBRARY(pysel, m) {
   m.def("fold_in(Tensor key, int data) -> Tensor");
 
   // gumbel
-  m.def("gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int dim, bool hard, int start, bool? validate) -> Tensor");
+  m.def(
+      "gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int dim, bool hard, int start, bool? validate) -> Tensor");
   m.def(
       "gumbel_softmax.out(Tensor logits, Tensor tau, Tensor key, int dim, bool hard, int start, bool? validate, *, "
       "Tensor(a!) out) -> ()");

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 
 _library = torch.library.Library("pysel", "IMPL")
 
@@ -202,10 +203,138 @@ gumbel_sigmoid_op = differentiable(gumbel_sigmoid)
 register_vmap(
     "random_words",
     "noise",
+    "split",
+    "fold_in",
     "gumbel_softmax",
     "gumbel_softmax_backward",
     "gumbel_sigmoid",
     "gumbel_sigmoid_backward",
     "gumbel_argmax",
     "weighted_sample",
+)
+
+
+# --- topk ---
+
+
+class sparse_decode(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return below("sparse_decode", values, indices, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        values, indices, weight, _ = inputs
+        ctx.save_for_backward(values, indices, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        values, indices, weight = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        return (
+            torch.ops.pysel.sddmm(indices, weight, grad) if need[0] else None,
+            None,
+            torch.ops.pysel.spmm_t(values, indices, grad, weight.shape[0]) if need[2] else None,
+            grad.sum(0) if need[3] else None,
+        )
+
+
+sparse_decode_op = differentiable(sparse_decode)
+
+
+class topk(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        return below("topk", x, k)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.n = inputs[0].shape[-1]
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        (indices,) = ctx.saved_tensors
+        return grad.new_zeros(*grad.shape[:-1], ctx.n).scatter(-1, indices, grad), None
+
+
+topk_op = differentiable(topk)
+
+
+class topk_encode(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+        return below("topk_encode", x, weight, bias, k)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, weight, _, _ = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, weight, *output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        x, weight, values, indices = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        through = torch.where(values <= 0, 0.0, grad).to(grad.dtype)  # NaN passes, as in relu
+        num_factors = weight.shape[0]
+        ones = x.new_ones(x.shape[0], 1)
+        return (
+            sparse_decode_op(through, indices, weight, None) if need[0] else None,
+            torch.ops.pysel.spmm_t(through, indices, x, num_factors) if need[1] else None,
+            torch.ops.pysel.spmm_t(through, indices, ones, num_factors).squeeze(1) if need[2] else None,
+            None,
+        )
+
+
+topk_encode_op = differentiable(topk_encode)
+
+
+# --- usage ---
+
+
+class usage_penalty(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(scores: Tensor, counts: Tensor, gamma: float, form: str, step: int) -> Tensor:
+        return below("usage_penalty", scores, counts, gamma, form, step)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, counts, ctx.gamma, ctx.form, ctx.step = inputs
+        if ctx.form == "exp":
+            ctx.save_for_backward(counts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.form == "exp":  # a factor on the score, so on the gradient too
+            grad = usage_penalty_op(grad, *ctx.saved_tensors, ctx.gamma, "exp", ctx.step)
+        return grad, None, None, None, None
+
+
+usage_penalty_op = differentiable(usage_penalty)
+
+bump_version("usage_update_", "usage_step_")
+
+register_vmap(
+    "topk",
+    "topk_encode",
+    "sparse_decode",
+    "sddmm",
+    "spmm_t",
+    "factor_counts",
+    "factor_scores",
+    "select",
+    "usage_penalty",
 )

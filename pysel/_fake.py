@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,14 +18,14 @@ def fake(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def fake_out(*names: str) -> None:
+def fake_out(*functions: Callable[..., Any]) -> None:
     """Register the fakes of ops' out overloads: the checks are those of the op itself."""
-    for name in names:
+    for function in functions:
 
-        def shape_only(*args: Any, out: Tensor, _function: Callable[..., Any] = globals()[name]) -> None:
+        def shape_only(*args: Any, out: Tensor, _function: Callable[..., Any] = function) -> None:
             _function(*args)
 
-        torch.library.register_fake(f"pysel::{name}.out", shape_only)
+        torch.library.register_fake(f"pysel::{function.__name__}.out", shape_only)
 
 
 # --- random streams ---
@@ -118,7 +119,7 @@ def gumbel_argmax(logits: Tensor, key: Tensor, dim: int, start: int, validate: b
     return logits.new_empty(size, dtype=torch.int64)
 
 
-fake_out("gumbel_softmax", "gumbel_sigmoid")
+fake_out(gumbel_softmax, gumbel_sigmoid)
 
 
 # --- sample ---
@@ -151,3 +152,185 @@ def weighted_sample(
     else:
         _checks.k(op, k, weights.shape[-1])
     return weights.new_empty([*weights.shape[:-1], k], dtype=torch.int64)
+
+
+# --- topk ---
+
+
+def _matrix(op: str, name: str, value: Tensor, wanted: str) -> None:
+    torch._check_value(value.dim() == 2, lambda: f"{op}: {name} must have shape {wanted}, got {list(value.shape)}")
+
+
+def _same_dtype(op: str, other_name: str, other: Tensor, name: str, value: Tensor) -> None:
+    torch._check_value(value.dtype == other.dtype, lambda: f"{op}: {name} must have the dtype of {other_name}")
+
+
+def _int64(op: str, name: str, value: Tensor) -> None:
+    torch._check_value(value.dtype == torch.int64, lambda: f"{op}: {name} must be int64")
+
+
+def _bias(op: str, bias: Tensor | None, n: int, like_name: str, like: Tensor) -> None:
+    if bias is None:
+        return
+    torch._check_value(
+        bias.dim() == 1 and bias.shape[0] == n, lambda: f"{op}: bias must have shape [{n}], got {list(bias.shape)}"
+    )
+    _same_dtype(op, like_name, like, "bias", bias)
+
+
+def _codes(op: str, values: Tensor | None, indices: Tensor) -> None:
+    _matrix(op, "indices", indices, "[B, k]")
+    _int64(op, "indices", indices)
+    if values is not None:
+        _matrix(op, "values", values, "[B, k]")
+        _same_shape(op, "indices", indices, "values", values)
+
+
+def _num_factors(op: str, value: int) -> None:
+    torch._check_value(value >= 0, lambda: f"{op}: num_factors must be at least 0, got {value}")
+
+
+@fake
+def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    op = "topk"
+    torch._check_value(x.dim() >= 1, lambda: f"{op}: x must have shape [..., n], got {list(x.shape)}")
+    _checks.k(op, k, x.shape[-1])
+    size = [*x.shape[:-1], k]
+    return x.new_empty(size), x.new_empty(size, dtype=torch.int64)
+
+
+@fake
+def topk_encode(x: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    op = "topk_encode"
+    _matrix(op, "x", x, "[B, d]")
+    _matrix(op, "weight", weight, "[H, d]")
+    torch._check_value(
+        x.shape[1] == weight.shape[1],
+        lambda: f"{op}: weight must have shape [H, {x.shape[1]}] to go with x, got {list(weight.shape)}",
+    )
+    _same_dtype(op, "x", x, "weight", weight)
+    _bias(op, bias, weight.shape[0], "x", x)
+    _checks.k(op, k, weight.shape[0])
+    size = (x.shape[0], k)
+    return x.new_empty(size), x.new_empty(size, dtype=torch.int64)
+
+
+@fake
+def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    op = "sparse_decode"
+    _codes(op, values, indices)
+    _matrix(op, "weight", weight, "[H, d]")
+    _same_dtype(op, "values", values, "weight", weight)
+    _bias(op, bias, weight.shape[1], "values", values)
+    return values.new_empty((values.shape[0], weight.shape[1]))
+
+
+@fake
+def sddmm(indices: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+    op = "sddmm"
+    _codes(op, None, indices)
+    _matrix(op, "weight", weight, "[H, d]")
+    _matrix(op, "grad", grad, "[B, d]")
+    _same_dtype(op, "weight", weight, "grad", grad)
+    wanted = [indices.shape[0], weight.shape[1]]
+    torch._check_value(
+        grad.shape[0] == wanted[0] and grad.shape[1] == wanted[1],
+        lambda: f"{op}: grad must have shape {wanted}, got {list(grad.shape)}",
+    )
+    return weight.new_empty(indices.shape)
+
+
+@fake
+def spmm_t(values: Tensor, indices: Tensor, rows: Tensor, num_factors: int) -> Tensor:
+    op = "spmm_t"
+    _codes(op, values, indices)
+    _matrix(op, "rows", rows, "[B, d]")
+    _num_factors(op, num_factors)
+    torch._check_value(
+        rows.shape[0] == values.shape[0],
+        lambda: f"{op}: rows must have shape [{values.shape[0]}, d] to go with values, got {list(rows.shape)}",
+    )
+    _same_dtype(op, "values", values, "rows", rows)
+    return values.new_empty((num_factors, rows.shape[1]))
+
+
+@fake
+def factor_counts(values: Tensor, indices: Tensor, num_factors: int) -> Tensor:
+    op = "factor_counts"
+    _codes(op, values, indices)
+    _num_factors(op, num_factors)
+    return indices.new_empty(num_factors)
+
+
+@fake
+def factor_scores(
+    values: Tensor, indices: Tensor, rate: Tensor, eps: float, validate: bool | None
+) -> tuple[Tensor, Tensor]:
+    op = "factor_scores"
+    _codes(op, values, indices)
+    torch._check_value(rate.dim() == 1, lambda: f"{op}: rate must have shape [H], got {list(rate.shape)}")
+    torch._check_value(0 <= eps < math.inf, lambda: f"{op}: eps must be finite and at least 0, got {eps:g}")
+    torch._check_value(rate.dtype in (torch.float32, torch.float64), lambda: f"{op}: rate must be float32 or float64")
+    return rate.new_empty(values.shape[0]), rate.new_empty(values.shape[0])
+
+
+@fake
+def select(scores: Tensor, k: int, largest: bool, validate: bool | None) -> Tensor:
+    op = "select"
+    torch._check_value(scores.dim() == 1, lambda: f"{op}: scores must have shape [n], got {list(scores.shape)}")
+    _checks.k(op, k, scores.shape[0])
+    return scores.new_empty(k, dtype=torch.int64)
+
+
+# --- usage ---
+
+
+def _update(op: str, counts: Tensor, selected: Tensor, decay: float) -> None:
+    torch._check_value(counts.dim() == 1, lambda: f"{op}: counts must have shape [n], got {list(counts.shape)}")
+    torch._check_value(
+        counts.shape[0] < 2 or counts.stride(0) != 0,
+        lambda: f"{op}: counts must not be an expanded tensor, whose elements share memory",
+    )
+    torch._check_value(selected.dim() == 1, lambda: f"{op}: selected must have shape [m], got {list(selected.shape)}")
+    _int64(op, "selected", selected)
+    torch._check_value(0 <= decay <= 1, lambda: f"{op}: decay must be between 0 and 1, got {decay:g}")
+    _counts(op, counts)
+    torch._check_value(
+        counts.dtype.is_floating_point or decay == 1,
+        lambda: f"{op}: decay must be 1 for integer counts, got {decay:g}",
+    )
+
+
+def _counts(op: str, counts: Tensor) -> None:
+    torch._check_value(
+        counts.dtype in (torch.float32, torch.float64, torch.int32, torch.int64),
+        lambda: f"{op}: counts must be float32, float64, int32 or int64",
+    )
+
+
+def _penalty(op: str, scores: Tensor, counts: Tensor, gamma: float, form: str, step: int) -> Tensor:
+    _same_shape(op, "scores", scores, "counts", counts)
+    torch._check_value(0 <= gamma < math.inf, lambda: f"{op}: gamma must be finite and at least 0, got {gamma:g}")
+    _checks.choice(op, "form", form, ("linear", "exp", "rate"))
+    torch._check_value(step >= 1, lambda: f"{op}: step must be at least 1, got {step}")
+    _counts(op, counts)
+    return _like(scores)
+
+
+@fake
+def usage_update_(counts: Tensor, selected: Tensor, decay: float) -> None:
+    _update("usage_update_", counts, selected, decay)
+
+
+@fake
+def usage_penalty(scores: Tensor, counts: Tensor, gamma: float, form: str, step: int) -> Tensor:
+    return _penalty("usage_penalty", scores, counts, gamma, form, step)
+
+
+@fake
+def usage_step_(
+    counts: Tensor, selected: Tensor, scores: Tensor, gamma: float, decay: float, form: str, step: int
+) -> Tensor:
+    op = "usage_step_"
+    _update(op, counts, selected, decay)
+    return _penalty(op, scores, counts, gamma, form, step)

@@ -56,7 +56,7 @@ def key(
 
     Raises:
         ValueError: both ``seed`` and ``generator`` are given.
-        TypeError: ``seed`` is not an int.
+        TypeError: ``seed`` is not an int, or ``generator`` not a Generator.
 
     Example:
         >>> import pysel
@@ -72,6 +72,8 @@ def key(
         seed = seed % 2**64
         return torch.tensor([seed - 2**64 if seed >= 2**63 else seed, 0], dtype=torch.int64, device=device)
     if generator is not None:
+        if not isinstance(generator, Generator):
+            raise TypeError(f"key: generator must be a torch.Generator, got {type(generator).__name__}")
         return _draw(torch.device(device) if device is not None else generator.device, generator)
     where = torch.device(device) if device is not None else torch.get_default_device()
     if torch._C._are_functorch_transforms_active():

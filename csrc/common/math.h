@@ -45,8 +45,8 @@ struct Float<float> {
   static constexpr float kInvLn2 = 0x1.715476p+0f;
   static constexpr float kRoundMagic = 0x1.8p+23f;  // adding it rounds to an integer held in the low bits
   static constexpr float kExpMin = -104.0f;         // exp rounds to zero from here on
-  static constexpr float kLog[] = {-0x1.fffff8p-2f, 0x1.555550p-2f, -0x1.000428p-2f, 0x1.99a400p-3f, -0x1.5426fep-3f,
-                                   0x1.227056p-3f,  -0x1.0f39f0p-3f, 0x1.085240p-3f, -0x1.383c1cp-4f};
+  static constexpr float kLog[] = {-0x1.fffff8p-2f, 0x1.555550p-2f,  -0x1.000428p-2f, 0x1.99a400p-3f, -0x1.5426fep-3f,
+                                   0x1.227056p-3f,  -0x1.0f39f0p-3f, 0x1.085240p-3f,  -0x1.383c1cp-4f};
   static constexpr float kExp[] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.1239e2p-7f, 0x1.6a2434p-10f};
 };
 
@@ -65,13 +65,11 @@ struct Float<double> {
   static constexpr double kInvLn2 = 0x1.71547652b82fep+0;
   static constexpr double kRoundMagic = 0x1.8p+52;
   static constexpr double kExpMin = -746.0;
-  static constexpr double kLog[] = {-0x1.0000000000003p-1, 0x1.555555555551ep-2,  -0x1.fffffffffdc7fp-3,
-                                    0x1.99999999a1193p-3,  -0x1.55555556f3e24p-3, 0x1.249249227c32ep-3,
-                                    -0x1.fffffeef07487p-4, 0x1.c71c71bcaa15fp-4,  -0x1.9999c9ed6ff76p-4,
-                                    0x1.745d48f999627p-4,  -0x1.5550662da7a15p-4, 0x1.3b0a79fc5169bp-4,
-                                    -0x1.24dcac106718bp-4, 0x1.11dbc091d1a9ep-4,  -0x1.fb704680534d1p-5,
-                                    0x1.cf8bf37cc2738p-5,  -0x1.d120bf03fd001p-5, 0x1.0b7f4bda4c98dp-4,
-                                    -0x1.ec2efa0aecc58p-5, 0x1.acfabb8ffdacap-6};
+  static constexpr double kLog[] = {
+      -0x1.0000000000003p-1, 0x1.555555555551ep-2,  -0x1.fffffffffdc7fp-3, 0x1.99999999a1193p-3,  -0x1.55555556f3e24p-3,
+      0x1.249249227c32ep-3,  -0x1.fffffeef07487p-4, 0x1.c71c71bcaa15fp-4,  -0x1.9999c9ed6ff76p-4, 0x1.745d48f999627p-4,
+      -0x1.5550662da7a15p-4, 0x1.3b0a79fc5169bp-4,  -0x1.24dcac106718bp-4, 0x1.11dbc091d1a9ep-4,  -0x1.fb704680534d1p-5,
+      0x1.cf8bf37cc2738p-5,  -0x1.d120bf03fd001p-5, 0x1.0b7f4bda4c98dp-4,  -0x1.ec2efa0aecc58p-5, 0x1.acfabb8ffdacap-6};
   static constexpr double kExp[] = {0x1.000000000000ap-1,  0x1.55555555554fap-3,  0x1.555555555087dp-5,
                                     0x1.1111111127be7p-7,  0x1.6c16c1842a0ffp-10, 0x1.a01a012a570b6p-13,
                                     0x1.a0199a0c691c3p-16, 0x1.71df2553cf019p-19, 0x1.28ad72cc49578p-22,

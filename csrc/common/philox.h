@@ -43,9 +43,9 @@ struct Key {
 
   PYSEL_HD PhiloxBlock block(Stream stream, uint64_t index) const {
     const uint64_t counter = offset + index;
-    return philox({{static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
-                    static_cast<uint32_t>(stream), 0u}},
-                  static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+    return philox(
+        {{static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32), static_cast<uint32_t>(stream), 0u}},
+        static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
   }
 
   PYSEL_HD uint32_t word(Stream stream, uint64_t element) const {

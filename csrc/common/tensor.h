@@ -48,10 +48,14 @@ inline std::vector<int64_t> sizes(const Tensor& t) { return {t.sizes().begin(), 
 template <typename F>
 auto dispatch_floating(const char* op, const char* argument, const Tensor& t, F f) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return f.template operator()<float>();
-    case ScalarType::Double: return f.template operator()<double>();
-    case ScalarType::BFloat16: return f.template operator()<BFloat16>();
-    case ScalarType::Half: return f.template operator()<Half>();
+    case ScalarType::Float:
+      return f.template operator()<float>();
+    case ScalarType::Double:
+      return f.template operator()<double>();
+    case ScalarType::BFloat16:
+      return f.template operator()<BFloat16>();
+    case ScalarType::Half:
+      return f.template operator()<Half>();
     default:
       throw std::invalid_argument(text(op, ": ", argument, " must be float32, float64, bfloat16 or float16"));
   }

@@ -59,9 +59,9 @@ namespace avx512 {
 #undef PYSEL_VARIANT
 
 // The chosen variant's `function`, which may be a template-id.
-#define PYSEL_CHOOSE(...)                                                       \
-  (::pysel::variant() == ::pysel::Variant::avx512 ? avx512::__VA_ARGS__         \
-   : ::pysel::variant() == ::pysel::Variant::avx2 ? avx2::__VA_ARGS__           \
+#define PYSEL_CHOOSE(...)                                               \
+  (::pysel::variant() == ::pysel::Variant::avx512 ? avx512::__VA_ARGS__ \
+   : ::pysel::variant() == ::pysel::Variant::avx2 ? avx2::__VA_ARGS__   \
                                                   : portable::__VA_ARGS__)
 
 #else

@@ -83,8 +83,7 @@ A dot(const T* grad, const T* y, int n) {
 
 template <typename T, typename A>
 void softmax_gradient(const T* grad, const T* y, int n, A mean, A tau, T* out) {
-  for (int i = 0; i < n; ++i)
-    out[i] = static_cast<T>(static_cast<A>(y[i]) * (static_cast<A>(grad[i]) - mean) / tau);
+  for (int i = 0; i < n; ++i) out[i] = static_cast<T>(static_cast<A>(y[i]) * (static_cast<A>(grad[i]) - mean) / tau);
 }
 
 // sigmoid(t) from exp of -|t|, so that nothing overflows.
@@ -177,10 +176,11 @@ double read_tau(const char* op, const Tensor& tau, bool zero_allowed) {
   return value;
 }
 
-// tau as a divisor: a positive one too small for the type must not become zero.
+// tau as a divisor: one that the type cannot hold becomes neither zero nor infinite.
 template <typename A>
 A divisor(double tau) {
-  return std::max(static_cast<A>(tau), Float<A>::kSmallestNormal);
+  constexpr double smallest = Float<A>::kSmallestNormal, largest = std::numeric_limits<A>::max();
+  return static_cast<A>(std::clamp(tau, smallest, largest));
 }
 
 template <typename A>
@@ -338,9 +338,15 @@ void check_logits(const char* op, const T* x, const Layout& layout, bool need_fi
   });
 }
 
-void check_out(const char* op, const Tensor& out, const std::vector<int64_t>& size, ScalarType dtype) {
-  check_value(sizes(out) == size && out.scalar_type() == dtype && out.is_contiguous() && out.is_cpu(), op,
-              ": out must be a contiguous CPU tensor of the result's shape and dtype, got shape ", shape(out));
+// Kernels read logits while they write: only the very same elements may be both. Strided logits are copied first.
+void check_out(const char* op, const Tensor& out, const Tensor& logits) {
+  check_value(
+      sizes(out) == sizes(logits) && out.scalar_type() == logits.scalar_type() && out.is_contiguous() && out.is_cpu(),
+      op, ": out must be a contiguous CPU tensor of the result's shape and dtype, got shape ", shape(out));
+  const auto to = reinterpret_cast<uintptr_t>(out.data_ptr()), from = reinterpret_cast<uintptr_t>(logits.data_ptr());
+  const uintptr_t bytes = static_cast<uintptr_t>(out.numel()) * out.element_size();
+  check_value(!logits.is_contiguous() || to == from || to + bytes <= from || from + bytes <= to, op,
+              ": out must be logits itself or share no memory with it");
 }
 
 void write_gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start, bool validate,
@@ -376,7 +382,7 @@ Tensor gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool h
 
 void gumbel_softmax_out(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start,
                         std::optional<bool> validate, Tensor out) {
-  check_out("gumbel_softmax", out, sizes(logits), logits.scalar_type());
+  check_out("gumbel_softmax", out, logits);
   write_gumbel_softmax(logits, tau, key, dim, hard, start, validate.value_or(true), false, out);
 }
 
@@ -486,9 +492,9 @@ void write_gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int6
     if (validate && !fresh) check_logits(op, s, Layout{1, n, 1}, false);
     each_chunk(n, true, [&](int64_t c) {
       const int64_t at = c * kChunk;
-      const bool plus_inf =
-          PYSEL_CHOOSE(gate<T, A>)(s + at, k, static_cast<uint64_t>(start + at), chunk_size(n, c), divisor<A>(t), hard,
-                                   GateRange<T>::low, GateRange<T>::high, w + at);
+      const bool plus_inf = PYSEL_CHOOSE(gate<T, A>)(
+          s + at, k, static_cast<uint64_t>(start) + static_cast<uint64_t>(at), chunk_size(n, c), divisor<A>(t), hard,
+          GateRange<T>::low, GateRange<T>::high, w + at);
       check_value(!plus_inf || !validate, op, ": logits must be below +inf, got +inf");
     });
   });
@@ -502,7 +508,7 @@ Tensor gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t 
 
 void gumbel_sigmoid_out(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, std::optional<bool> validate,
                         Tensor out) {
-  check_out("gumbel_sigmoid", out, sizes(logits), logits.scalar_type());
+  check_out("gumbel_sigmoid", out, logits);
   write_gumbel_sigmoid(logits, tau, key, hard, start, validate.value_or(true), false, out);
 }
 
@@ -528,7 +534,8 @@ Tensor gumbel_sigmoid_backward(Tensor grad, Tensor logits, Tensor tau, Tensor ke
     each_chunk(logits.numel(), true, [&](int64_t c) {
       const int64_t at = c * kChunk;
       PYSEL_CHOOSE(gate_gradient<T, A>)
-      (g + at, s + at, k, static_cast<uint64_t>(start + at), chunk_size(logits.numel(), c), divisor<A>(t), to + at);
+      (g + at, s + at, k, static_cast<uint64_t>(start) + static_cast<uint64_t>(at), chunk_size(logits.numel(), c),
+       divisor<A>(t), to + at);
     });
   });
   return out;

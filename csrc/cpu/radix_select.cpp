@@ -264,10 +264,13 @@ class Selection {
       part.above += part.ties;
       if (part.ties == 0) return;
       each_chunk(p, [&](int64_t at, int count, const Bits* keys) {
-        for (int i = 0; i < count && part.ties > 0; ++i) {
-          if (keys[i] != threshold) continue;
-          bits_[(first_of(p) + at) / 64 + i / 64] |= uint64_t{1} << (i % 64);
-          --part.ties;
+        uint64_t above[kKeyChunk / 64], tied[kKeyChunk / 64];
+        PYSEL_CHOOSE(classify<Bits>)(keys, count, threshold, threshold, above, tied);
+        uint64_t* bits = bits_ + (first_of(p) + at) / 64;
+        for (int w = 0; w * 64 < count && part.ties > 0; ++w) {
+          for (; __builtin_popcountll(tied[w]) > part.ties;) tied[w] ^= uint64_t{1} << (63 - __builtin_clzll(tied[w]));
+          bits[w] |= tied[w];
+          part.ties -= __builtin_popcountll(tied[w]);
         }
       });
     });

@@ -11,7 +11,8 @@ constexpr const char* kNames[] = {"portable", "avx2", "avx512"};
 bool supported(Variant v) {
 #if defined(__x86_64__)
   switch (v) {
-    case Variant::portable: return true;
+    case Variant::portable:
+      return true;
     case Variant::avx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
     case Variant::avx512:

@@ -2,5 +2,21 @@
 
 from pysel.ops.gumbel import gumbel_argmax, gumbel_sigmoid, gumbel_softmax
 from pysel.ops.sample import weighted_sample
+from pysel.ops.topk import factor_counts, factor_scores, select, sparse_decode, topk, topk_encode
+from pysel.ops.usage import usage_penalty, usage_step_, usage_update_
 
-__all__ = ["gumbel_argmax", "gumbel_sigmoid", "gumbel_softmax", "weighted_sample"]
+__all__ = [
+    "factor_counts",
+    "factor_scores",
+    "gumbel_argmax",
+    "gumbel_sigmoid",
+    "gumbel_softmax",
+    "select",
+    "sparse_decode",
+    "topk",
+    "topk_encode",
+    "usage_penalty",
+    "usage_step_",
+    "usage_update_",
+    "weighted_sample",
+]

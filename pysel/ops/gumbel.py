@@ -15,7 +15,11 @@ __all__ = ["gumbel_argmax", "gumbel_sigmoid", "gumbel_softmax"]
 def _tau(op: str, tau: float | Tensor, logits: Tensor) -> Tensor:
     if not isinstance(tau, Tensor):
         _checks.number(op, "tau", tau)
-        return torch.tensor(tau, dtype=torch.float64)
+        if torch.compiler.is_compiling():
+            # a float passed through arithmetic stays an input of the graph; torch.tensor would bake its value in
+            return torch.ones((), dtype=torch.float64, device="cpu") * tau
+        # on the CPU whatever torch's default device is: the kernel reads it there
+        return torch.tensor(tau, dtype=torch.float64, device="cpu")
     _checks.tensor(op, "tau", tau)
     _checks.no_grad(op, "tau", tau)
     if tau.device.type != "cpu":
@@ -84,6 +88,7 @@ def gumbel_softmax(
     """
     op = "gumbel_softmax"
     _checks.tensor(op, "logits", logits)
+    _checks.integer(op, "dim", dim)
     _checks.integer(op, "start", start)
     resolved = resolve(op, key, generator, logits.device)
     x = _full_precision(logits)
@@ -178,6 +183,7 @@ def gumbel_argmax(
     """
     op = "gumbel_argmax"
     _checks.tensor(op, "logits", logits)
+    _checks.integer(op, "dim", dim)
     _checks.integer(op, "start", start)
     resolved = resolve(op, key, generator, logits.device)
     return torch.ops.pysel.gumbel_argmax(logits.detach(), resolved, dim, start, validate)

@@ -19,10 +19,23 @@ from pysel.reference.gumbel import (
 )
 from pysel.reference.random import fold_in, noise, random_words, split
 from pysel.reference.sample import weighted_sample
+from pysel.reference.topk import (
+    factor_counts,
+    factor_scores,
+    sddmm,
+    select,
+    sparse_decode,
+    spmm_t,
+    topk,
+    topk_encode,
+)
+from pysel.reference.usage import usage_penalty, usage_step_, usage_update_
 
-OPS = {
+OPS: dict[str, Callable[..., Any]] = {
     f.__name__: f
     for f in (
+        factor_counts,
+        factor_scores,
         fold_in,
         gumbel_argmax,
         gumbel_sigmoid,
@@ -31,7 +44,16 @@ OPS = {
         gumbel_softmax_backward,
         noise,
         random_words,
+        sddmm,
+        select,
+        sparse_decode,
         split,
+        spmm_t,
+        topk,
+        topk_encode,
+        usage_penalty,
+        usage_step_,
+        usage_update_,
         weighted_sample,
     )
 }

@@ -16,8 +16,8 @@ def _tau(op: str, tau: Tensor, zero_allowed: bool, like: Tensor) -> Tensor:
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
         raise ValueError(f"{op}: tau must be finite and above 0 (0 only with hard=True), got {value:g}")
     # a tensor on the same device, because torch divides by a number through its reciprocal there
-    smallest = torch.finfo(like.dtype).tiny
-    return torch.full((), value, dtype=like.dtype, device=like.device).clamp_min(smallest)
+    info = torch.finfo(like.dtype)
+    return torch.full((), min(max(value, info.tiny), info.max), dtype=like.dtype, device=like.device)
 
 
 def _check_rows(op: str, logits: Tensor, z: Tensor, dim: int, validate: bool | None) -> None:

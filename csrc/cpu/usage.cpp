@@ -1,0 +1,274 @@
+// How often each sample has been used, and the penalty that rotates samples (arXiv 2603.04981; the forms and the decay
+// are ours).
+//
+// Counts are handled in blocks that stay in cache: decay, +1 for each selected index of the block, penalty. Selected
+// indices come grouped by block, which ascending ones are already; others are brought into groups first. So no two
+// threads touch a count, and counts, scores and result cross the memory bus once.
+#ifdef PYSEL_VARIANT
+
+template <typename C>
+void scale(C* counts, int n, C factor) {
+  for (int i = 0; i < n; ++i) counts[i] *= factor;
+}
+
+template <typename C, typename A>
+void convert(const C* counts, int n, A* out) {
+  for (int i = 0; i < n; ++i) out[i] = static_cast<A>(counts[i]);
+}
+
+// exp(x) also above zero (counts below zero): exp_nonpositive holds there until 2^(x / ln 2) leaves the range, and
+// gives inf soon after.
+template <typename A>
+inline __attribute__((always_inline)) A exp_clamped(A x) {
+  constexpr A most = sizeof(A) == 4 ? A{128} : A{1024};
+  return exp_nonpositive(x > most ? most : x);
+}
+
+template <typename S, typename A>
+void penalise(const S* scores, const A* counts, int n, Form form, A gamma, A step, S* out) {
+  switch (form) {
+    case Form::linear:
+      for (int i = 0; i < n; ++i) out[i] = static_cast<S>(static_cast<A>(scores[i]) - gamma * counts[i]);
+      break;
+    case Form::exp:
+      for (int i = 0; i < n; ++i)
+        out[i] = static_cast<S>(static_cast<A>(scores[i]) * exp_clamped(-(gamma * counts[i])));
+      break;
+    case Form::rate:
+      for (int i = 0; i < n; ++i) out[i] = static_cast<S>(static_cast<A>(scores[i]) - gamma * counts[i] / step);
+      break;
+  }
+}
+
+#else
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "common/math.h"
+#include "cpu/chunk.h"
+
+namespace pysel {
+namespace {
+
+enum class Form { linear, exp, rate };
+
+}  // namespace
+}  // namespace pysel
+
+#define PYSEL_FILE "cpu/usage.cpp"
+#include "cpu/each_variant.h"
+
+namespace pysel {
+namespace {
+
+constexpr int64_t kBlock = 16 * kChunk;
+
+// The penalty is computed in float32 only where counts and scores are no wider. Integer counts go through float64,
+// which holds them exactly to 2^53.
+template <typename S, typename C>
+using PenaltyType = std::conditional_t<std::is_same_v<C, float> && !std::is_same_v<S, double>, float, double>;
+
+struct Penalty {
+  Form form;
+  double gamma;
+  int64_t step;
+
+  Penalty(const char* op, double gamma, const std::string& name, int64_t step)
+      : form(name == "exp"    ? Form::exp
+             : name == "rate" ? Form::rate
+                              : Form::linear),
+        gamma(gamma),
+        step(step) {
+    check_value(std::isfinite(gamma) && gamma >= 0, op, ": gamma must be finite and at least 0, got ", gamma);
+    check_value(name == "linear" || name == "exp" || name == "rate", op, ": form must be linear, exp or rate, got ",
+                name);
+    check_value(step >= 1, op, ": step must be at least 1, got ", step);
+  }
+
+  // A chunk of at most kChunk.
+  template <typename S, typename C>
+  void apply(const S* scores, const C* counts, int n, S* out) const {
+    using A = PenaltyType<S, C>;
+    // the largest number of a narrower type, not inf: inf times a count of 0 is NaN
+    const A g = static_cast<A>(std::min(gamma, static_cast<double>(std::numeric_limits<A>::max())));
+    alignas(64) A buffer[kChunk];
+    const A* used = buffer;
+    if constexpr (std::is_same_v<A, C>)
+      used = counts;
+    else
+      PYSEL_CHOOSE(convert<C, A>)(counts, n, buffer);
+    PYSEL_CHOOSE(penalise<S, A>)(scores, used, n, form, g, static_cast<A>(step), out);
+  }
+};
+
+// f.template operator()<C>() for the counts' type.
+template <typename F>
+void dispatch_counts(const char* op, const Tensor& counts, F f) {
+  switch (counts.scalar_type()) {
+    case ScalarType::Float:
+      return f.template operator()<float>();
+    case ScalarType::Double:
+      return f.template operator()<double>();
+    case ScalarType::Int:
+      return f.template operator()<int32_t>();
+    case ScalarType::Long:
+      return f.template operator()<int64_t>();
+    default:
+      throw std::invalid_argument(text(op, ": counts must be float32, float64, int32 or int64"));
+  }
+}
+
+// Selected indices grouped by the block of counts they fall into.
+class Grouped {
+ public:
+  Grouped(const char* op, const Tensor& selected, int64_t n)
+      : tensor_(torch::stable::contiguous(selected)),
+        data_(static_cast<const int64_t*>(tensor_.data_ptr())),
+        start_(static_cast<size_t>((n + kBlock - 1) / kBlock + 1)) {
+    const int64_t m = selected.numel();
+    std::atomic<bool> ascending{true};
+    parallel_for(m, kGrain, [&](int64_t begin, int64_t end) {
+      bool outside = false, descends = false;
+      for (int64_t i = begin; i < end; ++i) {
+        outside |= static_cast<uint64_t>(data_[i]) >= static_cast<uint64_t>(n);
+        descends |= data_[i] < data_[std::max<int64_t>(i - 1, 0)];
+      }
+      if (descends) ascending = false;
+      if (!outside) return;
+      const int64_t bad = *std::find_if(data_ + begin, data_ + end, [&](int64_t i) { return i < 0 || i >= n; });
+      check_index(n > 0, op, ": selected must be empty for empty counts, got ", bad);
+      check_index(false, op, ": selected must be between 0 and ", n - 1, ", got ", bad);
+    });
+    if (ascending) {
+      for (size_t b = 0; b + 1 < start_.size(); ++b)
+        start_[b] = std::lower_bound(data_, data_ + m, static_cast<int64_t>(b) * kBlock) - data_;
+      start_.back() = m;
+    } else {
+      sort_by_block(m);
+    }
+  }
+
+  int64_t blocks() const { return static_cast<int64_t>(start_.size()) - 1; }
+  const int64_t* begin(int64_t block) const { return data_ + start_[static_cast<size_t>(block)]; }
+  const int64_t* end(int64_t block) const { return begin(block + 1); }
+
+ private:
+  void sort_by_block(int64_t m) {
+    for (int64_t i = 0; i < m; ++i) ++start_[static_cast<size_t>(data_[i] / kBlock + 1)];
+    for (size_t b = 1; b < start_.size(); ++b) start_[b] += start_[b - 1];
+    std::vector<int64_t> next(start_.begin(), start_.end() - 1);
+    sorted_.resize(static_cast<size_t>(m));
+    for (int64_t i = 0; i < m; ++i)
+      sorted_[static_cast<size_t>(next[static_cast<size_t>(data_[i] / kBlock)]++)] = data_[i];
+    data_ = sorted_.data();
+  }
+
+  Tensor tensor_;
+  const int64_t* data_;
+  std::vector<int64_t> start_;  // of each block's group, and the end
+  std::vector<int64_t> sorted_;
+};
+
+void check_update(const char* op, const Tensor& counts, const Tensor& selected, double decay) {
+  check_value(counts.dim() == 1, op, ": counts must have shape [n], got ", shape(counts));
+  check_value(counts.size(0) < 2 || counts.stride(0) != 0, op,
+              ": counts must not be an expanded tensor, whose elements share memory");
+  check_value(selected.dim() == 1, op, ": selected must have shape [m], got ", shape(selected));
+  check_dtype(op, "selected", selected, ScalarType::Long, "int64");
+  check_value(selected.is_cpu(), op, ": selected must be on the CPU like counts");
+  check_value(decay >= 0 && decay <= 1, op, ": decay must be between 0 and 1, got ", decay);
+}
+
+// Decays and counts; then `after(at, n, counts)` sees each chunk, if `visit_all` even where nothing changed.
+template <typename C, typename F>
+void update(const char* op, const Tensor& counts, const Tensor& selected, double decay, bool visit_all,
+            const F& after) {
+  if constexpr (std::is_integral_v<C>) check_value(decay == 1, op, ": decay must be 1 for integer counts, got ", decay);
+  const int64_t n = counts.size(0), stride = n > 0 ? counts.stride(0) : 1;
+  const Grouped grouped(op, selected, n);
+  C* data = static_cast<C*>(counts.data_ptr());
+  parallel_for(grouped.blocks(), 1, [&](int64_t first, int64_t last) {
+    std::vector<C> gathered(stride == 1 ? 0 : kBlock);
+    for (int64_t b = first; b < last; ++b) {
+      if (decay == 1 && !visit_all && grouped.begin(b) == grouped.end(b)) continue;
+      const int64_t at = b * kBlock;
+      const int size = static_cast<int>(std::min(kBlock, n - at));
+      C* block = stride == 1 ? data + at : gathered.data();
+      if (stride != 1)
+        for (int i = 0; i < size; ++i) block[i] = data[(at + i) * stride];
+      if (decay != 1) PYSEL_CHOOSE(scale<C>)(block, size, static_cast<C>(decay));
+      for (const int64_t* s = grouped.begin(b); s != grouped.end(b); ++s) block[*s - at] += C{1};
+      for (int i = 0; i < size; i += kChunk) after(at + i, std::min(kChunk, size - i), block + i);
+      if (stride != 1)
+        for (int i = 0; i < size; ++i) data[(at + i) * stride] = block[i];
+    }
+  });
+}
+
+void usage_update_(Tensor counts, Tensor selected, double decay) {
+  constexpr const char* op = "usage_update_";
+  check_update(op, counts, selected, decay);
+  dispatch_counts(op, counts,
+                  [&]<typename C>() { update<C>(op, counts, selected, decay, false, [](int64_t, int, const C*) {}); });
+}
+
+void check_scores(const char* op, const Tensor& scores, const Tensor& counts) {
+  check_value(sizes(scores) == sizes(counts), op, ": scores must have the shape of counts, ", shape(counts), ", got ",
+              shape(scores));
+  check_value(scores.is_cpu() && counts.is_cpu(), op, ": scores must be on the device of counts, the CPU");
+}
+
+Tensor usage_penalty(Tensor scores, Tensor counts, double gamma, std::string form, int64_t step) {
+  constexpr const char* op = "usage_penalty";
+  check_scores(op, scores, counts);
+  const Penalty penalty(op, gamma, form, step);
+  Tensor out = empty_cpu(sizes(scores), scores.scalar_type());
+  dispatch_floating(op, "scores", scores, [&]<typename S>() {
+    dispatch_counts(op, counts, [&]<typename C>() {
+      const Tensor scores_c = torch::stable::contiguous(scores), counts_c = torch::stable::contiguous(counts);
+      const S* from = static_cast<const S*>(scores_c.data_ptr());
+      const C* used = static_cast<const C*>(counts_c.data_ptr());
+      each_chunk(scores.numel(), true, [&](int64_t c) {
+        const int64_t at = c * kChunk;
+        penalty.apply(from + at, used + at, chunk_size(scores.numel(), c), static_cast<S*>(out.data_ptr()) + at);
+      });
+    });
+  });
+  return out;
+}
+
+Tensor usage_step_(Tensor counts, Tensor selected, Tensor scores, double gamma, double decay, std::string form,
+                   int64_t step) {
+  constexpr const char* op = "usage_step_";
+  check_update(op, counts, selected, decay);
+  check_scores(op, scores, counts);
+  const Penalty penalty(op, gamma, form, step);
+  Tensor out = empty_cpu(sizes(scores), scores.scalar_type());
+  dispatch_floating(op, "scores", scores, [&]<typename S>() {
+    dispatch_counts(op, counts, [&]<typename C>() {
+      const Tensor scores_c = torch::stable::contiguous(scores);
+      const S* from = static_cast<const S*>(scores_c.data_ptr());
+      S* to = static_cast<S*>(out.data_ptr());
+      update<C>(op, counts, selected, decay, true,
+                [&](int64_t at, int n, const C* used) { penalty.apply(from + at, used, n, to + at); });
+    });
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace pysel
+
+STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
+  m.impl("usage_update_", TORCH_BOX(&pysel::usage_update_));
+  m.impl("usage_penalty", TORCH_BOX(&pysel::usage_penalty));
+  m.impl("usage_step_", TORCH_BOX(&pysel::usage_step_));
+}
+
+#endif

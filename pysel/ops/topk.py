@@ -1,0 +1,253 @@
+"""Exact selection of the largest, and the sparse products of a TopK sparse autoencoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pysel import _autograd, _checks
+
+__all__ = ["factor_counts", "factor_scores", "select", "sparse_decode", "topk", "topk_encode"]
+
+_INT64 = (torch.int64,)
+
+
+def _as_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Under autocast, what torch's linear does to its arguments; float64 stays."""
+    device = x.device.type
+    if not torch.is_autocast_enabled(device):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(t: Tensor) -> Tensor:
+        return t if t.dtype == torch.float64 else t.to(dtype)
+
+    return cast(x), cast(weight), None if bias is None else cast(bias)
+
+
+def _check_like(op: str, like_name: str, like: Tensor, **others: Tensor | None) -> None:
+    for name, value in others.items():
+        if value is not None:
+            _checks.same_dtype(op, name, value, like_name, like)
+            _checks.same_device(op, name, value, like_name, like)
+
+
+def _check_codes(op: str, values: Tensor, indices: Tensor) -> None:
+    _checks.tensor(op, "values", values)
+    _checks.tensor(op, "indices", indices, _INT64)
+    _checks.same_device(op, "indices", indices, "values", values)
+
+
+def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Find the k largest elements of each row, in descending order.
+
+    As :func:`torch.topk` along the last dimension, with ties decided: the lowest index comes first. NaN is the largest
+    of all, and -0 equals 0.
+
+    Args:
+        x: [..., n], float32, float64, bfloat16 or float16.
+        k: between 0 and n.
+
+    Returns:
+        values [..., k] like ``x``, and their int64 indices [..., k]. The gradient reaches the selected elements; a
+        second derivative raises.
+
+    Raises:
+        ValueError: ``x`` has no dimension.
+        IndexError: ``k`` is out of range.
+        TypeError: a wrong type or dtype.
+
+    Example:
+        >>> import torch, pysel
+        >>> pysel.topk(torch.tensor([1.0, 3.0, 2.0, 3.0]), 3)
+        (tensor([3., 3., 2.]), tensor([1, 3, 2]))
+    """
+    op = "topk"
+    _checks.tensor(op, "x", x)
+    _checks.integer(op, "k", k)
+    return _autograd.topk_op(x, k)
+
+
+def topk_encode(x: Tensor, weight: Tensor, bias: Tensor | None = None, k: int = 32) -> tuple[Tensor, Tensor]:
+    """Encode sparsely: the k largest of ``relu(x @ weight.T + bias)`` in each row.
+
+    On the CPU the activations exist a tile at a time, never all [B, H] of them. Ties go to the lowest index; a row with
+    fewer than k positive activations is filled with zeros of the lowest indices; NaN is the largest of all. Under
+    autocast the arguments are cast as for :func:`torch.nn.functional.linear`.
+
+    Args:
+        x: [B, d], float32, float64, bfloat16 or float16.
+        weight: [H, d], like ``x``.
+        bias: [H], like ``x``, or None.
+        k: between 0 and H.
+
+    Returns:
+        values [B, k] like ``x``, descending, and their int64 indices [B, k]. Gradients pass through the selected
+        positive activations; a second derivative raises.
+
+    Raises:
+        ValueError: shapes or devices that do not fit.
+        IndexError: ``k`` is out of range.
+        TypeError: a wrong type or dtype, or mixed dtypes.
+
+    Example:
+        >>> import torch, pysel
+        >>> pysel.topk_encode(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 1.0]]), k=2)
+        (tensor([[3., 1.]]), tensor([[2, 0]]))
+
+    Source: Gao et al., arXiv 2406.04093 (TopK sparse autoencoders).
+    """
+    op = "topk_encode"
+    _checks.tensor(op, "x", x)
+    _checks.tensor(op, "weight", weight)
+    if bias is not None:
+        _checks.tensor(op, "bias", bias)
+    _checks.integer(op, "k", k)
+    x, weight, bias = _as_linear(x, weight, bias)
+    _check_like(op, "x", x, weight=weight, bias=bias)
+    return _autograd.topk_encode_op(x, weight, bias, k)
+
+
+def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Decode sparse codes: row b is the sum over j of ``values[b, j] * weight[indices[b, j]]``, plus the bias.
+
+    Half types are summed in float32. Deterministic, the gradient included: it goes by factor in ascending row order,
+    without atomics. Under autocast the arguments are cast as for :func:`torch.nn.functional.linear`.
+
+    Args:
+        values: [B, k], float32, float64, bfloat16 or float16.
+        indices: [B, k], int64, in [0, H). An index that a row lists twice counts twice.
+        weight: [H, d], like ``values``.
+        bias: [d], like ``values``, or None.
+
+    Returns:
+        [B, d], like ``values``. Differentiable in values, weight and bias; a second derivative raises.
+
+    Raises:
+        ValueError: shapes or devices that do not fit.
+        IndexError: an index out of range.
+        TypeError: a wrong type or dtype, or mixed dtypes.
+
+    Example:
+        >>> import torch, pysel
+        >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]])
+        >>> pysel.sparse_decode(torch.tensor([[2.0, 3.0]]), torch.tensor([[0, 1]]), weight)
+        tensor([[2., 3.]])
+
+    Source: Gao et al., arXiv 2406.04093 (TopK sparse autoencoders).
+    """
+    op = "sparse_decode"
+    _check_codes(op, values, indices)
+    _checks.tensor(op, "weight", weight)
+    if bias is not None:
+        _checks.tensor(op, "bias", bias)
+    values, weight, bias = _as_linear(values, weight, bias)
+    _check_like(op, "values", values, weight=weight, bias=bias)
+    return _autograd.sparse_decode_op(values, indices, weight, bias)
+
+
+def factor_counts(values: Tensor, indices: Tensor, num_factors: int) -> Tensor:
+    """Count the rows in which each factor is active.
+
+    A factor is active in a row that lists it with a value above 0 (NaN is not), and counts once however often the row
+    lists it.
+
+    Args:
+        values: [B, k], float32, float64, bfloat16 or float16.
+        indices: [B, k], int64, in [0, num_factors).
+        num_factors: H, 0 or more.
+
+    Returns:
+        int64 [H].
+
+    Raises:
+        ValueError: shapes or devices that do not fit, or ``num_factors`` below 0.
+        IndexError: an index out of range.
+        TypeError: a wrong type or dtype.
+
+    Example:
+        >>> import torch, pysel
+        >>> values, indices = torch.tensor([[2.0, 0.0], [1.0, 3.0]]), torch.tensor([[0, 1], [2, 0]])
+        >>> pysel.factor_counts(values, indices, 3)
+        tensor([2, 0, 1])
+
+    Source: arXiv 2603.04981 (factors of a data set); the counting rule is ours.
+    """
+    op = "factor_counts"
+    _check_codes(op, values, indices)
+    _checks.integer(op, "num_factors", num_factors)
+    return torch.ops.pysel.factor_counts(values.detach(), indices, num_factors)
+
+
+def factor_scores(
+    values: Tensor, indices: Tensor, rate: Tensor, eps: float = 1e-8, *, validate: bool | None = None
+) -> tuple[Tensor, Tensor]:
+    """Score rows by how common and how rare their factors are.
+
+    Representativeness is the mean of ``rate`` over the factors active in a row (see :func:`factor_counts`), rarity the
+    mean of ``-log(rate + eps)``. A row without an active factor has 0 of both.
+
+    Args:
+        values: [B, k], float32, float64, bfloat16 or float16.
+        indices: [B, k], int64, in [0, H).
+        rate: [H], float32 or float64, in [0, 1]: the share of rows in which each factor is active.
+        eps: keeps the logarithm finite; finite, 0 or more.
+        validate: None checks ``rate`` on the CPU; True everywhere, at the price of a wait; False nowhere. Indices are
+            always checked.
+
+    Returns:
+        representativeness [B] and rarity [B], like ``rate``. Not differentiable.
+
+    Raises:
+        ValueError: a rate outside [0, 1]; shapes or devices that do not fit; an argument that requires grad.
+        IndexError: an index out of range.
+        TypeError: a wrong type or dtype.
+
+    Example:
+        >>> import torch, pysel
+        >>> values, indices = torch.tensor([[2.0, 1.0], [0.0, 0.0]]), torch.tensor([[0, 1], [0, 1]])
+        >>> common, rare = pysel.factor_scores(values, indices, torch.tensor([1.0, 0.5]))
+        >>> common, rare.round(decimals=4)
+        (tensor([0.7500, 0.0000]), tensor([0.3466, 0.0000]))
+
+    Source: arXiv 2603.04981 for the two scores; these formulas are ours.
+    """
+    op = "factor_scores"
+    _check_codes(op, values, indices)
+    _checks.tensor(op, "rate", rate, (torch.float32, torch.float64))
+    _checks.same_device(op, "rate", rate, "values", values)
+    _checks.number(op, "eps", eps)
+    _checks.no_grad(op, "values", values)
+    _checks.no_grad(op, "rate", rate)
+    return torch.ops.pysel.factor_scores(values.detach(), indices, rate.detach(), eps, validate)
+
+
+def select(scores: Tensor, k: int, largest: bool = True, *, validate: bool | None = None) -> Tensor:
+    """Select exactly k elements of one long vector, and return their indices in ascending order.
+
+    Ties go to the lowest index, and -0 equals 0. Usually one pass over the scores, on all threads.
+
+    Args:
+        scores: [n], float32, float64, bfloat16, float16, int64 or int32.
+        k: between 0 and n.
+        largest: select the largest; else the smallest.
+        validate: None refuses NaN on the CPU; True everywhere, at the price of a wait; False nowhere (NaN is then the
+            largest).
+
+    Returns:
+        int64 [k].
+
+    Raises:
+        ValueError: a NaN score, or a shape other than [n].
+        IndexError: ``k`` is out of range.
+        TypeError: a wrong type or dtype.
+
+    Example:
+        >>> import torch, pysel
+        >>> pysel.select(torch.tensor([0.3, 0.9, 0.9, 0.1, 0.9]), 2)
+        tensor([1, 2])
+    """
+    op = "select"
+    _checks.tensor(op, "scores", scores, (*_checks.FLOATING, torch.int64, torch.int32))
+    _checks.integer(op, "k", k)
+    return torch.ops.pysel.select(scores.detach(), k, largest, validate)

@@ -1,0 +1,143 @@
+"""How often each sample has been used, and the penalty that makes samples rotate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pysel import _autograd, _checks
+
+__all__ = ["usage_penalty", "usage_step_", "usage_update_"]
+
+_FORMS = ("linear", "exp", "rate")
+_COUNTS = (torch.float32, torch.float64, torch.int32, torch.int64)
+
+
+def _check_update(op: str, counts: Tensor, selected: Tensor, decay: float) -> None:
+    _checks.tensor(op, "counts", counts, _COUNTS)
+    _checks.tensor(op, "selected", selected, (torch.int64,))
+    _checks.same_device(op, "selected", selected, "counts", counts)
+    _checks.number(op, "decay", decay)
+    _checks.no_grad(op, "counts", counts)
+    if not torch.compiler.is_compiling() and counts.is_neg():
+        raise ValueError(f"{op}: counts must not be a lazily negated view, which torch cannot change in place")
+
+
+def _check_penalty(op: str, scores: Tensor, counts: Tensor, gamma: float, form: str, step: int) -> None:
+    _checks.tensor(op, "scores", scores)
+    _checks.tensor(op, "counts", counts, _COUNTS)
+    _checks.same_device(op, "counts", counts, "scores", scores)
+    _checks.number(op, "gamma", gamma)
+    _checks.choice(op, "form", form, _FORMS)
+    _checks.integer(op, "step", step)
+
+
+def usage_update_(counts: Tensor, selected: Tensor, decay: float = 1.0) -> Tensor:
+    """Multiply counts by ``decay``, then add 1 at each selected index, in place.
+
+    An index that is listed twice counts twice. Everything is checked before anything is written. Ascending indices, as
+    :func:`select` gives them, are fastest.
+
+    Args:
+        counts: [n], float32 (exact up to 2**24, where it stays), float64, or, with ``decay`` 1, int32 or int64.
+        selected: [m], int64, in [0, n), in any order.
+        decay: in [0, 1].
+
+    Returns:
+        ``counts``.
+
+    Raises:
+        ValueError: ``decay`` out of range, or not 1 for integer counts; a wrong shape or device; counts that require
+            grad.
+        IndexError: an index out of range.
+        TypeError: a wrong type or dtype; half types would stop counting at 256 or 2048.
+
+    Example:
+        >>> import torch, pysel
+        >>> pysel.usage_update_(torch.tensor([4.0, 2.0, 0.0]), torch.tensor([0, 2, 2]), decay=0.5)
+        tensor([3., 1., 2.])
+
+    Source: arXiv 2603.04981 (usage-frequency penalty); the decay is ours.
+    """
+    op = "usage_update_"
+    _check_update(op, counts, selected, decay)
+    torch.ops.pysel.usage_update_(counts, selected, decay)
+    return counts
+
+
+def usage_penalty(scores: Tensor, counts: Tensor, gamma: float, form: str = "linear", step: int = 1) -> Tensor:
+    """Lower the scores of samples that have been used.
+
+    With n the count of a sample and s its score: ``linear`` is ``s - gamma n``, ``exp`` is ``s exp(-gamma n)``,
+    ``rate`` is ``s - gamma n / step``. Computed in float32 if counts are float32 and scores are not float64, else in
+    float64, so that counts beyond 2**24 keep their precision.
+
+    Args:
+        scores: any shape, float32, float64, bfloat16 or float16.
+        counts: the shape of ``scores``, float32, float64, int32 or int64.
+        gamma: strength, finite, 0 or more.
+        form: linear, exp or rate.
+        step: how many selections have been made, 1 or more (rate only).
+
+    Returns:
+        Penalised scores like ``scores``, contiguous. Differentiable in scores, to any order.
+
+    Raises:
+        ValueError: ``gamma``, ``form`` or ``step`` out of range; a shape or device that does not fit; counts that
+            require grad.
+        TypeError: a wrong type or dtype.
+
+    Example:
+        >>> import torch, pysel
+        >>> pysel.usage_penalty(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 3.0]), gamma=0.25)
+        tensor([1.0000, 0.2500])
+
+    Source: arXiv 2603.04981 (usage-frequency penalty); the three forms are ours.
+    """
+    op = "usage_penalty"
+    _check_penalty(op, scores, counts, gamma, form, step)
+    _checks.no_grad(op, "counts", counts)
+    return _autograd.usage_penalty_op(scores, counts, gamma, form, step)
+
+
+def usage_step_(
+    counts: Tensor,
+    selected: Tensor,
+    scores: Tensor,
+    gamma: float,
+    decay: float = 1.0,
+    form: str = "linear",
+    step: int = 1,
+) -> Tensor:
+    """Update counts in place and penalise scores with the updated counts, in one pass.
+
+    The same as :func:`usage_update_` followed by :func:`usage_penalty`.
+
+    Args:
+        counts: [n], float32, float64, or, with ``decay`` 1, int32 or int64. Updated in place.
+        selected: [m], int64, in [0, n), in any order.
+        scores: [n], float32, float64, bfloat16 or float16.
+        gamma: strength, finite, 0 or more.
+        decay: in [0, 1].
+        form: linear, exp or rate.
+        step: how many selections have been made, 1 or more (rate only).
+
+    Returns:
+        Penalised scores [n] like ``scores``. Not differentiable.
+
+    Raises:
+        ValueError, IndexError, TypeError: as the two functions; ValueError also for scores that require grad.
+
+    Example:
+        >>> import torch, pysel
+        >>> counts = torch.zeros(3)
+        >>> pysel.usage_step_(counts, torch.tensor([1]), torch.ones(3), gamma=0.5), counts
+        (tensor([1.0000, 0.5000, 1.0000]), tensor([0., 1., 0.]))
+
+    Source: arXiv 2603.04981 (usage-frequency penalty); the forms and the decay are ours.
+    """
+    op = "usage_step_"
+    _check_update(op, counts, selected, decay)
+    _check_penalty(op, scores, counts, gamma, form, step)
+    _checks.no_grad(op, "scores", scores)
+    return torch.ops.pysel.usage_step_(counts, selected, scores.detach(), gamma, decay, form, step)

@@ -1,0 +1,61 @@
+"""Plain-torch oracle of the usage family."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pysel import _fake
+from pysel.reference.random import exp_nonpositive
+
+
+def _check_selected(op: str, selected: Tensor, n: int) -> None:
+    outside = (selected < 0) | (selected >= n)
+    if not bool(outside.any()):
+        return
+    first = int(selected[outside][0])
+    if n == 0:
+        raise IndexError(f"{op}: selected must be empty for empty counts, got {first}")
+    raise IndexError(f"{op}: selected must be between 0 and {n - 1}, got {first}")
+
+
+def _update(op: str, counts: Tensor, selected: Tensor, decay: float) -> None:
+    _check_selected(op, selected, counts.shape[0])
+    if decay != 1:
+        counts.mul_(decay)
+    # one addition a duplicate, each rounded: a float32 count stays at 2**24
+    counts.index_add_(0, selected, torch.ones_like(selected, dtype=counts.dtype))
+
+
+def usage_update_(counts: Tensor, selected: Tensor, decay: float) -> None:
+    """See :func:`pysel.usage_update_`."""
+    _fake.usage_update_(counts, selected, decay)
+    _update("usage_update_", counts, selected, decay)
+
+
+def usage_penalty(scores: Tensor, counts: Tensor, gamma: float, form: str, step: int) -> Tensor:
+    """See :func:`pysel.usage_penalty`."""
+    _fake.usage_penalty(scores, counts, gamma, form, step)
+    wide = counts.dtype != torch.float32 or scores.dtype == torch.float64
+    compute = torch.float64 if wide else torch.float32
+    s, n = scores.to(compute), counts.to(compute)
+    used = n * min(gamma, torch.finfo(compute).max)
+    if form == "exp":
+        # above zero (counts below it) the same polynomial holds until it overflows
+        result = s * exp_nonpositive((-used).clamp_max(1024.0 if wide else 128.0))
+    elif form == "rate":
+        # a tensor, because torch divides by a number through its reciprocal on some devices
+        result = s - used / torch.full((1,), step, dtype=compute, device=used.device)
+    else:
+        result = s - used
+    return result.to(scores.dtype).contiguous()
+
+
+def usage_step_(
+    counts: Tensor, selected: Tensor, scores: Tensor, gamma: float, decay: float, form: str, step: int
+) -> Tensor:
+    """See :func:`pysel.usage_step_`."""
+    op = "usage_step_"
+    _fake.usage_step_(counts, selected, scores, gamma, decay, form, step)
+    _update(op, counts, selected, decay)
+    return usage_penalty(scores, counts, gamma, form, step)
