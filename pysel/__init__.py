@@ -2,8 +2,52 @@
 
 import torch as _torch  # noqa: F401  (its libraries must be there before _C is loaded)
 
-from pysel import _C  # isort: skip  (declares the ops that everything below refers to)
-from pysel import _fake, reference
+from pysel import _C, _fake, nn, ops, random, reference, samplers, selection  # noqa: F401  (_C first: it declares the ops the others refer to)
 from pysel._C import build_info
-from pysel.ops import gumbel_argmax, gumbel_sigmoid, gumbel_softmax, weighted_sample
+from pysel._checks import check
+from pysel.ops import (
+    factor_counts,
+    factor_scores,
+    gumbel_argmax,
+    gumbel_sigmoid,
+    gumbel_softmax,
+    select,
+    sparse_decode,
+    topk,
+    topk_encode,
+    usage_penalty,
+    usage_step_,
+    usage_update_,
+    weighted_sample,
+)
 from pysel.random import fold_in, key, split
+from pysel.samplers import SelectionSampler, WeightedSampler
+
+__all__ = [
+    "SelectionSampler",
+    "WeightedSampler",
+    "build_info",
+    "check",
+    "factor_counts",
+    "factor_scores",
+    "fold_in",
+    "gumbel_argmax",
+    "gumbel_sigmoid",
+    "gumbel_softmax",
+    "key",
+    "nn",
+    "ops",
+    "random",
+    "reference",
+    "samplers",
+    "select",
+    "selection",
+    "sparse_decode",
+    "split",
+    "topk",
+    "topk_encode",
+    "usage_penalty",
+    "usage_step_",
+    "usage_update_",
+    "weighted_sample",
+]

@@ -1,0 +1,45 @@
+"""Data selection: two systems, the baselines to hold them against, and their parts.
+
+Every selector follows the `Selector` protocol and plugs into `pysel.SelectionSampler`.
+"""
+
+from pysel.samplers import Selector
+from pysel.selection import features, schedule
+from pysel.selection.asss import ASSS, performance_retention_rate
+from pysel.selection.baselines import (
+    DynamicRandomSelector,
+    FixedSelector,
+    FullSelector,
+    KMeansSelector,
+    NearestNeighbourThinning,
+    ScoreSelector,
+    StaticRandomSelector,
+    el2n,
+    kmeans,
+)
+from pysel.selection.dynamic import DynamicSelector, FactorTables, factor_tables, to_unit_interval
+from pysel.selection.subset import Strata, quotas, subset_size
+
+__all__ = [
+    "ASSS",
+    "DynamicRandomSelector",
+    "DynamicSelector",
+    "FactorTables",
+    "FixedSelector",
+    "FullSelector",
+    "KMeansSelector",
+    "NearestNeighbourThinning",
+    "ScoreSelector",
+    "Selector",
+    "StaticRandomSelector",
+    "Strata",
+    "el2n",
+    "factor_tables",
+    "features",
+    "kmeans",
+    "performance_retention_rate",
+    "quotas",
+    "schedule",
+    "subset_size",
+    "to_unit_interval",
+]

@@ -1,0 +1,337 @@
+"""Rivals that any selection method has to be compared with.
+
+Each is a `pysel.Selector`. In all of them ``keep_ratio`` is the fraction **kept**, and nothing touches the
+global random state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pysel import _checks, ops
+from pysel.random import fold_in
+from pysel.random import key as new_key
+from pysel.selection.subset import Strata, subset_size
+
+
+def _equal_sample(n: int, k: int, key: Tensor, order: str) -> Tensor:
+    """``k`` of ``n`` indices, each set equally likely; in "draw" order with k = n, a uniform permutation."""
+    return ops.weighted_sample(torch.ones(n), k, order=order, key=key)
+
+
+class FixedSelector:
+    """The same subset in every epoch: the base of all static selectors.
+
+    Args:
+        indices: int64 [k] ascending.
+
+    Example:
+        >>> FixedSelector(torch.tensor([2, 5])).select(7)
+        tensor([2, 5])
+    """
+
+    def __init__(self, indices: Tensor) -> None:
+        _checks.tensor(type(self).__name__, "indices", indices, (torch.int64,))
+        self._indices = indices
+
+    def __len__(self) -> int:
+        """Samples in each epoch's subset."""
+        return self._indices.numel()
+
+    def select(self, epoch: int) -> Tensor:
+        """int64 [len(self)] ascending indices, whatever the epoch."""
+        return self._indices.clone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The subset."""
+        return {"indices": self._indices.clone()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the subset of a `state_dict`."""
+        self._indices = state_dict["indices"].clone()
+
+
+class FullSelector(FixedSelector):
+    """All of the data, every epoch.
+
+    Example:
+        >>> FullSelector(3).select(0)
+        tensor([0, 1, 2])
+    """
+
+    def __init__(self, num_samples: int) -> None:
+        super().__init__(torch.arange(num_samples))
+
+
+class StaticRandomSelector(FixedSelector):
+    """One random subset, kept throughout.
+
+    Args:
+        num_samples: N.
+        keep_ratio: fraction kept.
+        labels: integers [N]: each class keeps its share.
+        key: int64 [2]; drawn from torch's default generator when missing.
+
+    Example:
+        >>> import pysel
+        >>> StaticRandomSelector(10, 0.25, key=pysel.key(0)).select(0).shape
+        torch.Size([3])
+    """
+
+    def __init__(
+        self, num_samples: int, keep_ratio: float, *, labels: Tensor | None = None, key: Tensor | None = None
+    ) -> None:
+        strata = Strata(num_samples, subset_size(keep_ratio, num_samples), labels)
+        key = new_key(device="cpu") if key is None else key
+        super().__init__(strata.sample(torch.zeros(num_samples), key))
+
+
+class DynamicRandomSelector:
+    """A fresh random subset each epoch, walking through permutations of the data.
+
+    Repeated random sampling (RS2; Okanovic et al., arXiv 2305.18424): the strongest simple method, on a par
+    with many elaborate ones. Samples are used as evenly as can be: after any epoch their numbers of uses
+    differ by at most 1.
+
+    Where an epoch reaches over the end of a permutation, its samples from the old one move to the end of the
+    new one, so that no epoch holds a sample twice (this detail is ours). The subset is a function of (key,
+    epoch) alone.
+
+    Args:
+        num_samples: N.
+        keep_ratio: fraction kept.
+        key: int64 [2]; drawn from torch's default generator when missing.
+
+    Example:
+        >>> import pysel
+        >>> selector = DynamicRandomSelector(10, 0.5, key=pysel.key(0))
+        >>> torch.cat([selector.select(0), selector.select(1)]).sort().values
+        tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    """
+
+    def __init__(self, num_samples: int, keep_ratio: float, *, key: Tensor | None = None) -> None:
+        self.num_samples = num_samples
+        self._size = subset_size(keep_ratio, num_samples)
+        self._set_key(new_key(device="cpu") if key is None else key)
+
+    def _set_key(self, key: Tensor) -> None:
+        self._key = key.clone()
+        self._walk = 0  # number of the permutation held in _order: a cache, never part of the answer
+        self._order = _equal_sample(self.num_samples, self.num_samples, fold_in(key, 0), "draw")
+
+    def __len__(self) -> int:
+        """Samples in each epoch's subset."""
+        return self._size
+
+    def _permutation(self, walk: int) -> Tensor:
+        """The order of the data in the given walk, int64 [N]."""
+        if walk < self._walk:
+            self._set_key(self._key)
+        while self._walk < walk:
+            self._walk += 1
+            fresh = _equal_sample(self.num_samples, self.num_samples, fold_in(self._key, self._walk), "draw")
+            # samples of the old walk that share an epoch with the beginning of the new one
+            shared = self._walk * self.num_samples % self._size
+            late = torch.zeros(self.num_samples, dtype=torch.bool)
+            late[self._order[self.num_samples - shared :]] = True
+            late = late[fresh]
+            self._order = torch.cat([fresh[~late], fresh[late]])
+        return self._order
+
+    def select(self, epoch: int) -> Tensor:
+        """int64 [len(self)] ascending indices of an epoch, in any order of epochs."""
+        _checks.integer("DynamicRandomSelector", "epoch", epoch)
+        if epoch < 0:
+            raise ValueError(f"DynamicRandomSelector: epoch must be at least 0, got {epoch}")
+        walk, first = divmod(epoch * self._size, self.num_samples)
+        chosen = self._permutation(walk)[first : first + self._size]
+        missing = self._size - chosen.numel()
+        if missing:
+            chosen = torch.cat([chosen, self._permutation(walk + 1)[:missing]])
+        return chosen.sort().values
+
+    def state_dict(self) -> dict[str, Any]:
+        """The key: the walk follows from it."""
+        return {"key": self._key.clone()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the key of a `state_dict`."""
+        self._set_key(state_dict["key"])
+
+
+class ScoreSelector(FixedSelector):
+    """The samples with the largest (or smallest) scores, throughout.
+
+    Args:
+        scores: [N] floating point, no NaN.
+        keep_ratio: fraction kept.
+        largest: False keeps the smallest.
+        labels: integers [N]: each class keeps its share.
+
+    Example:
+        >>> ScoreSelector(torch.tensor([0.1, 0.9, 0.5]), 0.5).select(0)
+        tensor([1, 2])
+    """
+
+    def __init__(
+        self, scores: Tensor, keep_ratio: float, *, largest: bool = True, labels: Tensor | None = None
+    ) -> None:
+        strata = Strata(scores.numel(), subset_size(keep_ratio, scores.numel()), labels, device=scores.device)
+        super().__init__(strata.best(scores if largest else -scores))
+
+
+def el2n(logits: Tensor, labels: Tensor) -> Tensor:
+    """EL2N, the length of the error vector: ``||softmax(logits) - onehot(labels)||_2`` (Paul et al.,
+    2107.07075).
+
+    Average it over several networks after a few epochs, then keep the largest with `ScoreSelector`.
+
+    Args:
+        logits: [N, C].
+        labels: int64 [N].
+
+    Returns:
+        [N], from 0 to sqrt(2).
+
+    Raises:
+        ValueError: shapes that do not match.
+
+    Example:
+        >>> el2n(torch.tensor([[9.0, -9.0], [0.0, 0.0]]), torch.tensor([0, 1]))
+        tensor([2.1538e-08, 7.0711e-01])
+    """
+    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"el2n: labels must be [N] for logits [N, C], got {list(labels.shape)}, {list(logits.shape)}")
+    error = torch.softmax(logits, 1)
+    # 1 - p as the sum of the others: subtracting would lose all digits of a confident prediction
+    others = error.scatter(1, labels[:, None], 0).sum(1, keepdim=True)
+    return torch.linalg.vector_norm(error.scatter(1, labels[:, None], others), dim=1)
+
+
+def kmeans(
+    features: Tensor,
+    num_clusters: int,
+    *,
+    iterations: int = 20,
+    batch_size: int = 8192,
+    key: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Lloyd's algorithm from randomly chosen rows.
+
+    Args:
+        features: [N, d] floating point.
+        num_clusters: 1 to N.
+        iterations: at most this many; it ends early when no sample changes its cluster.
+        batch_size: rows at a time, so that memory stays O(batch_size * num_clusters).
+        key: int64 [2]; drawn from torch's default generator when missing.
+
+    Returns:
+        centroids [C, d], each sample's cluster int64 [N], and its squared distance to the centroid [N].
+
+    Raises:
+        IndexError: more clusters than samples.
+
+    Example:
+        >>> import pysel
+        >>> _, cluster, _ = kmeans(torch.tensor([[0.0], [0.1], [9.0]]), 2, key=pysel.key(1))
+        >>> cluster[0] == cluster[1], cluster[0] == cluster[2]
+        (tensor(True), tensor(False))
+    """
+    key = new_key(device="cpu") if key is None else key
+    rows = _equal_sample(features.size(0), num_clusters, key, "index").to(features.device)
+    centroids = features[rows]
+    cluster = features.new_full((features.size(0),), -1, dtype=torch.int64)
+    for _ in range(iterations):
+        previous, (cluster, distance) = cluster, _nearest(features, centroids, batch_size)
+        if torch.equal(previous, cluster):
+            break
+        size = torch.bincount(cluster, minlength=num_clusters)
+        sums = torch.zeros_like(centroids).index_add_(0, cluster, features)
+        centroids = torch.where(size[:, None] > 0, sums / size.clamp_min(1)[:, None], centroids)
+    cluster, distance = _nearest(features, centroids, batch_size)
+    return centroids, cluster, distance
+
+
+def _nearest(x: Tensor, points: Tensor, batch_size: int, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Index of and squared distance to the nearest of ``points`` [M, d] for each row of ``x`` [N, d].
+
+    ``skip`` [N] names one point for each row that does not count, itself for instance.
+    """
+    norms = points.square().sum(1)
+    index, distance = [], []
+    for first in range(0, x.size(0), batch_size):
+        batch = x[first : first + batch_size]
+        square = torch.addmm(norms, batch, points.mT, alpha=-2)  # less the row's own norm, the same for all points
+        if skip is not None:
+            square.scatter_(1, skip[first : first + batch_size, None], torch.inf)
+        least = square.min(1)
+        index.append(least.indices)
+        distance.append((least.values + batch.square().sum(1)).clamp_min(0))
+    return torch.cat(index), torch.cat(distance)
+
+
+class KMeansSelector(FixedSelector):
+    """The samples nearest to the centroids of their clusters; each cluster keeps its share.
+
+    Args:
+        features: [N, d].
+        keep_ratio: fraction kept.
+        num_clusters: at most the number of samples kept.
+        iterations, key: see `kmeans`.
+
+    Example:
+        >>> import pysel
+        >>> features = torch.tensor([[0.0], [0.1], [0.3], [9.0], [9.1], [9.4]])
+        >>> KMeansSelector(features, 1 / 3, 2, key=pysel.key(1)).select(0)
+        tensor([1, 4])
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        keep_ratio: float,
+        num_clusters: int = 100,
+        *,
+        iterations: int = 20,
+        key: Tensor | None = None,
+    ) -> None:
+        n = features.size(0)
+        _, cluster, distance = kmeans(features, num_clusters, iterations=iterations, key=key)
+        super().__init__(Strata(n, subset_size(keep_ratio, n), cluster).best(-distance))
+
+
+class NearestNeighbourThinning(FixedSelector):
+    """Drops one of each pair of closest samples until as many are left as wanted.
+
+    In rounds (ours, in place of the classic one-at-a-time loop): find every sample's nearest neighbour among
+    those left, and of each pair that are each other's nearest drop the later sample, closest pairs first. A
+    round costs O(M^2 d) for M samples left and O(batch_size * M) memory.
+
+    Args:
+        features: [N, d].
+        keep_ratio: fraction kept.
+        batch_size: rows at a time.
+
+    Example:
+        >>> NearestNeighbourThinning(torch.tensor([[0.0], [0.1], [5.0], [9.0]]), 0.75).select(0)
+        tensor([0, 2, 3])
+    """
+
+    def __init__(self, features: Tensor, keep_ratio: float, *, batch_size: int = 2048) -> None:
+        size = subset_size(keep_ratio, features.size(0))
+        left = torch.arange(features.size(0), device=features.device)
+        while left.numel() > size:
+            x = features[left]
+            own = torch.arange(left.numel(), device=left.device)
+            neighbour, distance = _nearest(x, x, batch_size, skip=own)
+            later = torch.nonzero((neighbour[neighbour] == own) & (neighbour < own)).flatten()
+            if later.numel() == 0:  # rounding can leave equal distances without a mutual pair
+                later = distance.argmin().reshape(1)
+            closest = distance[later].argsort(stable=True)[: left.numel() - size]
+            keep = torch.ones_like(left, dtype=torch.bool)
+            keep[later[closest]] = False
+            left = left[keep]
+        super().__init__(left)

@@ -1,0 +1,135 @@
+"""How many samples a subset holds, over all and per class, and which ones a ranking puts into it."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pysel import _checks, ops
+from pysel.random import fold_in
+
+
+def subset_size(keep_ratio: Any, num_samples: int) -> int:
+    """Exact ``ceil(keep_ratio * num_samples)``.
+
+    The ratio means the decimal number that was written: in binary floating point 0.07 of 50,000 comes to
+    3,501.
+
+    Args:
+        keep_ratio: fraction kept, in (0, 1]: float, int, numpy scalar, ``Decimal`` or ``Fraction``.
+        num_samples: size of the data set, at least 1.
+
+    Raises:
+        TypeError: ``keep_ratio`` is not a number, or ``num_samples`` not an int.
+        ValueError: one of them is out of range.
+
+    Example:
+        >>> subset_size(0.07, 50_000)
+        3500
+        >>> subset_size(0.07, 50_001)
+        3501
+    """
+    _checks.integer("subset_size", "num_samples", num_samples)
+    if num_samples < 1:
+        raise ValueError(f"subset_size: num_samples must be at least 1, got {num_samples}")
+    if isinstance(keep_ratio, (bool, str, Tensor)) or not hasattr(keep_ratio, "__float__"):
+        raise TypeError(f"subset_size: keep_ratio must be a number, got {type(keep_ratio).__name__}")
+    if not 0 < keep_ratio <= 1:
+        raise ValueError(f"subset_size: keep_ratio, the fraction kept, must be in (0, 1], got {keep_ratio!r}")
+    # str, unlike float(), also takes a float32 at its word: 0.07 and not 0.07000000029802322
+    return math.ceil(Fraction(str(keep_ratio)) * num_samples)
+
+
+def quotas(counts: list[int], size: int) -> list[int]:
+    """Split ``size`` over classes in proportion to ``counts``, by largest remainder, at least one each.
+
+    Args:
+        counts: members of each class, all positive.
+        size: number of samples to split, from the number of classes up to the sum of ``counts``.
+
+    Raises:
+        ValueError: ``size`` is below the number of classes or above the number of members.
+
+    Example:
+        >>> quotas([90, 9, 1], 10)
+        [8, 1, 1]
+    """
+    total = sum(counts)
+    if not len(counts) <= size <= total:
+        raise ValueError(
+            f"quotas: the subset must have at least one sample of each of the {len(counts)} classes "
+            f"and at most all {total}, got {size}"
+        )
+    quota = [max(1, size * count // total) for count in counts]
+    missing = size - sum(quota)
+    if missing > 0:
+        # a class raised to 1 already has more than its share
+        remainder = [size * count % total if size * count >= total else 0 for count in counts]
+        for c in sorted(range(len(counts)), key=lambda c: -remainder[c])[:missing]:
+            quota[c] += 1
+    for _ in range(-missing):
+        quota[max(range(len(counts)), key=lambda c: quota[c])] -= 1
+    return quota
+
+
+class Strata:
+    """The subset that a ranking gives, over all samples or with a fixed share for each class.
+
+    Args:
+        num_samples: N.
+        size: samples in a subset.
+        labels: integers [N]; None ranks all samples together.
+        device: of the scores to come; default that of ``labels``.
+
+    Raises:
+        TypeError, ValueError: ``labels`` is not an integer vector [N], or there are more classes than
+            ``size``.
+
+    Example:
+        >>> strata = Strata(4, 2, torch.tensor([0, 0, 0, 1]))
+        >>> strata.best(torch.tensor([3.0, 2.0, 1.0, 0.0]))
+        tensor([0, 3])
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        size: int,
+        labels: Tensor | None = None,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.size = size
+        self.members: list[Tensor] = []  # ascending indices of each class; empty without labels
+        self.quota = [size]
+        if labels is None:
+            return
+        _checks.tensor("Strata", "labels", labels, (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8))
+        if labels.shape != (num_samples,):
+            raise ValueError(f"Strata: labels must have shape [{num_samples}], got {list(labels.shape)}")
+        labels = labels.to(device)
+        by_class = torch.argsort(labels, stable=True)
+        counts = torch.unique(labels, return_counts=True)[1].tolist()
+        self.members = list(by_class.split(counts))
+        self.quota = quotas(counts, size)
+
+    def best(self, scores: Tensor) -> Tensor:
+        """Ascending int64 indices [size] of the largest scores [N]; ties go to the lowest index."""
+        if not self.members:
+            return ops.select(scores, self.size)
+        chosen = [rows[ops.select(scores[rows], k)] for rows, k in zip(self.members, self.quota, strict=True)]
+        return torch.cat(chosen).sort().values
+
+    def sample(self, log_weights: Tensor, key: Tensor) -> Tensor:
+        """Ascending int64 indices [size] drawn without replacement, in proportion to exp(log_weights [N])."""
+        if not self.members:
+            return ops.weighted_sample(log_weights, self.size, log_weights=True, order="index", key=key)
+        chosen = [
+            rows[ops.weighted_sample(log_weights[rows], k, log_weights=True, order="index", key=fold_in(key, c))]
+            for c, (rows, k) in enumerate(zip(self.members, self.quota, strict=True))
+        ]
+        return torch.cat(chosen).sort().values
