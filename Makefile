@@ -7,6 +7,9 @@
 # Each sets up what it needs in .venv on first use. PYSEL_CUDA, PYSEL_CUDA_ARCHS and MAX_JOBS reach the build as
 # environment variables; after changing one of them: make -B build.
 
+# Threads that spin while they wait starve each other on a small or shared machine.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 PYTHON ?= python3
 PY := .venv/bin/python
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')

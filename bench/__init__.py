@@ -1,0 +1,1 @@
+"""Benchmarks: kernels against their rivals, and training end to end."""
