@@ -1,0 +1,63 @@
+"""Hashes of what the ops give on this machine, for comparison between CPU variants and thread counts.
+
+`python -m tests.fingerprint` prints them as JSON, under the variant that PYSEL_CPU_VARIANT names.
+"""
+
+import hashlib
+import json
+
+import torch
+
+import pysel
+from tests.op_samples import OpSample
+from tests.tensors import DTYPES, bits, name
+
+KEY = (-3, 2**32 - 3000)  # the block counter's low word overflows on the way
+
+# One row for all threads, rows shared among threads, and rows that are not contiguous.
+SHAPES = [(70_001,), (20, 2_049), (2_049, 40)]
+
+
+def _samples():
+    for shape in SHAPES:
+        dims = {"dim": 0 if shape == SHAPES[-1] else -1}
+        for hard in (False, True):
+            yield OpSample("gumbel_softmax", shape, {"tau": 0.3, "hard": hard, "start": 1, **dims})
+        yield OpSample("gumbel_argmax", shape, {"start": 2, **dims})
+        yield OpSample("gumbel_sigmoid", shape, {"tau": 0.3, "start": 3})
+        yield OpSample("weighted_sample", shape, {"k": 30, "order": "draw", "start": 1})
+        yield OpSample("weighted_sample", shape, {"k": 30, "log_weights": True, "order": "shuffled"})
+        draws = 40_000 // shape[0] if len(shape) > 1 else 40_000
+        yield OpSample("weighted_sample", shape, {"k": draws, "replacement": True})
+        yield OpSample("weighted_sample", shape, {"k": draws, "replacement": True, "log_weights": True})
+
+
+SAMPLES = list(_samples())
+
+
+def outputs(sample, dtype):
+    """What a call gives: result and, for ops that have one, the gradient."""
+    key = torch.tensor(KEY)
+    x = sample.input(dtype)
+    if not sample.differentiable:
+        return [sample.call(x, key)]
+    y = sample.call(x.requires_grad_(), key)
+    weight = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape).to(dtype)
+    (gradient,) = torch.autograd.grad(y, x, weight)
+    return [y.detach(), gradient]
+
+
+def fingerprint():
+    """{sample and dtype: hash}."""
+    result = {}
+    for sample in SAMPLES:
+        for dtype in DTYPES:
+            digest = hashlib.sha256()
+            for out in outputs(sample, dtype):
+                digest.update((bits(out) if out.is_floating_point() else out).numpy().tobytes())
+            result[f"{sample} {name(dtype)}"] = digest.hexdigest()
+    return result
+
+
+if __name__ == "__main__":
+    print(json.dumps({"variant": pysel.build_info()["cpu_variant"], "hashes": fingerprint()}))

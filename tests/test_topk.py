@@ -1,0 +1,739 @@
+"""Top-k of rows and of one long vector, the sparse autoencoder's encode and decode, and the factor scores.
+
+`python -m tests.test_topk` prints hashes of what the ops give, under the variant that PYSEL_CPU_VARIANT names.
+"""
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import pysel
+from pysel import reference
+from tests.tensors import DTYPES, assert_same_bits, assert_within_ulps, bits, laid_out, name
+
+ROOT = Path(__file__).parent.parent
+INFO = pysel.build_info()
+OPS = torch.ops.pysel
+PATTERNS = ["random", "ties", "zeros", "nan", "infinite", "ascending", "descending", "constant"]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def scores(shape, pattern="random", dtype=torch.float32):
+    """Numbers of a kind that some shortcut might get wrong."""
+    x = torch.randn(shape, generator=generator(sum(shape)), dtype=torch.float64)
+    chance = torch.rand(shape, generator=generator(1))
+    if pattern == "ties":
+        x = (2 * x).round()
+    elif pattern == "zeros":
+        x = torch.where(chance < 0.8, torch.where(chance < 0.4, 0.0, -0.0), x)
+    elif pattern == "nan":
+        x = torch.where(chance < 0.2, math.nan, torch.where(chance < 0.4, -math.nan, x))
+    elif pattern == "infinite":
+        x = torch.where(chance < 0.2, math.inf, torch.where(chance < 0.7, -math.inf, x))
+    elif pattern in ("ascending", "descending"):
+        x = x.sort(dim=-1, descending=pattern == "descending").values
+    elif pattern == "constant":
+        x = torch.full(shape, -1.5, dtype=torch.float64)
+    return x.to(dtype)
+
+
+def whole(shape, low, high, dtype=torch.float32, seed=0):
+    """Whole numbers: sums of their products are exact in any order."""
+    return torch.randint(low, high + 1, shape, generator=generator(seed)).to(dtype)
+
+
+def codes(rows, k, factors, dtype=torch.float32, seed=0):
+    """Values (some 0, some negative) and indices (some twice in a row)."""
+    values = whole((rows, k), -1, 3, dtype, seed)
+    return values, torch.randint(factors, (rows, k), generator=generator(seed + 1))
+
+
+def assert_same(got, wanted):
+    for g, w in zip(got, wanted, strict=True):
+        assert_same_bits(g, w)
+        assert g.is_contiguous()
+
+
+# --- topk ---
+
+SHAPES = [((1,), 1), ((5,), 0), ((5,), 5), ((0,), 0), ((0, 7), 3), ((3, 0), 0), ((2, 3, 61), 7), ((4, 64), 64),
+          ((3, 100), 10), ((7, 1000), 32), ((2, 5000), 17), ((3, 4099), 1), ((2, 3000), 2999)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "k"), SHAPES)
+def test_topk_equals_the_reference_in_any_memory(shape, k, dtype, layout, device):
+    x = scores(shape, dtype=dtype).to(device)
+    got = pysel.topk(laid_out(x, layout), k)
+    assert_same(got, reference.topk(x, k))
+    assert_same_bits(got[0], x.topk(k).values)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(("n", "k"), [(9, 4), (500, 3), (2000, 31), (2000, 700), (20_000, 60), (200_001, 40)])
+def test_topk_decides_ties_nan_and_zeros(pattern, n, k, dtype):
+    x = scores((2, n), pattern, dtype)
+    values, indices = pysel.topk(x, k)
+    wanted = reference.topk(x, k)[1]
+    assert torch.equal(indices, wanted)
+    assert_same_bits(values, x.gather(-1, wanted))  # the element itself: its sign of zero, its NaN
+    assert_within_ulps(values, x.topk(k).values, 0)
+
+
+@pytest.mark.parametrize("k", [1, 1000, 40_000])
+@pytest.mark.parametrize("pattern", ["random", "ties", "descending", "nan"])
+def test_topk_of_one_long_row_is_shared_among_threads(k, pattern, threads):
+    x = scores((600_001,), pattern)
+    results = []
+    for n in (1, 2):
+        threads(n)
+        results.append(pysel.topk(x, k))
+    assert_same(results[0], results[1])
+    assert torch.equal(results[0][1], reference.topk(x, k)[1])
+
+
+def test_topk_finds_what_was_hidden_anywhere():
+    n, k = 70_000, 5
+    for at in range(0, n - k, 997):
+        x = torch.zeros(n)
+        x[at : at + k] = torch.arange(1.0, k + 1)
+        assert pysel.topk(x, k)[1].tolist() == [at + k - 1 - i for i in range(k)]
+
+
+# --- topk_encode ---
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "d", "hidden", "k"),
+    [(1, 1, 1, 1), (0, 3, 5, 2), (3, 0, 5, 2), (3, 4, 6, 0), (4, 8, 50, 50), (33, 7, 700, 20), (1030, 5, 1500, 9)],
+)
+def test_encode_equals_the_reference(rows, d, hidden, k, with_bias, dtype, device):
+    x, weight = whole((rows, d), -2, 2, dtype).to(device), whole((hidden, d), -2, 2, dtype, 1).to(device)
+    bias = whole((hidden,), -4, 1, dtype, 2).to(device) if with_bias else None
+    assert_same(pysel.topk_encode(x, weight, bias, k), reference.topk_encode(x, weight, bias, k))
+
+
+@pytest.mark.parametrize("layout", ["strided", "transposed", "unaligned", "negated"])
+def test_encode_in_any_memory(layout, dtype):
+    x, weight, bias = whole((6, 8), -2, 2, dtype), whole((90, 8), -2, 2, dtype, 1), whole((90,), -4, 1, dtype, 2)
+    got = pysel.topk_encode(*(laid_out(t, layout) for t in (x, weight, bias)), 9)
+    assert_same(got, reference.topk_encode(x, weight, bias, 9))
+
+
+def test_encode_across_tiles_of_hidden_units():
+    # Ties and rising maxima over many tiles; the best of all come last.
+    hidden = 200_000
+    x = torch.ones(3, 1)
+    weight = (torch.arange(hidden) // 1000).float().unsqueeze(1)
+    assert_same(pysel.topk_encode(x, weight, None, 1500), reference.topk_encode(x, weight, None, 1500))
+
+
+def test_encode_fills_up_with_zeros_of_the_lowest_indices():
+    weight = torch.tensor([[-1.0], [0.0], [2.0], [-3.0], [1.0], [-0.0]])
+    values, indices = pysel.topk_encode(torch.tensor([[1.0], [-1.0], [0.0]]), weight, None, 5)
+    assert values.tolist() == [[2, 1, 0, 0, 0], [3, 1, 0, 0, 0], [0, 0, 0, 0, 0]]
+    assert indices.tolist() == [[2, 4, 0, 1, 3], [3, 0, 1, 2, 4], [0, 1, 2, 3, 4]]
+    assert not torch.signbit(values).any()
+
+
+def test_encode_counts_nan_as_largest():
+    weight = torch.tensor([[1.0], [math.nan], [math.inf], [-1.0]])
+    values, indices = pysel.topk_encode(torch.ones(1, 1), weight, None, 3)
+    assert indices.tolist() == [[1, 2, 0]]
+    assert math.isnan(values[0, 0])
+    assert values[0, 1:].tolist() == [math.inf, 1]
+
+
+_MEMORY = """
+import resource, torch, pysel
+rows, d, hidden = {rows}, 4, {hidden}
+x, weight = torch.randn(rows, d), torch.randn(hidden, d)
+pysel.topk_encode(x[:64], weight[:2000], None, 8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+values, indices = pysel.topk_encode(x, weight, None, 8)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize(("rows", "hidden"), [(128, 1 << 20), (1 << 18, 512)])
+def test_encode_never_holds_all_activations(rows, hidden):
+    code = _MEMORY.format(rows=rows, hidden=hidden)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    megabytes = int(done.stdout)
+    dense, result = rows * hidden * 4 >> 20, rows * 8 * 12 >> 20
+    assert dense == 512
+    assert megabytes < result + 48, f"{megabytes} MiB"
+
+
+# --- sparse products ---
+
+
+def products(rows=9, k=6, factors=40, d=21, dtype=torch.float32, device="cpu"):
+    """Raw calls whose results are exact whatever the order of the sums."""
+    values, indices = (t.to(device) for t in codes(rows, k, factors, dtype))
+    weight, dense, bias = (
+        whole(shape, -3, 3, dtype, seed).to(device) for seed, shape in enumerate([(factors, d), (rows, d), (d,)])
+    )
+    return {
+        "sparse_decode": (values, indices, weight, bias),
+        "sddmm": (indices, weight, dense),
+        "spmm_t": (values, indices, dense, factors),
+    }
+
+
+PRODUCTS = ["sparse_decode", "sddmm", "spmm_t"]
+
+
+@pytest.mark.parametrize("op", PRODUCTS)
+@pytest.mark.parametrize(
+    "size",
+    [{}, {"rows": 0}, {"k": 0}, {"d": 0}, {"d": 1}, {"rows": 1, "k": 1, "factors": 1, "d": 1},
+     {"rows": 300, "k": 11, "factors": 70, "d": 65}, {"rows": 2000, "k": 3, "factors": 3, "d": 16}],
+    ids=str,
+)  # fmt: skip
+def test_products_equal_the_reference(op, size, dtype, device):
+    arguments = products(**size, dtype=dtype, device=device)[op]
+    if dtype in (torch.bfloat16, torch.float16) and size.get("rows") == 2000:
+        pytest.skip("such sums are not exact in half precision")
+    got, wanted = getattr(OPS, op)(*arguments), reference.OPS[op](*arguments)
+    assert_within_ulps(got, wanted, 0)
+
+
+@pytest.mark.parametrize("op", PRODUCTS)
+def test_products_in_any_memory(op, layout, dtype):
+    arguments = products(dtype=dtype)[op]
+    given = [
+        laid_out(a, layout) if isinstance(a, torch.Tensor) and (a.is_floating_point() or layout != "negated") else a
+        for a in arguments
+    ]
+    assert_within_ulps(getattr(OPS, op)(*given), reference.OPS[op](*arguments), 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_products_round_once(dtype):
+    # Sums in float32 (float64 for float64), one rounding at the end: bounded by the exact result in float64.
+    rows, k, factors, d = 50, 24, 30, 130
+    indices = torch.randint(factors, (rows, k), generator=generator())
+    values, weight, dense = (
+        torch.randn(shape, generator=generator(i), dtype=torch.float64).to(dtype)
+        for i, shape in enumerate([(rows, k), (factors, d), (rows, d)])
+    )
+    dense64, weight64, values64 = dense.double(), weight.double(), values.double()
+    onto = torch.zeros(rows, factors, dtype=torch.float64).scatter_add_(1, indices, values64)
+    onto_size, terms = onto.abs(), weight64[indices] * dense64.unsqueeze(1)
+    exact = [onto @ weight64, terms.sum(-1), onto.T @ dense64]
+    sizes = [onto_size @ weight64.abs(), terms.abs().sum(-1), onto_size.T @ dense64.abs()]
+    got = [
+        OPS.sparse_decode(values, indices, weight, None),
+        OPS.sddmm(indices, weight, dense),
+        OPS.spmm_t(values, indices, dense, factors),
+    ]
+    inner = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    for g, e, size in zip(got, exact, sizes, strict=True):
+        bound = 0.51 * torch.finfo(dtype).eps * e.abs() + 130 * inner * size
+        assert ((g.double() - e).abs() <= bound + 1e-7 * (dtype == torch.float16)).all()
+
+
+def test_decode_agrees_with_embedding_bag():
+    values, weight = torch.rand(30, 5, generator=generator()), torch.randn(60, 17, generator=generator(1))
+    indices = torch.randint(60, (30, 5), generator=generator(2))
+    wanted = F.embedding_bag(indices, weight, per_sample_weights=values, mode="sum")
+    torch.testing.assert_close(pysel.sparse_decode(values, indices, weight), wanted)
+
+
+# --- factors ---
+
+
+@pytest.mark.parametrize("size", [(0, 3, 5), (4, 0, 5), (1, 1, 1), (40, 6, 9), (3000, 5, 40), (20, 3, 50_000)])
+def test_factors_equal_the_reference(size, dtype, device):
+    values, indices = (t.to(device) for t in codes(*size, dtype))
+    rate = torch.rand(size[2], generator=generator(), dtype=torch.float64).to(device)
+    counts = pysel.factor_counts(values, indices, size[2])
+    assert_same_bits(counts, reference.factor_counts(values, indices, size[2]))
+    for r in (rate, rate.float()):
+        got, wanted = pysel.factor_scores(values, indices, r), reference.factor_scores(values, indices, r, 1e-8, None)
+        for g, w in zip(got, wanted, strict=True):
+            # both sum in float64, in another order
+            assert_within_ulps(g, w, 8 if r.dtype == torch.float64 else 1)
+
+
+def test_factors_in_any_memory(layout):
+    values, indices = codes(12, 6, 9)
+    rate = torch.rand(9, generator=generator())
+    given = laid_out(values, layout), indices if layout == "negated" else laid_out(indices, layout)
+    assert_same_bits(pysel.factor_counts(*given, 9), reference.factor_counts(values, indices, 9))
+    got = pysel.factor_scores(*given, laid_out(rate, layout))
+    for g, w in zip(got, reference.factor_scores(values, indices, rate, 1e-8, None), strict=True):
+        assert_within_ulps(g, w, 1)
+
+
+def test_factor_rules():
+    # Twice in a row counts once, inactive values do not count, NaN is not above 0, a row of nothing scores 0.
+    values = torch.tensor([[1.0, 2.0, -1.0], [0.0, math.nan, -0.0], [1.0, 1.0, 1.0]])
+    indices = torch.tensor([[0, 0, 1], [0, 1, 2], [0, 1, 2]])
+    assert pysel.factor_counts(values, indices, 4).tolist() == [2, 1, 1, 0]
+    rate = torch.tensor([0.5, 0.25, 0.0, 1.0], dtype=torch.float64)
+    common, rare = pysel.factor_scores(values, indices, rate, eps=0.0)
+    assert common.tolist() == [0.5, 0.0, 0.25]
+    assert rare[:2].tolist() == [math.log(2), 0]
+    assert rare[2] == math.inf
+    rare = pysel.factor_scores(values, indices, rate, eps=1e-3)[1]
+    wanted = -(math.log(0.501) + math.log(0.251) + math.log(0.001)) / 3
+    assert rare[2].item() == pytest.approx(wanted, rel=1e-14)
+
+
+# --- select ---
+
+SELECT_DTYPES = [*DTYPES, torch.int64, torch.int32]
+
+
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("pattern", [p for p in PATTERNS if p != "nan"])
+@pytest.mark.parametrize("dtype", SELECT_DTYPES, ids=name)
+def test_select_equals_the_reference(pattern, dtype, largest, device):
+    for n in (0, 1, 63, 1000, 70_001, 300_000):
+        x = scores((n,), pattern).mul(1000).clamp(-1e9, 1e9).to(dtype).to(device)
+        for k in sorted({0, min(n, 1), n // 3, max(n - 1, 0), n}):
+            assert_same_bits(pysel.select(x, k, largest), reference.select(x, k, largest, None))
+
+
+def test_select_in_any_memory(layout, dtype):
+    x = scores((5000,), "ties", dtype)
+    assert_same_bits(pysel.select(laid_out(x, layout), 777), reference.select(x, 777, True, None))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64], ids=name)
+def test_select_tells_the_widest_keys_apart(dtype):
+    if dtype == torch.int64:
+        x = torch.tensor([2**63 - 1, -(2**63), 2**63 - 2, 0, -1])
+        assert pysel.select(x, 2).tolist() == [0, 2]
+        assert pysel.select(x, 2, largest=False).tolist() == [1, 4]
+    else:
+        x = torch.tensor([1.0, 1 + 2**-52, 1 - 2**-53, 5e-324, -5e-324, math.inf], dtype=dtype)
+        assert pysel.select(x, 2).tolist() == [1, 5]
+        assert pysel.select(x, 2, largest=False).tolist() == [3, 4]
+
+
+def sampled(n):
+    """Where select looks to guess the threshold: see guess() in radix_select.cpp."""
+    stratum, mask = n // int(n ** (2 / 3)), 2**64 - 1
+    for s in range(int(n ** (2 / 3))):
+        x = (s + 0x9E3779B97F4A7C15) & mask
+        x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ x >> 27) * 0x94D049BB133111EB) & mask
+        yield s * stratum + (x ^ x >> 31) % stratum
+
+
+@pytest.mark.parametrize("misled", ["too high", "too low"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
+def test_select_survives_a_wrong_guess(misled, dtype):
+    n = 400_000
+    x = torch.rand(n, generator=generator(), dtype=torch.float64)
+    x[list(sampled(n))] += 10 if misled == "too high" else -10
+    x = x.to(dtype)
+    for k in (n // 100, n // 3, n // 2, n - n // 10):
+        assert_same_bits(pysel.select(x, k), reference.select(x, k, True, None))
+
+
+def test_select_survives_a_guess_that_holds_too_much():
+    # Levels that repeat, spread by next to nothing, in blocks of all sizes.
+    n = 400_000
+    for block in (1, 97, 4096):
+        level = (torch.arange(n) // block * 7919 % 11).double()
+        for spread in (0.0, 1e-300, 1e-12):
+            x = level + spread * torch.randn(n, generator=generator(), dtype=torch.float64)
+            x[:: n // 3] = math.inf
+            for k in (1, 5, n // 11, n // 11 + 3, n // 2):
+                assert_same_bits(pysel.select(x, k), reference.select(x, k, True, None))
+
+
+def test_select_refuses_nan_wherever_it_is():
+    for n in (1, 100, 70_000, 300_000):
+        for at in {0, n // 2, n - 1}:
+            x = torch.zeros(n)
+            x[at] = math.nan
+            for k in (0, 1, n):
+                with pytest.raises(ValueError, match="select: scores must not be NaN"):
+                    pysel.select(x, k)
+            assert pysel.select(x, 1, validate=False).tolist() == [at]
+            assert at not in pysel.select(x, n - 1, largest=False, validate=False).tolist()
+
+
+# --- threads and instruction sets ---
+
+
+def calls(dtype):
+    """Calls large enough for several threads: {name: function}."""
+    sizes = {"rows": 500, "k": 13, "factors": 300, "d": 45}
+    floats = {
+        op: [
+            torch.randn(a.shape, generator=generator(3), dtype=torch.float64).to(dtype)
+            if isinstance(a, torch.Tensor) and a.is_floating_point()
+            else a
+            for a in arguments
+        ]
+        for op, arguments in products(**sizes, dtype=dtype).items()
+    }
+    values, indices = floats["spmm_t"][:2]
+    rate = torch.rand(300, generator=generator())
+    x = scores((70, 5003), dtype=dtype)
+    row = scores((300_001,), "ties", dtype)
+    return {
+        "topk": lambda: pysel.topk(x, 40),
+        "topk_row": lambda: pysel.topk(row, 500),
+        **{op: lambda op=op, a=a: [getattr(OPS, op)(*a)] for op, a in floats.items()},
+        "factor_counts": lambda: [pysel.factor_counts(values, indices, 300)],
+        "factor_scores": lambda: pysel.factor_scores(values, indices, rate),
+        "select": lambda: [pysel.select(row, 100_000)],
+    }
+
+
+def test_bits_do_not_depend_on_threads(dtype, threads):
+    for call in calls(dtype).values():
+        threads(1)
+        one = call()
+        threads(2)
+        assert_same(one, call())
+
+
+def fingerprint():
+    """{call and dtype: hash}. The encoder's GEMM is the vendor's, so its inputs are whole numbers."""
+    result = {}
+    for dtype in DTYPES:
+        x, weight = whole((600, 6), -2, 2, dtype), whole((3000, 6), -2, 2, dtype, 1)
+        for op, call in (
+            calls(dtype) | {"topk_encode": lambda x=x, w=weight: pysel.topk_encode(x, w, None, 20)}
+        ).items():
+            digest = hashlib.sha256()
+            for out in call():
+                digest.update((bits(out) if out.is_floating_point() else out).numpy().tobytes())
+            result[f"{op} {name(dtype)}"] = digest.hexdigest()
+    return result
+
+
+def runnable_variants():
+    flags = Path("/proc/cpuinfo").read_text()
+    has = {"portable": True, "avx2": " avx2" in flags, "avx512": all(f" avx512{s}" in flags for s in ("f", "bw", "vl"))}
+    return [v for v in INFO["cpu_variants"] if has[v] and v != INFO["cpu_variant"]]
+
+
+@pytest.mark.parametrize("variant", runnable_variants())
+def test_bits_do_not_depend_on_the_instruction_set(variant):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.test_topk"],
+        env=os.environ | {"PYSEL_CPU_VARIANT": variant},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == fingerprint()
+
+
+# --- gradients ---
+
+
+def doubles(*shapes):
+    return [
+        torch.randn(shape, generator=generator(i), dtype=torch.float64).requires_grad_()
+        for i, shape in enumerate(shapes)
+    ]
+
+
+INDICES = torch.tensor([[0, 4, 2], [2, 2, 1], [5, 0, 3], [1, 6, 6]])
+
+DIFFERENTIABLE = {
+    "topk": (lambda x: pysel.topk(x, 3)[0], doubles((2, 4, 7))),
+    "topk_encode": (lambda x, w, b: pysel.topk_encode(x, w, b, 3)[0], doubles((4, 5), (9, 5), (9,))),
+    "topk_encode_few_active": (lambda x, w: pysel.topk_encode(x, w, None, 8)[0], doubles((4, 5), (9, 5))),
+    "sparse_decode": (lambda v, w, b: pysel.sparse_decode(v, INDICES, w, b), doubles((4, 3), (7, 5), (5,))),
+    "sparse_decode_no_bias": (lambda v, w: pysel.sparse_decode(v, INDICES, w), doubles((4, 3), (7, 5))),
+}
+differentiable = pytest.mark.parametrize("case", DIFFERENTIABLE)
+
+
+@differentiable
+def test_gradcheck(case):
+    function, inputs = DIFFERENTIABLE[case]
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_encoder_gradient_is_that_of_dense_torch(dtype):
+    x, weight, bias = whole((20, 6), -2, 2, dtype), whole((80, 6), -2, 2, dtype, 1), whole((80,), -3, 0, dtype, 2)
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    values, indices = pysel.topk_encode(*inputs, 7)
+    weights = whole(values.shape, -2, 2, dtype, 3)
+    got = torch.autograd.grad(values, inputs, weights)
+    dense = F.linear(*inputs).relu().gather(1, indices)
+    wanted = torch.autograd.grad(dense, inputs, weights)
+    for g, w in zip(got, wanted, strict=True):
+        assert_within_ulps(g, w, 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_topk_gradient_is_that_of_torch(dtype):
+    x = torch.stack([torch.randperm(200, generator=generator(i)) for i in range(5)]).to(dtype).requires_grad_()
+    for k in (0, 1, 20, 200):
+        weights = whole((5, k), -2, 2, dtype)
+        got, wanted = (torch.autograd.grad(f(x, k)[0], x, weights)[0] for f in (pysel.topk, torch.topk))
+        assert_same_bits(got, wanted)
+
+
+def test_indices_have_no_gradient():
+    x = torch.randn(3, 5, requires_grad=True)
+    assert not pysel.topk(x, 2)[1].requires_grad
+    assert not pysel.topk_encode(x, torch.randn(4, 5), None, 2)[1].requires_grad
+    assert not pysel.select(x[0], 2).requires_grad
+    assert not pysel.factor_counts(x, torch.zeros(3, 5, dtype=torch.int64), 2).requires_grad
+
+
+@differentiable
+def test_second_derivatives_raise(case):
+    function, inputs = DIFFERENTIABLE[case]
+    grads = torch.autograd.grad(function(*inputs).square().sum(), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grads[0].sum().backward()
+
+
+FORWARD = r"forward mode|forward AD|jvp"
+
+
+@differentiable
+def test_forward_mode_raises(case):
+    function, inputs = DIFFERENTIABLE[case]
+    inputs = tuple(t.detach() for t in inputs)
+    with pytest.raises((RuntimeError, NotImplementedError), match=FORWARD):
+        torch.func.jvp(function, inputs, inputs)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises((RuntimeError, NotImplementedError), match=FORWARD):
+        function(*(torch.autograd.forward_ad.make_dual(t, t) for t in inputs))
+
+
+@differentiable
+def test_functional_gradient_and_vmap(case):
+    function, inputs = DIFFERENTIABLE[case]
+    every = tuple(range(len(inputs)))
+    wanted = torch.autograd.grad(function(*inputs).square().sum(), inputs)
+    plain = tuple(t.detach() for t in inputs)
+    got = torch.func.grad(lambda *a: function(*a).square().sum(), every)(*plain)
+    batched = tuple(torch.stack([t, -t]) for t in plain)
+    mapped = torch.vmap(torch.func.grad(lambda *a: function(*a).square().sum(), every))(*batched)
+    values = torch.vmap(function)(*batched)
+    for g, m, w in zip(got, mapped, wanted, strict=True):
+        torch.testing.assert_close(g, w)
+        torch.testing.assert_close(m[0], w)
+    torch.testing.assert_close(values[0], function(*plain))
+    torch.testing.assert_close(values[1], function(*(-t for t in plain)))
+
+
+# --- torch's machinery ---
+
+
+def raw_calls(requires_grad=False):
+    values, indices = codes(4, 3, 7)
+    x, weight, bias, dense = (torch.randn(shape, generator=generator()) for shape in ((4, 5), (7, 5), (7,), (4, 5)))
+    floats = [t.requires_grad_(requires_grad) for t in (values, x, weight, bias, dense)]
+    values, x, weight, bias, dense = floats
+    return {
+        "topk": (x, 2),
+        "topk_encode": (x, weight, bias, 3),
+        "sparse_decode": (values, indices, weight, None),
+        "sddmm": (indices, weight.detach(), dense.detach()),
+        "spmm_t": (values.detach(), indices, dense.detach(), 7),
+        "factor_counts": (values.detach(), indices, 7),
+        "factor_scores": (values.detach(), indices, torch.rand(7, generator=generator()), 1e-8, None),
+        "select": (bias.detach(), 3, True, None),
+    }
+
+
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["constant", "requires_grad"])
+@pytest.mark.parametrize("op", raw_calls())
+def test_opcheck(op, requires_grad):
+    utilities = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static",
+                 "test_aot_dispatch_dynamic"]  # fmt: skip
+    torch.library.opcheck(getattr(OPS, op).default, raw_calls(requires_grad)[op], test_utils=utilities)
+
+
+@pytest.mark.parametrize("op", raw_calls())
+def test_meta_tensors_have_the_shape_of_results(op):
+    arguments = raw_calls()[op]
+    real = getattr(OPS, op)(*arguments)
+    meta = getattr(OPS, op)(*(a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments))
+    real, meta = (r if isinstance(r, tuple) else (r,) for r in (real, meta))
+    for r, m in zip(real, meta, strict=True):
+        assert (r.shape, r.dtype, r.stride()) == (m.shape, m.dtype, m.stride())
+
+
+def model(x, weight, bias, rate):
+    values, indices = pysel.topk_encode(x, weight, bias, k=4)
+    decoded = pysel.sparse_decode(values, indices, weight)
+    top = pysel.topk(decoded, 2)[0]
+    counts = pysel.factor_counts(values, indices, weight.shape[0])
+    common, rare = pysel.factor_scores(values.detach(), indices, rate)
+    chosen = pysel.select(common + rare, 3)
+    return top.sum() + decoded.square().mean(), counts, chosen
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_to_one_graph(dynamic):
+    inputs = [torch.randn(shape, generator=generator(i)) for i, shape in enumerate([(6, 5), (12, 5), (12,)])]
+    rate = torch.rand(12, generator=generator(9))
+    results = []
+    for f in (model, torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=dynamic)):
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        loss, counts, chosen = f(*leaves, rate)
+        loss.backward()
+        results.append([loss, counts, chosen, *(t.grad for t in leaves)])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(eager, compiled)
+
+
+def test_compiles_with_inductor():
+    x, weight = torch.randn(6, 5, generator=generator()), torch.randn(12, 5, generator=generator(1))
+    compiled = torch.compile(lambda: pysel.topk_encode(2 * x, weight, None, 3)[0] + 1, fullgraph=True)
+    torch.testing.assert_close(compiled(), pysel.topk_encode(2 * x, weight, None, 3)[0] + 1)
+
+
+def test_autocast_is_that_of_linear():
+    x, weight, bias = (torch.randn(shape, requires_grad=True) for shape in ((3, 4), (6, 4), (6,)))
+    with torch.autocast("cpu", torch.bfloat16):
+        values, indices = pysel.topk_encode(x, weight, bias, 2)
+        decoded = pysel.sparse_decode(values.float(), indices, weight)
+        double = pysel.topk_encode(x.double(), weight.double(), None, 2)[0]
+        assert F.linear(x, weight, bias).dtype == values.dtype == decoded.dtype == torch.bfloat16
+        assert double.dtype == torch.float64
+    decoded.sum().backward()
+    assert x.grad.dtype == weight.grad.dtype == bias.grad.dtype == torch.float32
+    with pytest.raises(TypeError, match="topk_encode: weight must have the dtype of x"):
+        pysel.topk_encode(x.bfloat16(), weight, None, 2)
+
+
+# --- bad input ---
+
+X, W, V = torch.randn(4, 5), torch.randn(7, 5), torch.rand(4, 3)
+J = torch.zeros(4, 3, dtype=torch.int64)
+RATE = torch.full((7,), 0.5)
+
+
+def with_one(x, value):
+    x = x.clone()
+    x.view(-1)[-2] = value
+    return x
+
+
+BAD = [
+    (TypeError, "x must be a Tensor, got list", lambda: pysel.topk([1.0], 1)),
+    (TypeError, "x must be float32, float64, bfloat16 or float16, got torch.int64", lambda: pysel.topk(J, 1)),
+    (TypeError, "k must be an int, got float", lambda: pysel.topk(X, 1.0)),
+    (IndexError, "k must be between 0 and 5, got 6", lambda: pysel.topk(X, 6)),
+    (IndexError, "k must be between 0 and 5, got -1", lambda: pysel.topk(X, -1)),
+    (ValueError, r"x must have shape \[..., n\], got \[\]", lambda: pysel.topk(torch.tensor(1.0), 1)),
+    (ValueError, r"x must have shape \[B, d\], got \[5\]", lambda: pysel.topk_encode(X[0], W, None, 1)),
+    (ValueError, r"weight must have shape \[H, 5\].*, got \[7, 4\]", lambda: pysel.topk_encode(X, W[:, :4], None, 1)),
+    (ValueError, r"bias must have shape \[7\], got \[5\]", lambda: pysel.topk_encode(X, W, X[0], 1)),
+    (IndexError, "k must be between 0 and 7, got 32", lambda: pysel.topk_encode(X, W)),
+    (TypeError, "weight must have the dtype of x", lambda: pysel.topk_encode(X, W.double(), None, 1)),
+    (TypeError, "indices must be int64, got torch.int32", lambda: pysel.sparse_decode(V, J.int(), W)),
+    (ValueError, r"indices must have the shape of values, \[4, 3\], got \[4, 2\]",
+     lambda: pysel.sparse_decode(V, J[:, :2], W)),
+    (ValueError, r"values must have shape \[B, k\], got \[3\]", lambda: pysel.sparse_decode(V[0], J, W)),
+    (ValueError, r"bias must have shape \[5\], got \[7\]", lambda: pysel.sparse_decode(V, J, W, RATE)),
+    (IndexError, "indices must be between 0 and 6, got 7", lambda: pysel.sparse_decode(V, with_one(J, 7), W)),
+    (IndexError, "indices must be between 0 and 6, got -1", lambda: pysel.sparse_decode(V, with_one(J, -1), W)),
+    (IndexError, "indices must be between 0 and 6, got 7", lambda: OPS.sddmm(with_one(J, 7), W, X)),
+    (ValueError, r"grad must have shape \[4, 5\], got \[3, 5\]", lambda: OPS.sddmm(J, W, X[:3])),
+    (IndexError, "indices must be between 0 and 6, got 7", lambda: OPS.spmm_t(V, with_one(J, 7), X, 7)),
+    (ValueError, r"rows must have shape \[4, d\].*, got \[3, 5\]", lambda: OPS.spmm_t(V, J, X[:3], 7)),
+    (ValueError, "num_factors must be at least 0, got -1", lambda: OPS.spmm_t(V, J, X, -1)),
+    (IndexError, "indices must be between 0 and 2, got 3", lambda: pysel.factor_counts(V, with_one(J, 3), 3)),
+    (ValueError, "num_factors must be at least 0, got -2", lambda: pysel.factor_counts(V, J, -2)),
+    (TypeError, "num_factors must be an int", lambda: pysel.factor_counts(V, J, 2.0)),
+    (ValueError, "rate must be between 0 and 1, got 1.5", lambda: pysel.factor_scores(V, J, with_one(RATE, 1.5))),
+    (ValueError, "rate must be between 0 and 1, got -0.5", lambda: pysel.factor_scores(V, J, with_one(RATE, -0.5))),
+    (ValueError, "rate must be between 0 and 1, got nan", lambda: pysel.factor_scores(V, J, with_one(RATE, math.nan))),
+    (ValueError, r"rate must have shape \[H\], got \[7, 5\]", lambda: pysel.factor_scores(V, J, W)),
+    (TypeError, "rate must be float32 or float64, got torch.float16", lambda: pysel.factor_scores(V, J, RATE.half())),
+    (ValueError, "eps must be finite and at least 0, got -1", lambda: pysel.factor_scores(V, J, RATE, -1.0)),
+    (ValueError, "eps must be finite and at least 0, got inf", lambda: pysel.factor_scores(V, J, RATE, math.inf)),
+    (IndexError, "indices must be between 0 and 6, got 9", lambda: pysel.factor_scores(V, with_one(J, 9), RATE)),
+    (ValueError, "rate must not require grad",
+     lambda: pysel.factor_scores(V, J, RATE.clone().requires_grad_())),
+    (ValueError, "values must not require grad", lambda: pysel.factor_scores(V.clone().requires_grad_(), J, RATE)),
+    (ValueError, r"scores must have shape \[n\], got \[4, 5\]", lambda: pysel.select(X, 2)),
+    (IndexError, "k must be between 0 and 5, got 6", lambda: pysel.select(X[0], 6)),
+    (TypeError, "scores must be .*, got torch.bool", lambda: pysel.select(X[0] > 0, 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "message", "call"), BAD, ids=[f"{i}-{m[:30]}" for i, (_, m, _) in enumerate(BAD)])
+def test_bad_input(error, message, call):
+    with pytest.raises(error, match=message):
+        call()
+
+
+RAW_BAD = [
+    ("topk", (X.long(), 2)),
+    ("topk", (X, 9)),
+    ("topk_encode", (X, W.double(), None, 2)),
+    ("topk_encode", (X, W, W[:, 0].double(), 2)),
+    ("topk_encode", (X, W[0], None, 2)),
+    ("sparse_decode", (V, J.int(), W, None)),
+    ("sparse_decode", (V, J + 7, W, None)),
+    ("sparse_decode", (V.double(), J, W, None)),
+    ("sddmm", (J, W, X.double())),
+    ("sddmm", (J - 1, W, X)),
+    ("spmm_t", (V, J, X.half(), 7)),
+    ("spmm_t", (V, J, X, 0)),
+    ("factor_counts", (V, J[:3], 7)),
+    ("factor_counts", (V.long(), J, 7)),
+    ("factor_scores", (V, J, RATE.half(), 1e-8, False)),
+    ("factor_scores", (V, J + 7, RATE, 1e-8, False)),
+    ("select", (X[0] > 0, 1, True, None)),
+]
+
+
+@pytest.mark.parametrize(("op", "arguments"), RAW_BAD, ids=[f"{i}-{op}" for i, (op, _) in enumerate(RAW_BAD)])
+def test_raw_ops_defend_themselves(op, arguments):
+    before = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
+    with pytest.raises((ValueError, IndexError), match=f"^{op}: "):
+        getattr(OPS, op)(*arguments)
+    for a, b in zip(arguments, before, strict=True):
+        assert not isinstance(a, torch.Tensor) or torch.equal(a, b)
+
+
+def test_reference_raises_the_same_errors():
+    for op, arguments in RAW_BAD:
+        if arguments[0].dtype in (torch.int64, torch.bool) and op in ("topk", "factor_counts", "select"):
+            continue  # plain torch has no objection to whole numbers
+        with pytest.raises((ValueError, IndexError)) as native:
+            getattr(OPS, op)(*arguments)
+        with pytest.raises(type(native.value)) as plain:
+            reference.OPS[op](*arguments)
+        assert str(plain.value) == str(native.value)
+
+
+def test_unchecked_rates_pass():
+    common, _ = pysel.factor_scores(V, J, with_one(RATE, 5.0), validate=False)
+    assert common.shape == (4,)
+
+
+if __name__ == "__main__":
+    print(json.dumps(fingerprint()))
