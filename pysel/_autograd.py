@@ -45,6 +45,8 @@ def _vmap_by_loop(op: Callable[..., Any]) -> Callable[..., Any]:
         def example(i: int) -> list[Any]:
             return [a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)]
 
+        if info.batch_size == 0:
+            raise ValueError("pysel: vmap must have at least one example, got 0")
         results = [op(*example(i)) for i in range(info.batch_size)]
         if isinstance(results[0], tuple):
             return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])

@@ -474,3 +474,8 @@ def test_autocast_gives_the_dtype_that_softmax_gives(op, dtype, device, key):
     (gradient,) = torch.autograd.grad(y.float().square().sum(), x)
     assert gradient.dtype == dtype
     assert_same_bits(y.detach(), getattr(pysel, op)(x.detach().to(wanted), key=key))
+
+
+def test_vmap_over_no_examples_says_so():
+    with pytest.raises(ValueError, match="vmap must have at least one example, got 0"):
+        torch.func.vmap(lambda x: torch.ops.pysel.noise(x, "gumbel", False))(torch.zeros(0, 3, dtype=torch.int64))
