@@ -12,17 +12,17 @@ struct PhiloxBlock {
   uint32_t word[4];
 };
 
+constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53, kPhiloxMultiplier1 = 0xCD9E8D57;
+constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9, kPhiloxWeyl1 = 0xBB67AE85;
+
 PYSEL_HD PhiloxBlock philox(PhiloxBlock counter, uint32_t key0, uint32_t key1) {
-#ifndef __CUDA_ARCH__
-#pragma GCC unroll 10  // so that a loop over blocks vectorises
-#endif
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t{0xD2511F53u} * counter.word[0];
-    const uint64_t p1 = uint64_t{0xCD9E8D57u} * counter.word[2];
+    const uint64_t p0 = uint64_t{kPhiloxMultiplier0} * counter.word[0];
+    const uint64_t p1 = uint64_t{kPhiloxMultiplier1} * counter.word[2];
     counter = {{static_cast<uint32_t>(p1 >> 32) ^ counter.word[1] ^ key0, static_cast<uint32_t>(p1),
                 static_cast<uint32_t>(p0 >> 32) ^ counter.word[3] ^ key1, static_cast<uint32_t>(p0)}};
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+    key0 += kPhiloxWeyl0;
+    key1 += kPhiloxWeyl1;
   }
   return counter;
 }

@@ -25,9 +25,9 @@ struct Uniform {
 
 // Away from the ends; float only.
 PYSEL_HD Uniform<float> uniform_from_high(uint32_t high) {
-  const bool upper = static_cast<int32_t>(high) < 0;
-  const int32_t near = static_cast<int32_t>(upper ? ~high : high);
-  return {(static_cast<float>(near) + 0.5f) * 0x1p-32f, upper};
+  const int32_t sign = static_cast<int32_t>(high) >> 31;  // all ones in the upper half
+  const int32_t near = static_cast<int32_t>(high) ^ sign;
+  return {(static_cast<float>(near) + 0.5f) * 0x1p-32f, sign != 0};
 }
 
 PYSEL_HD Uniform<float> uniform_from_tail(uint32_t high, uint32_t low) {
@@ -54,12 +54,17 @@ PYSEL_HD Uniform<double> uniform<double>(uint32_t high, uint32_t low) {
   return {(static_cast<double>(near) + 0.5) * 0x1p-64, upper};
 }
 
+template <typename T>
+PYSEL_HD LogSplit<T> split_uniform(Uniform<T> u) {
+  const LogSplit<T> low = split_normal(u.v);
+  const LogSplit<T> high = split_complement(u.v);
+  return {u.upper ? high.fraction : low.fraction, u.upper ? high.exponent : low.exponent};
+}
+
 // Exp(1): E = -log(U).
 template <typename T>
 PYSEL_HD T exponential(Uniform<T> u) {
-  const LogSplit<T> low = split_normal(u.v);
-  const LogSplit<T> high = split_complement(u.v);
-  return -log_of(LogSplit<T>{u.upper ? high.fraction : low.fraction, u.upper ? high.exponent : low.exponent});
+  return -log_of(split_uniform(u));
 }
 
 // Gumbel(0, 1): g = -log(E).

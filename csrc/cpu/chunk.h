@@ -42,12 +42,4 @@ void each_row(int64_t rows, int64_t width, const F& f) {
   }
 }
 
-// What a row needs to know of one of its chunks.
-template <typename A>
-struct ChunkSummary {
-  A max;  // ignoring NaN
-  bool nan;
-  bool plus_inf;
-};
-
 }  // namespace pysel

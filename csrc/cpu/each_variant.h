@@ -4,6 +4,7 @@
 #include "cpu/variant.h"
 
 #define PYSEL_VARIANT portable
+#define PYSEL_VECTOR_BYTES 16
 namespace pysel {
 namespace {
 namespace portable {
@@ -12,10 +13,12 @@ namespace portable {
 }  // namespace
 }  // namespace pysel
 #undef PYSEL_VARIANT
+#undef PYSEL_VECTOR_BYTES
 
 #ifdef __x86_64__
 
 #define PYSEL_VARIANT avx2
+#define PYSEL_VECTOR_BYTES 32
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma,bmi2,f16c"))), apply_to = function)
 #else
@@ -35,8 +38,10 @@ namespace avx2 {
 #pragma GCC pop_options
 #endif
 #undef PYSEL_VARIANT
+#undef PYSEL_VECTOR_BYTES
 
 #define PYSEL_VARIANT avx512
+#define PYSEL_VECTOR_BYTES 64
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma,bmi2,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
                              apply_to = function)
@@ -57,6 +62,7 @@ namespace avx512 {
 #pragma GCC pop_options
 #endif
 #undef PYSEL_VARIANT
+#undef PYSEL_VECTOR_BYTES
 
 // The chosen variant's `function`, which may be a template-id.
 #define PYSEL_CHOOSE(...)                                               \

@@ -3,32 +3,36 @@
 //
 // A row is handled in chunks of kChunk elements: noise is made in L1 and added to the logits. Soft rows keep the
 // perturbed logits (in the output itself where types allow) for the passes that exponentiate and scale; hard rows and
-// argmax keep only each chunk's maximum and make the winning chunk's noise once more. Sums run over 16 lanes in a
+// argmax make noise only where a cheap bound leaves a chance to win. Sums run over 16 lanes in a
 // chunk, then over chunks in order, so that neither threads nor instruction set show in the result.
 #ifdef PYSEL_VARIANT
 
 #include "cpu/noise.h"
 
 template <typename A>
-inline ChunkSummary<A> summarise(const A* z, int n) {
+ChunkSummary<A> summarise(const A* z, int n) {
+  typedef A Lanes __attribute__((vector_size(16 * sizeof(A))));
   constexpr A kInf = static_cast<A>(__builtin_inf());
-  A lane[16];
-  for (int l = 0; l < 16; ++l) lane[l] = -kInf;
-  uint32_t nan = 0;
+  Lanes most = Lanes{} - kInf;
+  auto nan = most != most;
   int i = 0;
-  for (; i + 16 <= n; i += 16)
-    for (int l = 0; l < 16; ++l) {
-      const A v = z[i + l];
-      lane[l] = v > lane[l] ? v : lane[l];
-      nan |= v != v ? 1u : 0u;
-    }
-  for (; i < n; ++i) {
-    lane[0] = z[i] > lane[0] ? z[i] : lane[0];
-    nan |= z[i] != z[i] ? 1u : 0u;
+  for (; i + 16 <= n; i += 16) {
+    Lanes v;
+    memcpy(&v, z + i, sizeof(v));
+    most = v > most ? v : most;
+    nan |= v != v;
   }
-  A max = lane[0];
-  for (int l = 1; l < 16; ++l) max = lane[l] > max ? lane[l] : max;
-  return {max, nan != 0, max == kInf};
+  A max = -kInf;
+  bool any_nan = false;
+  for (int l = 0; l < 16; ++l) {
+    max = most[l] > max ? most[l] : max;
+    any_nan |= nan[l] != 0;
+  }
+  for (; i < n; ++i) {
+    max = z[i] > max ? z[i] : max;
+    any_nan |= z[i] != z[i];
+  }
+  return {max, any_nan, max == kInf};
 }
 
 // z = x + g, elements [first, first + n).
@@ -40,9 +44,56 @@ ChunkSummary<A> perturb(const T* x, Key key, uint64_t first, int n, A* z) {
   return summarise(z, n);
 }
 
+// The exact noise of one element, given its high word.
 template <typename A>
-ChunkSummary<A> summarise_chunk(const A* z, int n) {
-  return summarise(z, n);
+A gumbel_of(Key key, uint64_t element, uint32_t high) {
+  if (sizeof(A) == 4 && !in_tail(high)) return static_cast<A>(gumbel(uniform_from_high(high)));
+  return gumbel(uniform<A>(high, key.word(Stream::low, element)));
+}
+
+// The largest of x + g among elements [first, first + n), if it exceeds `floor`. Few need their noise: g = -log E is at
+// most -log(1 - U), and the logarithm of 1 - U is above its chord between powers of two, which is a float's bits read
+// as an integer.
+template <typename T, typename A>
+ChunkBest<A> best(const T* x, Key key, uint64_t first, int n, A floor) {
+  alignas(64) uint32_t high[kChunk];
+  alignas(64) A bound[kChunk];
+  fill_words(key, Stream::high, first, n, high);
+  for (int i = 0; i < n; ++i) {
+    const auto rest = static_cast<float>(static_cast<int32_t>((high[i] ^ 0xffffffffu) >> 1));  // at most (1 - U) 2^31
+    const auto chord = static_cast<float>(bit_cast<int32_t>(rest));                            // 2^23 (127 + log2)
+    const float most = fma_(chord, -0.6931472f * 0x1p-23f, 0.6931472f * (31 + 127) + 1e-3f);   // rounding included
+    bound[i] = static_cast<A>(x[i]) + static_cast<A>(most);
+  }
+  int likely = 0;
+  A most = summarise(bound, n).max;
+  while (likely + 1 < n && bound[likely] != most) ++likely;
+  const A z = static_cast<A>(x[likely]) + gumbel_of<A>(key, first + static_cast<uint64_t>(likely), high[likely]);
+  const A enough = z > floor ? z : floor;
+
+  constexpr A kInf = static_cast<A>(__builtin_inf());
+  ChunkBest<A> result{{-kInf, false, false}, 0};
+  constexpr int kGroup = 64;
+  for (int at = 0; at < n; at += kGroup) {
+    const int end = at + kGroup < n ? at + kGroup : n;
+    uint32_t some = 0;
+    for (int i = at; i < end; ++i) some |= bound[i] < enough ? 0u : 1u;  // NaN, too
+    if (some == 0) continue;
+    for (int i = at; i < end; ++i) {
+      if (bound[i] < enough) continue;
+      const A v = static_cast<A>(x[i]) + gumbel_of<A>(key, first + static_cast<uint64_t>(i), high[i]);
+      if (v > result.max) {
+        result.max = v;
+        if (!result.nan) result.at = i;
+      }
+      if (v != v && !result.nan) {
+        result.nan = true;
+        result.at = i;
+      }
+    }
+  }
+  result.plus_inf = result.max == kInf;
+  return result;
 }
 
 template <typename A>
@@ -56,7 +107,11 @@ inline A sum_lanes(const A* lane) {
 // z = exp((z - max) / tau) in place; returns the sum.
 template <typename A>
 A exponentiate(A* z, int n, A max, A tau) {
-  for (int i = 0; i < n; ++i) z[i] = exp_nonpositive((z[i] - max) / tau);
+  if (tau == A{1}) {  // the usual case, and a division costs as much as the exponential
+    for (int i = 0; i < n; ++i) z[i] = exp_nonpositive(z[i] - max);
+  } else {
+    for (int i = 0; i < n; ++i) z[i] = exp_nonpositive((z[i] - max) / tau);
+  }
   A lane[16] = {};
   int i = 0;
   for (; i + 16 <= n; i += 16)
@@ -142,12 +197,32 @@ void noise_from_bits(const int64_t* bits, int64_t n, int kind, A* out) {
 
 #include <torch/csrc/stable/library.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "common/random.h"
 #include "cpu/chunk.h"
+
+namespace pysel {
+namespace {
+
+// What a row needs to know of one of its chunks.
+template <typename A>
+struct ChunkSummary {
+  A max;  // ignoring NaN
+  bool nan;
+  bool plus_inf;
+};
+
+template <typename A>
+struct ChunkBest : ChunkSummary<A> {
+  int at;  // the first that holds the maximum, or the first NaN
+};
+
+}  // namespace
+}  // namespace pysel
 
 #define PYSEL_FILE "cpu/gumbel.cpp"
 #include "cpu/each_variant.h"
@@ -190,8 +265,9 @@ struct RowSummary {
   int64_t chunk = 0;  // the first that holds the maximum, or the first NaN
 };
 
-template <typename A>
-RowSummary<A> merge(const char* op, const std::vector<ChunkSummary<A>>& chunks, bool validate) {
+template <typename Summary>
+auto merge(const char* op, const std::vector<Summary>& chunks, bool validate) {
+  using A = decltype(Summary::max);
   RowSummary<A> row;
   bool plus_inf = false;
   for (size_t c = 0; c < chunks.size(); ++c) {
@@ -231,9 +307,20 @@ class PerturbedRows {
     const int64_t at = row * layout_.width + c * kChunk;
     if (!staged_.empty()) {
       std::memcpy(z, staged_.data() + at, sizeof(A) * static_cast<size_t>(n));
-      return PYSEL_CHOOSE(summarise_chunk<A>)(z, n);
+      return PYSEL_CHOOSE(summarise<A>)(z, n);
     }
     return PYSEL_CHOOSE(perturb<T, A>)(x_ + at, key_, start_ + static_cast<uint64_t>(at), n, z);
+  }
+
+  // The chunk's largest, if it exceeds `floor`.
+  ChunkBest<A> best(int64_t row, int64_t c, A floor) const {
+    const int n = chunk_size(layout_.width, c);
+    const int64_t at = row * layout_.width + c * kChunk;
+    if (staged_.empty()) return PYSEL_CHOOSE(best<T, A>)(x_ + at, key_, start_ + static_cast<uint64_t>(at), n, floor);
+    const A* z = staged_.data() + at;
+    ChunkBest<A> result{PYSEL_CHOOSE(summarise<A>)(z, n), 0};
+    while (result.nan ? z[result.at] == z[result.at] : z[result.at] != result.max) ++result.at;
+    return result;
   }
 
  private:
@@ -305,19 +392,16 @@ void soft_rows(const char* op, const PerturbedRows<T>& source, const Layout& lay
 template <typename T, typename F>
 void argmax_rows(const char* op, const PerturbedRows<T>& source, const Layout& layout, bool validate, const F& write) {
   using A = Compute<T>;
-  const int64_t width = layout.width;
-  each_row(source.rows(), width, [&](int64_t r, bool parallel) {
-    std::vector<ChunkSummary<A>> summary(static_cast<size_t>(chunks_of(width)));
-    each_chunk(width, parallel, [&](int64_t c) {
-      A z[kChunk];
-      summary[c] = source.chunk(r, c, z);
+  each_row(source.rows(), layout.width, [&](int64_t r, bool parallel) {
+    std::vector<ChunkBest<A>> best(static_cast<size_t>(chunks_of(layout.width)));
+    std::atomic<A> floor{std::numeric_limits<A>::lowest()};
+    each_chunk(layout.width, parallel, [&](int64_t c) {
+      best[c] = source.best(r, c, floor.load(std::memory_order_relaxed));
+      // Threads may overwrite each other's: any earlier maximum will do.
+      if (best[c].max > floor.load(std::memory_order_relaxed)) floor.store(best[c].max, std::memory_order_relaxed);
     });
-    const RowSummary<A> row = merge(op, summary, validate);
-    A z[kChunk];
-    source.chunk(r, row.chunk, z);
-    int i = 0;
-    while (row.nan ? z[i] == z[i] : z[i] != row.max) ++i;
-    write(r, row.chunk * kChunk + i, row.nan);
+    const RowSummary<A> row = merge(op, best, validate);
+    write(r, row.chunk * kChunk + best[row.chunk].at, row.nan);
   });
 }
 
@@ -367,7 +451,11 @@ void write_gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bo
     argmax_rows<T>(op, source, layout, validate, [&](int64_t r, int64_t index, bool nan) {
       const RowPlace place(layout, r);
       const T rest = static_cast<T>(nan ? std::numeric_limits<float>::quiet_NaN() : 0.0f);
-      for (int64_t i = 0; i < layout.width; ++i) y[place.base + i * place.step] = rest;
+      if (place.step == 1) {
+        std::fill_n(y + place.base, layout.width, rest);
+      } else {
+        for (int64_t i = 0; i < layout.width; ++i) y[place.base + i * place.step] = rest;
+      }
       if (!nan) y[place.base + index * place.step] = static_cast<T>(1.0f);
     });
   });

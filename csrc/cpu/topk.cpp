@@ -28,11 +28,13 @@ template <typename T, typename Entry>
 int64_t survivors(const T* x, int n, OrderBits<T> gate, int64_t first, Entry* out) {
   alignas(64) OrderBits<T> keys[kMostGroup];
   for (int i = 0; i < n; ++i) keys[i] = order(x[i]);
-  int64_t count = 0;
-  for (int i = 0; i < n; ++i) {
-    out[count] = pack<Entry>(keys[i], first + i);
+  uint8_t passed[kMostGroup];
+  int count = 0;
+  for (int i = 0; i < n; ++i) {  // without a branch, which would be mispredicted at each that passes
+    passed[count] = static_cast<uint8_t>(i);
     count += keys[i] > gate ? 1 : 0;
   }
+  for (int j = 0; j < count; ++j) out[j] = pack<Entry>(keys[passed[j]], first + passed[j]);
   return count;
 }
 
@@ -109,7 +111,7 @@ void convert(const From* from, int64_t n, To* to) {
 
 #include "common/math.h"
 #include "common/order.h"
-#include "cpu/parallel.h"
+#include "cpu/chunk.h"
 #include "cpu/radix_select.h"
 
 namespace pysel {
@@ -143,8 +145,6 @@ int64_t index_of(Entry e) {
 
 namespace pysel {
 namespace {
-
-constexpr int64_t kGrain = 1 << 14;  // elements worth a thread
 
 int64_t rows_per_thread(int64_t width) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, width)); }
 
