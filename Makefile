@@ -1,5 +1,6 @@
 # make demo   train on real data with and without selection (DEMO_ARGS=... for bench.train)
 # make test   run the tests (PYTEST_ARGS=... for pytest)
+# make bench  measure every op against its rivals, 15 minutes on two cores; make bench-quick: 2
 # make lint   ruff, clang-format and mypy
 # make build  compile the extension into pysel/
 # make clean  remove what the build made;  rm -r .venv removes the environment too
@@ -17,13 +18,19 @@ CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -n
 # $(call need,command that succeeds,what to say when it does not)
 need = @$(1) >/dev/null 2>&1 || { echo 'pysel: $(2)' >&2; exit 1; }
 
-.PHONY: demo test lint build clean
+.PHONY: demo test bench bench-quick lint build clean
 
 demo: .venv/built
 	@$(PY) -m bench.train $(DEMO_ARGS)
 
 test: .venv/built
 	@$(PY) -m pytest $(PYTEST_ARGS)
+
+bench: .venv/built .venv/rivals
+	@$(PY) -m bench.run $(BENCH_ARGS)
+
+bench-quick: .venv/built .venv/rivals
+	@$(PY) -m bench.run --quick $(BENCH_ARGS)
 
 lint: .venv/installed
 	@$(PY) -m ruff check .
@@ -43,6 +50,11 @@ clean:
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@echo 'pysel: installing the pinned packages into .venv'
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+.venv/rivals: .venv/installed requirements-bench.txt
+	@echo 'pysel: installing the libraries to measure against into .venv'
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	@touch $@
 
 # The folders are listed too: their time changes when a file comes or goes.

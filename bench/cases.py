@@ -1,0 +1,528 @@
+"""What is measured: every op, at which sizes, against what, and which speed it promises.
+
+A case makes its data once and gives its contenders as calls without arguments. Data are random and, at full size,
+larger than the caches; what a rival can have prepared beforehand (probabilities in its own dtype, a tree, a compiled
+graph) is prepared outside its call. Libraries are imported and graphs compiled within a contender's first call, which
+is never timed; if that call raises, the contender is left out and the reason recorded.
+
+``bytes`` is what the op cannot avoid to move: inputs read once and outputs written once (in-place ones both).
+Each in-place contender has data of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import pysel
+from bench.timing import Call
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Data of a case, bound into calls: ``pysel``, then ``eager`` (the torch op or ops it replaces), then others."""
+
+    contenders: dict[str, Call]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """A promise: ``against`` must be at least ``ratio``.
+
+    ``against`` is a contender (its time over pysel's), or one of
+    ``1 thread``: pysel's time on one thread over that on two;
+    ``growth``: pysel's cost an element at 1e7 over that at the largest n (1 is linear);
+    ``memory``: ``limit`` bytes over the peak memory of the call;
+    ``itself``: 1 if a second call gives the same bits, else 0.
+    """
+
+    against: str
+    ratio: float
+    limit: int = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the results, or with ``sizes`` one curve over n."""
+
+    name: str
+    eager: str  # what the contender "eager" is
+    make: Callable[..., Setup]
+    args: Mapping[str, Any]
+    tiny: Mapping[str, Any]  # what to change in args for a test
+    targets: tuple[Target, ...] = ()
+    sizes: tuple[int, ...] = ()
+    comparable: Callable[[Any], Any] = lambda result: result  # what pysel's result and a rival's have in common
+
+    @property
+    def family(self) -> str:
+        return self.make.__name__
+
+    def setup(self, **changes: Any) -> Setup:
+        torch.manual_seed(0)
+        return self.make(**{**self.args, **changes})
+
+
+def nbytes(*tensors: Tensor) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+# Gumbel family
+
+
+def gumbel_softmax(shape: tuple[int, ...], hard: bool = False, dtype: torch.dtype = torch.float32) -> Setup:
+    logits = torch.randn(shape).to(dtype)
+    compiled_softmax = compiled(lambda x: F.gumbel_softmax(x, 1.0, hard))
+    return Setup(
+        {
+            "pysel": lambda: pysel.gumbel_softmax(logits, 1.0, hard),
+            "eager": lambda: F.gumbel_softmax(logits, 1.0, hard),
+            "compile": lambda: compiled_softmax(logits),
+        },
+        2 * nbytes(logits),
+    )
+
+
+def gumbel_softmax_backward(shape: tuple[int, ...]) -> Setup:
+    logits = torch.randn(shape, requires_grad=True)
+    grad = torch.randn(shape)
+
+    def backward(forward: Callable[[Tensor], Tensor]) -> Call:
+        graph = functools.cache(lambda: forward(logits))
+        return lambda: torch.autograd.grad(graph(), logits, grad, retain_graph=True)[0]
+
+    return Setup(
+        {
+            "pysel": backward(pysel.gumbel_softmax),
+            "eager": backward(F.gumbel_softmax),
+            "compile": backward(compiled(F.gumbel_softmax)),
+        },
+        3 * nbytes(grad),
+    )
+
+
+def gumbel_sigmoid(n: int, tau: float = 0.5) -> Setup:
+    logits = torch.randn(n)
+
+    def eager(x: Tensor) -> Tensor:
+        return torch.rand_like(x).logit_(eps=1e-7).add_(x).div_(tau).sigmoid_()
+
+    compiled_eager = compiled(eager)
+    return Setup(
+        {
+            "pysel": lambda: pysel.gumbel_sigmoid(logits, tau),
+            "eager": lambda: eager(logits),
+            "compile": lambda: compiled_eager(logits),
+        },
+        2 * nbytes(logits),
+    )
+
+
+def gumbel_argmax(shape: tuple[int, int]) -> Setup:
+    logits = torch.randn(shape)
+
+    def eager(x: Tensor) -> Tensor:
+        noise = torch.empty_like(x).exponential_().log_()
+        return torch.sub(x, noise, out=noise).argmax(-1)
+
+    compiled_eager = compiled(lambda x: (x - torch.empty_like(x).exponential_().log()).argmax(-1))
+    return Setup(
+        {
+            "pysel": lambda: pysel.gumbel_argmax(logits),
+            "eager": lambda: eager(logits),
+            "compile": lambda: compiled_eager(logits),
+            "multinomial": lambda: torch.multinomial(logits.softmax(-1), 1)[:, 0],
+        },
+        nbytes(logits) + 8 * shape[0],
+    )
+
+
+# Top-k family
+
+
+def topk(shape: tuple[int, int], k: int) -> Setup:
+    x = torch.randn(shape)
+    compiled_topk = compiled(lambda x: torch.topk(x, k))
+    return Setup(
+        {
+            "pysel": lambda: pysel.topk(x, k),
+            "eager": lambda: torch.topk(x, k),
+            "compile": lambda: compiled_topk(x),
+        },
+        nbytes(x) + shape[0] * k * 12,
+    )
+
+
+def topk_encode(B: int, d: int, H: int, k: int) -> Setup:
+    x, weight, bias = torch.randn(B, d), torch.randn(H, d) / math.sqrt(d), torch.randn(H) / 10
+
+    def eager(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        return torch.topk(F.relu(F.linear(x, weight, bias)), k)
+
+    def sparsify() -> object:
+        from sparsify.fused_encoder import fused_encoder
+
+        return tuple(fused_encoder(x, weight, bias, k, "topk")[:2])
+
+    compiled_eager = compiled(eager)
+    return Setup(
+        {
+            "pysel": lambda: pysel.topk_encode(x, weight, bias, k),
+            "eager": lambda: eager(x, weight, bias),
+            "compile": lambda: compiled_eager(x, weight, bias),
+            "linear alone": lambda: F.linear(x, weight, bias),
+            "sparsify": sparsify,
+        },
+        nbytes(x, weight, bias) + B * k * 12,
+    )
+
+
+def codes(B: int, k: int, H: int) -> tuple[Tensor, Tensor]:
+    """Sparse codes: random values, a tenth of them 0, at distinct random indices of each row."""
+    values = F.relu(torch.rand(B, k) - 0.1)
+    steps = torch.randint(1, max(2, H // k), (B, k))
+    return values, (torch.randint(H, (B, 1)) + steps.cumsum(1)) % H
+
+
+def sparse_decode(B: int, k: int, H: int, d: int, backward: bool) -> Setup:
+    values, indices = codes(B, k, H)
+    weight, grad = torch.randn(H, d), torch.randn(B, d)
+    values.requires_grad_(backward)
+    weight.requires_grad_(backward)
+
+    def embedding_bag(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
+        return F.embedding_bag(indices, weight, mode="sum", per_sample_weights=values)
+
+    def sparsify(values: Tensor, indices: Tensor, weight: Tensor) -> Tensor:
+        from sparsify.utils import eager_decode
+
+        return eager_decode(indices, values, weight.mT)
+
+    def call(decode: Callable[..., Any]) -> Call:
+        if not backward:
+            return lambda: decode(values, indices, weight)
+        return lambda: torch.autograd.grad(decode(values, indices, weight), (values, weight), grad)
+
+    rows = weight[:1].expand(indices.unique().numel(), d)  # of the weight, those that are used
+    moved = nbytes(values, indices, rows, grad)
+    if backward:
+        moved += nbytes(values, indices, rows, grad) + nbytes(values, weight)
+    return Setup(
+        {
+            "pysel": call(pysel.sparse_decode),
+            "eager": call(embedding_bag),
+            "compile": call(compiled(embedding_bag)),
+            "sparsify": call(sparsify),
+        },
+        moved,
+    )
+
+
+def factor_counts(B: int, k: int, H: int) -> Setup:
+    values, indices = codes(B, k, H)
+
+    def eager(values: Tensor, indices: Tensor) -> Tensor:
+        return torch.bincount(indices[values > 0], minlength=H)
+
+    return Setup(
+        {
+            "pysel": lambda: pysel.factor_counts(values, indices, H),
+            "eager": lambda: eager(values, indices),
+        },
+        nbytes(values, indices) + 8 * H,
+    )
+
+
+def factor_scores(B: int, k: int, H: int, eps: float = 1e-8) -> Setup:
+    values, indices = codes(B, k, H)
+    rate = torch.rand(H)
+
+    def eager(values: Tensor, indices: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+        active = values > 0
+        count = active.sum(1).clamp_min(1)
+        rarity = -torch.log(rate + eps)
+        return (rate[indices] * active).sum(1) / count, (rarity[indices] * active).sum(1) / count
+
+    compiled_eager = compiled(eager)
+    return Setup(
+        {
+            "pysel": lambda: pysel.factor_scores(values, indices, rate, eps),
+            "eager": lambda: eager(values, indices, rate),
+            "compile": lambda: compiled_eager(values, indices, rate),
+        },
+        nbytes(values, indices, rate) + 8 * B,
+    )
+
+
+def select(n: int, share: float) -> Setup:
+    scores = torch.randn(n)
+    k = int(n * share)
+    array = scores.cpu().numpy()
+
+    def numpy() -> object:
+        return array.argpartition(n - k)[n - k :]
+
+    return Setup(
+        {
+            "pysel": lambda: pysel.select(scores, k),
+            "eager": lambda: torch.topk(scores, k, sorted=False).indices,
+            "numpy": numpy,
+        },
+        nbytes(scores) + 8 * k,
+    )
+
+
+# Usage family
+
+
+def ascending(n: int, k: int) -> Tensor:
+    """k of n indices, as a selector gives them."""
+    return torch.rand(n).topk(k, sorted=False).indices.sort().values
+
+
+def usage_step(n: int, form: str, share: float = 0.1, gamma: float = 0.1, decay: float = 0.99) -> Setup:
+    scores, start = torch.rand(n), torch.rand(n) * 10
+    selected = ascending(n, int(n * share))
+    ones = torch.ones(len(selected))
+
+    def eager(counts: Tensor, selected: Tensor, ones: Tensor, scores: Tensor) -> Tensor:
+        counts.mul_(decay).index_add_(0, selected, ones)
+        if form == "exp":
+            return torch.mul(counts, -gamma).exp_().mul_(scores)
+        return torch.sub(scores, counts, alpha=gamma)
+
+    def call(function: Callable[..., object]) -> Call:
+        counts = start.clone()
+        return lambda: function(counts, selected, ones, scores)
+
+    ours = start.clone()
+    return Setup(
+        {
+            "pysel": lambda: pysel.usage_step_(ours, selected, scores, gamma, decay, form),
+            "eager": call(eager),
+            "compile": call(compiled(eager)),
+        },
+        3 * nbytes(scores) + nbytes(ours, selected),
+    )
+
+
+def usage_update(n: int, share: float = 0.1, decay: float = 0.99) -> Setup:
+    counts = torch.rand(n) * 10
+    selected = ascending(n, int(n * share))
+    ones = torch.ones(len(selected))
+
+    def eager(counts: Tensor) -> Tensor:
+        return counts.mul_(decay).index_add_(0, selected, ones)
+
+    ours, theirs = counts, counts.clone()
+    return Setup(
+        {
+            "pysel": lambda: pysel.usage_update_(ours, selected, decay),
+            "eager": lambda: eager(theirs),
+        },
+        2 * nbytes(counts) + nbytes(selected),
+    )
+
+
+# Weighted sampling
+
+
+def weighted_sample(
+    n: int,
+    k: int | float,
+    order: str = "draw",
+    replacement: bool = False,
+    log_weights: bool = False,
+    rows: int | None = None,
+    numpy: bool = False,
+) -> Setup:
+    weights = torch.rand(n if rows is None else (rows, n)).add_(1e-3)
+    k = int(k if k >= 1 else k * n)
+    given = weights.log() if log_weights else weights
+
+    def multinomial() -> Tensor:
+        return torch.multinomial(given.exp() if log_weights else given, k, replacement)
+
+    contenders: dict[str, Call] = {
+        "pysel": lambda: pysel.weighted_sample(given, k, replacement, log_weights=log_weights, order=order),
+        "eager": multinomial,
+    }
+    if numpy:
+        import numpy as np
+
+        generator = np.random.default_rng(0)
+        p = weights.double().div_(weights.sum(dtype=torch.float64)).cpu().numpy()
+        contenders["numpy"] = lambda: generator.choice(n, k, replace=replacement, p=p)
+    return Setup(contenders, nbytes(given) + 8 * k * (rows or 1))
+
+
+def load_torchrl() -> None:
+    """Make sure that torchrl's tree works with this torch.
+
+    A torchrl wheel holds a binary for one version of torch, and no wheel has one for every version; but each holds its
+    sources, too.
+    """
+    import torchrl
+
+    try:
+        import torchrl._torchrl
+    except ImportError:
+        from torch.utils.cpp_extension import load
+
+        sources = sorted(map(str, Path(torchrl.__file__).parent.glob("csrc/*.cpp")))
+        sys.modules["torchrl._torchrl"] = load("_torchrl", sources)
+
+
+def replay_sample(n: int, k: int) -> Setup:
+    """Draw a batch with replacement from n priorities that may change before the next batch.
+
+    torchrl keeps a tree of sums, which is filled beforehand here and cheap to update; the others read all priorities
+    in every call. torchrl's call computes importance weights, too.
+    """
+    priorities = torch.rand(n).add_(1e-3)
+
+    @functools.cache
+    def sampler() -> tuple[Any, Any]:
+        load_torchrl()
+        from torchrl.data.replay_buffers.samplers import PrioritizedSampler
+        from torchrl.data.replay_buffers.storages import TensorStorage
+
+        made = PrioritizedSampler(n, alpha=1.0, beta=1.0, eps=0.0)
+        made.update_priority(torch.arange(n), priorities)
+        return made, TensorStorage(priorities)
+
+    def torchrl() -> object:
+        tree, storage = sampler()
+        return tree.sample(storage, k)[0]
+
+    return Setup(
+        {
+            "pysel": lambda: pysel.weighted_sample(priorities, k, replacement=True),
+            "eager": lambda: torch.multinomial(priorities, k, replacement=True),
+            "torchrl": torchrl,
+        },
+        nbytes(priorities) + 8 * k,
+    )
+
+
+def sums(y: Tensor) -> tuple[torch.Size, torch.dtype, float]:
+    """Of random rows that sum to 1: shape, dtype, and the sum."""
+    return y.shape, y.dtype, round(float(y.sum()) / max(1, y.numel() // y.shape[-1]), 1)
+
+
+def form(result: Tensor) -> tuple[torch.Size, torch.dtype]:
+    """Of random results, shape and dtype."""
+    result = torch.as_tensor(result)
+    return result.shape, result.dtype
+
+
+def ordered(result: Any) -> Tensor:
+    """Of indices, the set."""
+    return torch.as_tensor(result).sort().values
+
+
+def by_index(result: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Of top-k's values and indices, whichever order they come in."""
+    order = result[1].argsort(-1)
+    return result[0].gather(-1, order), result[1].gather(-1, order)
+
+
+LARGE, SMALL = {"shape": (4096, 4096)}, {"shape": (4, 8)}
+CODES, FEW_CODES = {"B": 3000, "k": 48, "H": 20_000, "d": 640}, {"B": 5, "k": 3, "H": 20, "d": 4}
+RECORDS, FEW_RECORDS = {"B": 500_000, "k": 32, "H": 16_384}, {"B": 50, "k": 3, "H": 20}
+MANY, FEW = {"n": 16_000_000, "k": 8_000_000}, {"n": 60, "k": 20}
+DECADES = tuple(10**e for e in range(3, 9))
+TWO_THREADS = Target("1 thread", 1.8)
+LINEAR = Target("growth", 0.8)
+
+# fmt: off
+CASES = (
+    Case("gumbel_softmax soft", "F.gumbel_softmax", gumbel_softmax, LARGE, SMALL,
+         (Target("eager", 20), Target("compile", 8), TWO_THREADS), comparable=sums),
+    Case("gumbel_softmax hard", "F.gumbel_softmax", gumbel_softmax, {**LARGE, "hard": True}, SMALL,
+         (Target("eager", 22), Target("compile", 8), TWO_THREADS), comparable=sums),
+    Case("gumbel_softmax backward", "F.gumbel_softmax", gumbel_softmax_backward, LARGE, SMALL,
+         (Target("eager", 1.5),), comparable=form),
+    Case("gumbel_softmax bfloat16", "F.gumbel_softmax", gumbel_softmax, {**LARGE, "dtype": torch.bfloat16}, SMALL,
+         comparable=sums),
+    Case("gumbel_softmax rows of 10", "F.gumbel_softmax", gumbel_softmax, {"shape": (1_500_000, 10)}, SMALL,
+         comparable=sums),
+    Case("gumbel_softmax 16 elements", "F.gumbel_softmax", gumbel_softmax, {"shape": (4, 4)}, SMALL,
+         (Target("eager", 1),), comparable=sums),
+    Case("gumbel_sigmoid", "rand, logit, add, div, sigmoid", gumbel_sigmoid, {"n": 16_777_216}, {"n": 8},
+         comparable=form),
+    Case("gumbel_argmax", "exponential, log, sub, argmax", gumbel_argmax, LARGE, SMALL, comparable=form),
+    Case("topk", "torch.topk", topk, {"shape": (1024, 16_384), "k": 32}, {**SMALL, "k": 3},
+         (Target("eager", 5), TWO_THREADS)),
+    Case("topk_encode", "linear, relu, topk", topk_encode, {"B": 1024, "d": 512, "H": 16_384, "k": 32},
+         {"B": 4, "d": 8, "H": 32, "k": 3},
+         # a quarter of all activations [B, H]: outputs and a tile fit, the activations do not
+         (Target("linear alone", 1 / 0.95), Target("memory", 1, 1024 * 16_384), TWO_THREADS), comparable=by_index),
+    Case("sparse_decode", "F.embedding_bag", sparse_decode, {**CODES, "backward": False}, FEW_CODES,
+         (Target("eager", 1.1), Target("itself", 1), TWO_THREADS)),
+    Case("sparse_decode with backward", "F.embedding_bag", sparse_decode, {**CODES, "backward": True}, FEW_CODES,
+         (Target("eager", 2.5), Target("itself", 1), TWO_THREADS)),
+    Case("factor_counts", "mask, bincount", factor_counts, RECORDS, FEW_RECORDS),
+    Case("factor_scores", "gather, mask, sum", factor_scores, RECORDS, FEW_RECORDS),
+    Case("select", "torch.topk(sorted=False)", select, {"n": 10_000_000, "share": 1 / 3}, {"n": 60},
+         (Target("eager", 10), TWO_THREADS), comparable=ordered),
+    Case("usage_step_ linear", "mul_, index_add_, sub", usage_step, {"n": 10_000_000, "form": "linear"}, {"n": 60},
+         (Target("eager", 1.5), TWO_THREADS)),
+    Case("usage_step_ exp", "mul_, index_add_, exp, mul", usage_step, {"n": 10_000_000, "form": "exp"}, {"n": 60},
+         (Target("eager", 2.5), TWO_THREADS)),
+    Case("usage_update_", "mul_, index_add_", usage_update, {"n": 10_000_000}, {"n": 60}),
+    Case("weighted_sample index", "torch.multinomial", weighted_sample, {**MANY, "order": "index"}, FEW,
+         (Target("eager", 40), TWO_THREADS), comparable=form),
+    Case("weighted_sample draw", "torch.multinomial", weighted_sample, MANY, FEW,
+         (Target("eager", 15), TWO_THREADS), comparable=form),
+    Case("weighted_sample shuffled", "torch.multinomial", weighted_sample, {**MANY, "order": "shuffled"}, FEW,
+         comparable=form),
+    Case("weighted_sample k=1000", "torch.multinomial", weighted_sample, {**MANY, "k": 1000}, FEW,
+         (Target("eager", 30), TWO_THREADS), comparable=form),
+    Case("weighted_sample with replacement, index", "torch.multinomial", weighted_sample,
+         {**MANY, "order": "index", "replacement": True}, FEW,
+         (Target("eager", 40), TWO_THREADS), comparable=form),
+    Case("weighted_sample with replacement, draw", "torch.multinomial", weighted_sample,
+         {**MANY, "replacement": True}, FEW, (Target("eager", 20), TWO_THREADS), comparable=form),
+    Case("weighted_sample of rows", "torch.multinomial", weighted_sample, {"rows": 1024, "n": 16_384, "k": 64},
+         {"rows": 4, **FEW}, comparable=form),
+    Case("weighted_sample log weights", "exp, torch.multinomial", weighted_sample, {**MANY, "log_weights": True}, FEW,
+         comparable=form),
+    Case("weighted_sample 1e6 of 1e7", "torch.multinomial", weighted_sample,
+         {"n": 10_000_000, "k": 1_000_000, "numpy": True}, FEW, comparable=form),
+    Case("weighted_sample 1e6 of 1e7 with replacement", "torch.multinomial", weighted_sample,
+         {"n": 10_000_000, "k": 1_000_000, "numpy": True, "replacement": True}, FEW, comparable=form),
+    Case("weighted_sample replay batch", "torch.multinomial", replay_sample, {"n": 1_000_000, "k": 1024}, FEW,
+         comparable=form),
+)
+
+CURVES = (
+    Case("gumbel_softmax, one row", "F.gumbel_softmax", lambda n: gumbel_softmax((1, n)), {}, {"n": 8}, (LINEAR,),
+         DECADES, comparable=sums),
+    Case("weighted_sample n/2, index", "torch.multinomial", weighted_sample, {"k": 0.5, "order": "index"}, {"n": 60},
+         (LINEAR,), (*DECADES, 10**9), comparable=form),
+    Case("weighted_sample n/2, draw", "torch.multinomial", weighted_sample, {"k": 0.5}, {"n": 60}, (LINEAR,),
+         DECADES, comparable=form),
+    Case("weighted_sample n/2 with replacement", "torch.multinomial", weighted_sample,
+         {"k": 0.5, "replacement": True, "order": "index"}, {"n": 60}, (LINEAR,), DECADES, comparable=form),
+    Case("select n/3", "torch.topk(sorted=False)", select, {"share": 1 / 3}, {"n": 60}, (LINEAR,), DECADES,
+         comparable=ordered),
+    Case("topk 32, one row", "torch.topk", lambda n: topk((1, n), 32), {}, {"n": 64}, (LINEAR,), DECADES),
+    Case("usage_step_ linear over n", "mul_, index_add_, sub", usage_step, {"form": "linear"}, {"n": 60}, (LINEAR,),
+         DECADES),
+)
+# fmt: on

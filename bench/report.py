@@ -1,0 +1,243 @@
+"""Results as text, from what bench.run wrote alone: the targets beside what was reached, and the table for README."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.timing import COPY_BYTES
+
+Record = dict[str, Any]
+
+JUDGED = {"huge_pages": True, "threads": 2}  # where targets hold and rivals are compared
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+
+
+def find(results: Record, case: str, **changes: Any) -> Record | None:
+    """The record of a case in the judged configuration, or with ``changes`` in another."""
+    for record in results["records"]:
+        if record["case"] == case and record["n"] is None and record["config"] == {**JUDGED, **changes}:
+            return record
+    return None
+
+
+def curve(results: Record, case: str) -> list[Record]:
+    """The points of a curve, in the judged configuration, by ascending n."""
+    points = [r for r in results["records"] if r["case"] == case and r["n"] is not None and r["config"] == JUDGED]
+    return sorted(points, key=lambda r: r["n"])
+
+
+def median(record: Record | None, contender: str = "pysel") -> float | None:
+    return record["contenders"].get(contender, {}).get("median") if record else None
+
+
+def speed_up(record: Record | None, contender: str) -> float | None:
+    """A contender's time over pysel's."""
+    ours, theirs = median(record), median(record, contender)
+    return theirs / ours if ours and theirs else None
+
+
+def scaling(results: Record, case: str) -> float | None:
+    """pysel's time on one thread over that on two."""
+    one, two = median(find(results, case, threads=1)), median(find(results, case))
+    return one / two if one and two else None
+
+
+def copy_speed(record: Record) -> float | None:
+    """Bytes a second of the copy that took turns with the contenders."""
+    copy = median(record, "copy")
+    return COPY_BYTES / copy if copy else None
+
+
+def copy_share(record: Record) -> float | None:
+    """Unavoidable bytes a second, as a share of those of the copy."""
+    ours, copy = median(record), copy_speed(record)
+    return record["bytes"] / ours / copy if ours and copy else None
+
+
+def reached(results: Record, case: str, target: Record) -> float | None:
+    """What to compare with the target's ratio; None if it was not measured."""
+    record, against = find(results, case), target["against"]
+    if against == "1 thread":
+        return scaling(results, case)
+    if against == "growth":
+        points = {r["n"]: median(r) / r["n"] for r in curve(results, case) if median(r)}
+        n = max(points, default=0)
+        return points[10**7] / points[n] if n > 10**7 and 10**7 in points else None
+    if record is None:
+        return None
+    if against == "memory":
+        peak = record["contenders"].get("pysel", {}).get("memory")
+        return target["limit"] / max(1, peak) if peak is not None else None
+    if against == "itself":
+        return record["same_bits"]
+    return speed_up(record, against)
+
+
+def wanted(record: Record, target: Record) -> str:
+    """A target in words."""
+    against, ratio = target["against"], f"{target['ratio']:.3g}x"
+    if against == "1 thread":
+        return f">= {ratio} one thread, on two"
+    if against == "growth":
+        return f"linear: cost an element at 1e7 >= {ratio} that at the largest n"
+    if against == "memory":
+        return f"extra memory <= {target['limit'] / 2**20:.0f} MiB (limit over peak >= 1)"
+    if against == "itself":
+        return "the same bits again (1 = yes)"
+    names = {"eager": record["eager"], "compile": f"compiled {record['eager']}"}
+    return f">= {ratio} {names.get(against, against)}"
+
+
+def target_rows(results: Record) -> list[tuple[str, str, str, str]]:
+    """Case, target, figure reached, and whether that meets it; for each case that was run."""
+    rows = []
+    for record in {r["case"]: r for r in results["records"]}.values():
+        for target in record["targets"]:
+            figure = reached(results, record["case"], target)
+            met = "not measured" if figure is None else "yes" if figure >= target["ratio"] else "NO"
+            rows.append((record["case"], wanted(record, target), times(figure), met))
+    return rows
+
+
+def times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.3g}x"
+
+
+def seconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    return next(f"{value / unit:.3g} {name}" for unit, name in ((1, "s"), (1e-3, "ms"), (1e-6, "us")) if value >= unit)
+
+
+def spread(record: Record, contender: str = "pysel") -> str:
+    """Half the distance between the quartiles, in percent of the median."""
+    timing = record["contenders"].get(contender)
+    return f" ±{50 * (timing['q3'] - timing['q1']) / timing['median']:.0f}%" if timing else ""
+
+
+def mebibytes(record: Record, contender: str) -> str:
+    memory = record["contenders"].get(contender, {}).get("memory")
+    return "-" if memory is None else f"{memory / 2**20:.0f}"
+
+
+def case_rows(results: Record) -> list[tuple[str, ...]]:
+    """One row a case: what it took, and how others fared."""
+    rows: list[tuple[str, ...]] = []
+    for case in dict.fromkeys(r["case"] for r in results["records"] if r["n"] is None):
+        record = find(results, case)
+        if record is None:
+            continue
+        others = [name for name in record["contenders"] if name not in ("pysel", "eager", "compile", "copy")]
+        share = copy_share(record)
+        rows.append(
+            (
+                case,
+                seconds(median(record)) + spread(record),
+                f"{record['eager']}: {times(speed_up(record, 'eager'))}{spread(record, 'eager')}",
+                times(speed_up(find(results, case, huge_pages=False), "eager")),
+                times(speed_up(record, "compile")),
+                ", ".join(f"{name}: {times(speed_up(record, name))}" for name in others),
+                "" if share is None else f"{share:.0%}",
+                times(scaling(results, case)),
+                f"{mebibytes(record, 'pysel')} / {mebibytes(record, 'eager')}",
+            )
+        )
+    return rows
+
+
+TARGET_HEADER = ("case", "target", "reached", "met")
+CASE_HEADER = (
+    "case",
+    "pysel",
+    "torch eager",
+    "the same, 4 kB pages",
+    "torch.compile",
+    "libraries",
+    "of copy speed",
+    "two threads",
+    "extra MiB, pysel / eager",
+)
+
+
+def aligned(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A table for the terminal."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in (header, *rows))
+    return "\n".join(lines)
+
+
+def piped(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ("---",) * len(header), *rows))
+
+
+def left_out(results: Record) -> list[str]:
+    """Who could not be measured where, and why: once for each reason."""
+    where: dict[tuple[str, str], str] = {}
+    for record in results["records"]:
+        for name, reason in record["left_out"].items():
+            at = record["case"] + ("" if record["n"] is None else f" from n = {record['n']:.0e}")
+            where.setdefault((f"{name} in {record['case']}", reason), f"{name} in {at}: {reason}")
+    return list(where.values())
+
+
+def copy_speeds(results: Record) -> str:
+    """The copy's speed in each configuration: median and extremes over the cases."""
+    speeds: dict[str, list[float]] = {}
+    for record in results["records"]:
+        if speed := copy_speed(record):
+            pages = "huge pages" if record["config"]["huge_pages"] else "default pages"
+            speeds.setdefault(f"{pages}, {record['config']['threads']} threads", []).append(speed / 1e9)
+    return "Copying memory, GB/s read and written: " + "; ".join(
+        f"{statistics.median(s):.1f} ({min(s):.1f} to {max(s):.1f}) with {config}" for config, s in speeds.items()
+    )
+
+
+def provenance(results: Record) -> str:
+    machine, versions = results["machine"], results["versions"]
+    dirty = ", with local changes" if results["commit"]["dirty"] else ""
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 2**30:.0f} GiB; "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + f"; OMP_WAIT_POLICY {machine['wait_policy']}"
+        + f"; commit {results['commit']['id'][:12]}{dirty}; {results['date']}."
+    )
+
+
+def text(results: Record) -> str:
+    """Everything, for the terminal; the targets last."""
+    cases, notes = case_rows(results), left_out(results)
+    parts = [provenance(results)]
+    if cases:
+        parts += [copy_speeds(results), aligned(CASE_HEADER, cases)]
+    if notes:
+        parts.append("\n".join(("Left out:", *notes)))
+    return "\n\n".join([*parts, aligned(TARGET_HEADER, target_rows(results))])
+
+
+def markdown(results: Record) -> str:
+    """Everything, for README; the targets first."""
+    notes = [f"- {note.replace('|', '/')}" for note in left_out(results)]
+    parts = [
+        f"{provenance(results)} {copy_speeds(results)}.",
+        piped(TARGET_HEADER, target_rows(results)),
+        "Speed-ups are a rival's median time over pysel's, in the same process with alternating calls, on two threads "
+        "and huge pages; ± is half the distance between the quartiles.",
+        piped(CASE_HEADER, case_rows(results)),
+    ]
+    if notes:
+        parts += ["Left out:", "\n".join(notes)]
+    return "\n\n".join(parts)
+
+
+def write_readme(results: Record, readme: Path) -> None:
+    """Put the table between the markers."""
+    text = readme.read_text()
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{readme.name} must have {BEGIN} and {END}, got neither or one")
+    section = f"{BEGIN}\n{markdown(results)}\n{END}"
+    readme.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: section, text, flags=re.DOTALL))

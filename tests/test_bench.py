@@ -1,0 +1,177 @@
+"""bench/: contenders compute the same thing, the timer times, and results become targets, tables and pictures."""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bench import report, run
+from bench.cases import CASES, CURVES, Case
+from bench.timing import MIN_SAMPLE_SECONDS, measure, peak_extra_memory
+
+LIBRARIES = {"sparsify": "sparsify", "torchrl": "torchrl"}
+
+
+@pytest.mark.parametrize("case", [*CASES, *CURVES], ids=lambda case: case.name)
+def test_contenders_agree_with_pysel(case: Case) -> None:
+    setup = case.setup(**case.tiny)
+    assert next(iter(setup.contenders)) == "pysel" and "eager" in setup.contenders
+    assert setup.bytes > 0
+    ours = case.comparable(setup.contenders["pysel"]())
+    for name, call in setup.contenders.items():
+        if name in ("pysel", "compile", "linear alone") or find_spec(LIBRARIES.get(name, "torch")) is None:
+            continue  # a compiled contender is the eager one; linear alone is a part of the work
+        if name == "torchrl" and find_spec("torchrl._torchrl") is not None:
+            try:
+                import torchrl._torchrl  # noqa: F401
+            except ImportError:  # then the benchmark compiles it, which takes longer than all tests here
+                continue
+        theirs = case.comparable(call())
+        if isinstance(ours, torch.Tensor) or (isinstance(ours, tuple) and isinstance(ours[0], torch.Tensor)):
+            torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+        else:
+            assert theirs == ours, name
+
+
+# one line an op of the CPU targets: who it is measured against, and by how much it must win
+TARGETS = """
+gumbel_softmax soft: eager 20, compile 8, 1 thread 1.8
+gumbel_softmax hard: eager 22, compile 8, 1 thread 1.8
+gumbel_softmax backward: eager 1.5
+gumbel_softmax 16 elements: eager 1
+weighted_sample index: eager 40, 1 thread 1.8
+weighted_sample draw: eager 15, 1 thread 1.8
+weighted_sample k=1000: eager 30, 1 thread 1.8
+weighted_sample with replacement, index: eager 40, 1 thread 1.8
+weighted_sample with replacement, draw: eager 20, 1 thread 1.8
+topk_encode: linear alone 1.05263, memory 1, 1 thread 1.8
+topk: eager 5, 1 thread 1.8
+sparse_decode: eager 1.1, itself 1, 1 thread 1.8
+sparse_decode with backward: eager 2.5, itself 1, 1 thread 1.8
+usage_step_ linear: eager 1.5, 1 thread 1.8
+usage_step_ exp: eager 2.5, 1 thread 1.8
+select: eager 10, 1 thread 1.8
+"""
+
+
+def test_targets_are_those_promised() -> None:
+    lines = [f"{c.name}: " + ", ".join(f"{t.against} {t.ratio:g}" for t in c.targets) for c in CASES if c.targets]
+    assert sorted(lines) == sorted(TARGETS.strip().splitlines())
+    assert all([t.against for t in c.targets] == ["growth"] for c in CURVES)
+    assert all(c.sizes[0] == 10**3 and c.sizes[-1] >= 10**8 for c in CURVES)
+
+
+def test_timer_takes_turns_and_keeps_to_its_budget() -> None:
+    order: list[str] = []
+
+    def broken() -> None:
+        raise ValueError("not for this size\nand more")
+
+    def slow() -> None:
+        order.append("slow")
+        time.sleep(0.01)
+
+    timings, failed = measure({"slow": slow, "quick": lambda: order.append("quick"), "broken": broken}, 0.05)
+    assert failed == {"broken": "ValueError: not for this size"}
+    assert 3 <= len(timings["slow"].seconds) <= 6
+    assert 0.01 <= timings["slow"].summary()["median"] < 0.1
+    assert timings["quick"].calls * timings["quick"].summary()["median"] > MIN_SAMPLE_SECONDS / 20
+    last = order[order.index("quick") :]
+    assert "slow" in last  # not all of one, then all of the other
+
+
+def test_peak_memory_counts_what_a_call_touches() -> None:
+    peak = peak_extra_memory(lambda: torch.ones(8 << 20))
+    if peak is None:
+        pytest.skip("Linux does not tell this process its peak memory")
+    assert 30 << 20 <= peak < 48 << 20  # the kernel counts in batches
+
+
+def results() -> dict[str, Any]:
+    """Two cases in all configurations and a curve, as bench.run writes them."""
+
+    def record(name: str, config: dict[str, Any], n: int | None = None) -> dict[str, Any]:
+        case = next(c for c in (*CASES, *CURVES) if c.name == name)
+        ours = (n or 10**7) * 1e-9 / config["threads"]
+        timing = {"q1": ours, "q3": ours, "samples": 3, "calls": 1, "memory": 1 << 20}
+        return {
+            "case": name,
+            "family": case.family,
+            "eager": case.eager,
+            "args": {},
+            "n": n,
+            "targets": [vars(t) for t in case.targets],
+            "config": config,
+            "bytes": 4 * 10**7,
+            "contenders": {
+                "pysel": {**timing, "median": ours},
+                "eager": {**timing, "median": 12 * ours},
+                **({} if n else {"copy": {**timing, "median": 0.01}, "numpy": {**timing, "median": 3 * ours}}),
+            },
+            "left_out": {"torchrl": "ImportError: no | torchrl"},
+            "same_bits": None,
+        }
+
+    records = [record(name, config) for config in run.CONFIGS for name in ("select", "gumbel_softmax soft")]
+    records += [record("select n/3", report.JUDGED, n) for n in (10**6, 10**7, 10**8)]
+    made = {
+        "date": "2000-01-01",
+        "commit": {"id": "0" * 40, "dirty": True},
+        "machine": {"cpu": "a cpu", "cores": 2, "memory": 2**30, "wait_policy": "PASSIVE"},
+        "versions": {"torch": "2"},
+        "records": records,
+    }
+    return json.loads(json.dumps(made))
+
+
+def test_targets_are_compared_with_what_was_reached() -> None:
+    rows = {(case, target): (figure, met) for case, target, figure, met in report.target_rows(results())}
+    assert rows["select", ">= 10x torch.topk(sorted=False)"] == ("12x", "yes")
+    assert rows["select", ">= 1.8x one thread, on two"] == ("2x", "yes")
+    assert rows["gumbel_softmax soft", ">= 20x F.gumbel_softmax"] == ("12x", "NO")
+    assert rows["gumbel_softmax soft", ">= 8x compiled F.gumbel_softmax"] == ("", "not measured")
+    assert [met for (case, _), (_, met) in rows.items() if case == "select n/3"] == ["yes"]
+
+
+def test_readme_gets_the_table_between_the_markers(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    for _ in range(2):
+        report.write_readme(results(), readme)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "| select | >= 10x torch.topk(sorted=False) | 12x | yes |" in text
+    assert "no / torchrl" in text and "numpy: 3x" in text
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 2
+    readme.write_text("nothing")
+    with pytest.raises(ValueError, match="must have"):
+        report.write_readme(results(), readme)
+
+
+def test_pictures_are_drawn_from_the_results_alone(tmp_path: Path) -> None:
+    plot = pytest.importorskip("bench.plot")
+    paths = plot.draw(results(), tmp_path)
+    assert [p.name for p in paths] == ["speed_ups.png", "copy_shares.png", "curves.png"]
+    assert all(p.read_bytes()[:4] == b"\x89PNG" and p.stat().st_size < 200_000 for p in paths)
+
+
+def test_worker_gives_a_record_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = SimpleNamespace(only="16 elements", contenders=["pysel", "eager"], quick=True)
+    (job,) = run.plan(options)
+    (record,) = [json.loads(json.dumps(r)) for r in run.work({**job, "budget": 0, "min_samples": 1})]
+    assert run.steps(job) == 1
+    assert set(record["contenders"]) == {"pysel", "eager"} and not record["left_out"]
+    assert report.speed_up(record, "eager") is not None and report.copy_share(record) is None
+
+
+def test_full_run_has_every_configuration() -> None:
+    jobs = run.plan(SimpleNamespace(only="", contenders=None, quick=False))
+    assert [job["config"] for job in jobs] == list(run.CONFIGS)
+    assert jobs[0]["contenders"] is None and jobs[0]["curves"] and not jobs[1]["curves"]
