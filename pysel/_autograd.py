@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.autograd.function import once_differentiable
 
 _library = torch.library.Library("pysel", "IMPL")
@@ -25,17 +25,31 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
     _library.impl(name, lambda *args: function.apply(*args), "Autograd")
 
     def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return op(*args)
         if torch._C._are_functorch_transforms_active():
             return function.apply(*args)
+        if _no_gradient(args):  # a Function costs several times what a small kernel does
+            return below(name, *args)
         return op(*args)
 
     return call
 
 
+def _no_gradient(args: tuple[Any, ...]) -> bool:
+    if forward_ad._current_level >= 0:
+        return False
+    if torch.is_grad_enabled():
+        for a in args:
+            if isinstance(a, Tensor) and a.requires_grad:
+                return False
+    return True
+
+
 def below(name: str, *args: Any) -> Any:
     """Call an op's kernel without its gradient."""
     with torch._C._AutoDispatchBelowAutograd():
-        return getattr(torch.ops.pysel, name)(*args)
+        return getattr(torch.ops.pysel, name).default(*args)
 
 
 def _vmap_by_loop(op: Callable[..., Any]) -> Callable[..., Any]:

@@ -79,7 +79,9 @@ def key(
     if torch._C._are_functorch_transforms_active():
         # an op that vmap knows as random, so that its `randomness` rules
         return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=where)
-    return torch.ops.pysel.draw_key(where)
+    if torch.compiler.is_compiling():
+        return torch.ops.pysel.draw_key(where)
+    return _draw(where, None)
 
 
 def resolve(op: str, given: Tensor | None, generator: Generator | None, device: torch.device) -> Tensor:

@@ -66,4 +66,12 @@ PYSEL_HD OrderBits<T> order(T x) {
   }
 }
 
+// The float whose order() is `bits`: +0 and one NaN stand for all of theirs.
+template <typename T>
+PYSEL_HD T from_order(OrderBits<T> bits) {
+  using Bits = OrderBits<T>;
+  constexpr Bits sign = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
+  return pysel::bit_cast<T>(bits >= sign ? static_cast<Bits>(bits ^ sign) : static_cast<Bits>(Bits{0} - bits));
+}
+
 }  // namespace pysel

@@ -44,31 +44,22 @@ ChunkSummary<A> perturb(const T* x, Key key, uint64_t first, int n, A* z) {
   return summarise(z, n);
 }
 
-// The exact noise of one element, given its high word.
-template <typename A>
-A gumbel_of(Key key, uint64_t element, uint32_t high) {
-  if (sizeof(A) == 4 && !in_tail(high)) return static_cast<A>(gumbel(uniform_from_high(high)));
-  return gumbel(uniform<A>(high, key.word(Stream::low, element)));
-}
-
-// The largest of x + g among elements [first, first + n), if it exceeds `floor`. Few need their noise: g = -log E is at
-// most -log(1 - U), and the logarithm of 1 - U is above its chord between powers of two, which is a float's bits read
-// as an integer.
+// The largest of x + g among elements [first, first + n), if it exceeds `floor`. Few need their noise.
 template <typename T, typename A>
 ChunkBest<A> best(const T* x, Key key, uint64_t first, int n, A floor) {
   alignas(64) uint32_t high[kChunk];
   alignas(64) A bound[kChunk];
   fill_words(key, Stream::high, first, n, high);
   for (int i = 0; i < n; ++i) {
-    const auto rest = static_cast<float>(static_cast<int32_t>((high[i] ^ 0xffffffffu) >> 1));  // at most (1 - U) 2^31
-    const auto chord = static_cast<float>(bit_cast<int32_t>(rest));                            // 2^23 (127 + log2)
-    const float most = fma_(chord, -0.6931472f * 0x1p-23f, 0.6931472f * (31 + 127) + 1e-3f);   // rounding included
+    const auto chord = static_cast<float>(chord_of_rest(high[i]));
+    const float most = fma_(chord, -kChordScale, 158 * 0.693147181f + 1e-3f);  // and a little for rounding
     bound[i] = static_cast<A>(x[i]) + static_cast<A>(most);
   }
   int likely = 0;
   A most = summarise(bound, n).max;
   while (likely + 1 < n && bound[likely] != most) ++likely;
-  const A z = static_cast<A>(x[likely]) + gumbel_of<A>(key, first + static_cast<uint64_t>(likely), high[likely]);
+  const A z =
+      static_cast<A>(x[likely]) + noise_of<ToGumbel, A>(key, first + static_cast<uint64_t>(likely), high[likely]);
   const A enough = z > floor ? z : floor;
 
   constexpr A kInf = static_cast<A>(__builtin_inf());
@@ -81,7 +72,7 @@ ChunkBest<A> best(const T* x, Key key, uint64_t first, int n, A floor) {
     if (some == 0) continue;
     for (int i = at; i < end; ++i) {
       if (bound[i] < enough) continue;
-      const A v = static_cast<A>(x[i]) + gumbel_of<A>(key, first + static_cast<uint64_t>(i), high[i]);
+      const A v = static_cast<A>(x[i]) + noise_of<ToGumbel, A>(key, first + static_cast<uint64_t>(i), high[i]);
       if (v > result.max) {
         result.max = v;
         if (!result.nan) result.at = i;

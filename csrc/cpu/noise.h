@@ -18,14 +18,12 @@ inline __attribute__((always_inline)) Words multiply(Words a, Words b) {
 #endif
 }
 
-// Blocks [counter, counter + kLanes) of a stream, as philox() in common/philox.h.
-inline __attribute__((always_inline)) void philox_blocks(Key key, Stream stream, uint64_t counter, uint32_t* out) {
-  constexpr uint64_t kIota[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+// kLanes blocks of a stream, as philox() in common/philox.h: words 0 and 1, and words 2 and 3, in 64 bits each, the
+// first of them low.
+inline __attribute__((always_inline)) void philox_blocks(Key key, Stream stream, Words counter, Words& low,
+                                                         Words& high) {
   const Words zero = {};
-  Words x0;
-  memcpy(&x0, kIota, sizeof(x0));
-  x0 += counter;
-  Words x1 = x0 >> 32, x2 = zero + static_cast<uint32_t>(stream), x3 = zero;
+  Words x0 = counter, x1 = counter >> 32, x2 = zero + static_cast<uint32_t>(stream), x3 = zero;
   auto key0 = static_cast<uint32_t>(key.seed), key1 = static_cast<uint32_t>(key.seed >> 32);
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
@@ -37,7 +35,16 @@ inline __attribute__((always_inline)) void philox_blocks(Key key, Stream stream,
     key0 += kPhiloxWeyl0;
     key1 += kPhiloxWeyl1;
   }
-  const Words low = (x0 & 0xffffffffu) | (x1 << 32), high = (x2 & 0xffffffffu) | (x3 << 32);
+  low = (x0 & 0xffffffffu) | (x1 << 32);
+  high = (x2 & 0xffffffffu) | (x3 << 32);
+}
+
+// Words of blocks [counter, counter + kLanes).
+inline __attribute__((always_inline)) void consecutive_blocks(Key key, Stream stream, uint64_t counter, uint32_t* out) {
+  constexpr uint64_t kIota[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+  Words blocks, low, high;
+  memcpy(&blocks, kIota, sizeof(blocks));
+  philox_blocks(key, stream, blocks + counter, low, high);
 #if PYSEL_VECTOR_BYTES == 64
   const Words a = __builtin_shufflevector(low, high, 0, 8, 1, 9, 2, 10, 3, 11);
   const Words b = __builtin_shufflevector(low, high, 4, 12, 5, 13, 6, 14, 7, 15);
@@ -59,17 +66,34 @@ inline void fill_words(Key key, Stream stream, uint64_t first, int n, uint32_t* 
   const int skip = static_cast<int>(first & 3);
   if (skip == 0) {
     int i = 0;
-    for (; i + kStep <= n; i += kStep) philox_blocks(key, stream, counter + static_cast<uint64_t>(i / 4), out + i);
+    for (; i + kStep <= n; i += kStep) consecutive_blocks(key, stream, counter + static_cast<uint64_t>(i / 4), out + i);
     if (i == n) return;
     uint32_t rest[kStep];
-    philox_blocks(key, stream, counter + static_cast<uint64_t>(i / 4), rest);
+    consecutive_blocks(key, stream, counter + static_cast<uint64_t>(i / 4), rest);
     memcpy(out + i, rest, sizeof(uint32_t) * static_cast<size_t>(n - i));
     return;
   }
   uint32_t words[kChunk + 2 * kStep];
   for (int i = 0; i < skip + n; i += kStep)
-    philox_blocks(key, stream, counter + static_cast<uint64_t>(i / 4), words + i);
+    consecutive_blocks(key, stream, counter + static_cast<uint64_t>(i / 4), words + i);
   memcpy(out, words + skip, sizeof(uint32_t) * static_cast<size_t>(n));
+}
+
+// 64-bit items of a stream, as Key::word64, in any order.
+inline void gather_words(Key key, Stream stream, const uint64_t* items, int64_t n, uint64_t* out) {
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const int count = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
+    uint64_t some[kLanes] = {}, words[kLanes];
+    memcpy(some, items + i, sizeof(uint64_t) * static_cast<size_t>(count));
+    Words item, low, high;
+    memcpy(&item, some, sizeof(item));
+    philox_blocks(key, stream, (item >> 1) + key.offset, low, high);
+    const Words odd = -(item & 1);  // all ones or none
+    const Words pair = (high & odd) | (low & ~odd);
+    const Words word = (pair << 32) | (pair >> 32);
+    memcpy(words, &word, sizeof(word));
+    memcpy(out + i, words, sizeof(uint64_t) * static_cast<size_t>(count));
+  }
 }
 
 // Logarithms of four vectors in step, because each is a long chain of dependent instructions. The values are those of
@@ -97,6 +121,35 @@ inline __attribute__((always_inline)) void wide_log(const WideSplit& x, float* o
   for (int l = 0; l < kWide; ++l) y[l] = fma_(x.fraction[l] * x.fraction[l], y[l], x.fraction[l]);
   for (int l = 0; l < kWide; ++l) y[l] = fma_(x.exponent[l], F::kLn2Lo, y[l]);
   for (int l = 0; l < kWide; ++l) out[l] = fma_(x.exponent[l], F::kLn2Hi, y[l]);
+}
+
+// log_any of x, 0 <= n <= kChunk, in place.
+inline void fill_log(int n, float* x) {
+  using F = Float<float>;
+  constexpr float kInf = __builtin_inff();
+  int i = 0;
+  for (; i + kWide <= n; i += kWide) {
+    WideSplit split;
+    alignas(64) float log[kWide];
+    for (int l = 0; l < kWide; ++l) {
+      const float v = x[i + l];
+      const bool tiny = v < F::kSmallestNormal;
+      LogSplit<float> s = split_normal(tiny ? v * F::kSubnormalScale : v);
+      s.exponent = s.exponent - (tiny ? static_cast<float>(F::kSubnormalShift) : 0.0f);
+      split.set(l, s);
+    }
+    wide_log(split, log);
+    for (int l = 0; l < kWide; ++l) {
+      const float v = x[i + l];
+      const float special = v == 0.0f ? -kInf : (v == kInf ? kInf : __builtin_nanf(""));
+      x[i + l] = (v > 0.0f) & (v < kInf) ? log[l] : special;
+    }
+  }
+  for (; i < n; ++i) x[i] = log_any(x[i]);
+}
+
+inline void fill_log(int n, double* x) {
+  for (int i = 0; i < n; ++i) x[i] = log_any(x[i]);
 }
 
 // What to make of uniforms: one at a time, or kWide words that are in no tail.
@@ -163,6 +216,17 @@ __attribute__((noinline)) void mend_tails(Key key, uint64_t first, int n, const 
   }
 }
 
+// A float's bits, read as an integer, are its logarithm's chord between powers of two: 2^23 (127 + log2 x), and less in
+// between by up to 2^23 0.0861.
+constexpr float kChordScale = 0x1p-23f * 0.693147181f;
+constexpr float kChordGap = 0.0861f * 0.693147181f;
+
+// The chord of 2^31 (1 - U), from below. It bounds Gumbel noise from above: g = -log E with E = -log U >= 1 - U, so
+// g <= (31 + 127) log 2 - kChordScale chord.
+inline int32_t chord_of_rest(uint32_t high) {
+  return bit_cast<int32_t>(static_cast<float>(static_cast<int32_t>((high ^ 0xffffffffu) >> 1)));
+}
+
 template <typename Noise>
 inline void fill_noise(Key key, uint64_t first, int n, float* out) {
   alignas(64) uint32_t high[kChunk];
@@ -173,6 +237,14 @@ inline void fill_noise(Key key, uint64_t first, int n, float* out) {
   uint32_t tails = 0;
   for (i = 0; i < n; ++i) tails |= in_tail(high[i]) ? 1u : 0u;
   if (tails != 0) mend_tails<Noise>(key, first, n, high, out);
+}
+
+// The noise of one element, given its high word.
+template <typename Noise, typename T>
+T noise_of(Key key, uint64_t element, uint32_t high) {
+  if constexpr (sizeof(T) == 4)
+    if (!in_tail(high)) return Noise::of(uniform_from_high(high));
+  return Noise::of(uniform<T>(high, key.word(Stream::low, element)));
 }
 
 template <typename Noise>

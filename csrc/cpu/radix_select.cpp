@@ -71,6 +71,7 @@ namespace {
 
 constexpr int64_t kPart = 64 * kKeyChunk;  // elements that one thread handles at a time
 constexpr int kBins = 2048;
+constexpr int64_t kFew = 4096;  // elements that are not worth a guess
 
 // splitmix64's finaliser: which element of its stratum a sample takes. Any choice gives the same selection.
 uint64_t scramble(uint64_t x) {
@@ -129,28 +130,31 @@ class Selection {
     });
   }
 
-  // f(first, count, keys) for every chunk of a part.
+  // f(at, count, keys) for every chunk of a part, where `keys` is null if all are below `floor`.
   template <typename F>
-  void each_chunk(size_t part, const F& f) const {
+  void each_chunk(size_t part, Bits floor, const F& f) const {
     alignas(64) Bits keys[kKeyChunk];
     for (int64_t at = 0; at < size_of(part); at += kKeyChunk) {
       const int count = static_cast<int>(std::min<int64_t>(kKeyChunk, size_of(part) - at));
-      keys_of_(first_of(part) + at, count, keys);
-      f(at, count, keys);
+      f(at, count, keys_of_(first_of(part) + at, count, floor, keys) ? keys : nullptr);
     }
   }
 
   Bracket guess() const {
     Bracket b;
     if (k_ == 0) b.low = b.high;  // keep as few as can be
-    if (k_ == 0 || n_ <= most_kept_) return b;
-    const auto size = static_cast<int64_t>(std::pow(static_cast<double>(n_), 2.0 / 3.0));
+    if (k_ == 0 || n_ <= kFew) return b;
+    // In groups, because one key alone takes longer than its share of several.
+    constexpr int kGroup = 16;
+    const auto groups = static_cast<int64_t>(std::pow(static_cast<double>(n_), 2.0 / 3.0)) / kGroup;
+    const int64_t size = groups * kGroup;
     std::vector<Bits> sample(static_cast<size_t>(size));
-    parallel_for(size, 1024, [&](int64_t begin, int64_t end) {
-      const auto stratum = static_cast<uint64_t>(n_ / size);
+    parallel_for(groups, 64, [&](int64_t begin, int64_t end) {
+      const auto stratum = static_cast<uint64_t>(n_ / groups);
       for (int64_t s = begin; s < end; ++s) {
-        const uint64_t offset = scramble(static_cast<uint64_t>(s)) % stratum;
-        keys_of_(s * static_cast<int64_t>(stratum) + static_cast<int64_t>(offset), 1, &sample[s]);
+        const uint64_t offset = scramble(static_cast<uint64_t>(s)) % (stratum - kGroup + 1);
+        keys_of_(s * static_cast<int64_t>(stratum) + static_cast<int64_t>(offset), kGroup, 0,
+                 &sample[static_cast<size_t>(s * kGroup)]);
       }
     });
     // Four standard deviations of the k-th largest key's rank in the sample, and a few more where k is tiny.
@@ -174,9 +178,13 @@ class Selection {
     each_part([&](size_t p) {
       Part& part = parts_[p];
       part = Part();
-      each_chunk(p, [&](int64_t at, int count, const Bits* keys) {
+      each_chunk(p, b.low, [&](int64_t at, int count, const Bits* keys) {
         uint64_t band[kKeyChunk / 64];
         uint64_t* above = bits_ + (first_of(p) + at) / 64;
+        if (keys == nullptr) {
+          std::fill_n(above, (count + 63) / 64, 0);
+          return;
+        }
         const auto tally = PYSEL_CHOOSE(classify<Bits>)(keys, count, b.low, b.high, above, band);
         part.above += tally.above;
         part.band += tally.band;
@@ -220,8 +228,8 @@ class Selection {
       parallel_for(static_cast<int64_t>(parts_.size()), 1, [&](int64_t begin, int64_t end) {
         std::vector<int64_t> mine(kBins);
         for (int64_t p = begin; p < end; ++p)
-          each_chunk(static_cast<size_t>(p), [&](int64_t, int count, const Bits* keys) {
-            for (int i = 0; i < count; ++i)
+          each_chunk(static_cast<size_t>(p), b.low, [&](int64_t, int count, const Bits* keys) {
+            for (int i = 0; keys != nullptr && i < count; ++i)
               if (keys[i] >= b.low && keys[i] <= b.high) ++mine[static_cast<size_t>((keys[i] - b.low) >> shift)];
           });
         std::lock_guard lock(mutex);
@@ -263,7 +271,8 @@ class Selection {
       Part& part = parts_[p];
       part.above += part.ties;
       if (part.ties == 0) return;
-      each_chunk(p, [&](int64_t at, int count, const Bits* keys) {
+      each_chunk(p, threshold, [&](int64_t at, int count, const Bits* keys) {
+        if (keys == nullptr) return;
         uint64_t above[kKeyChunk / 64], tied[kKeyChunk / 64];
         PYSEL_CHOOSE(classify<Bits>)(keys, count, threshold, threshold, above, tied);
         uint64_t* bits = bits_ + (first_of(p) + at) / 64;

@@ -16,10 +16,11 @@ namespace pysel {
 
 constexpr int kKeyChunk = 1024;
 
-// Writes the keys of elements [first, first + count) to out. Called from many threads, with first a multiple of
-// kKeyChunk and count <= kKeyChunk, or for single elements. May throw: each element is asked for, even when k is 0.
+// Writes the keys of elements [first, first + count), count <= kKeyChunk, to out. Keys below `floor` may be replaced by
+// any that are, too; false says that all are, and that nothing was written. Called from many threads. May throw: each
+// element is asked for, even when k is 0.
 template <typename Bits>
-using KeysOf = std::function<void(int64_t first, int count, Bits* out)>;
+using KeysOf = std::function<bool(int64_t first, int count, Bits floor, Bits* out)>;
 
 template <typename Bits>  // uint32_t or uint64_t
 void select_largest(int64_t n, int64_t k, const KeysOf<Bits>& keys_of, int64_t* indices /* [k] */);

@@ -13,12 +13,101 @@
 template <typename T, typename A>
 void race_keys(const T* w, bool log_weights, Key key, uint64_t first, int n, OrderBits<A>* out) {
   alignas(64) A z[kChunk];
+  alignas(64) A log_w[kChunk];
   fill_noise<ToGumbel>(key, first, n, z);
+  for (int i = 0; i < n; ++i) log_w[i] = static_cast<A>(w[i]);
+  if (!log_weights) fill_log(n, log_w);
+  for (int i = 0; i < n; ++i) out[i] = order(log_w[i] + z[i]);
+}
+
+// As race_keys, where keys below `floor` do not matter and most are; false if all are. Most elements are told from
+// their weight's and their noise's chords, without a logarithm.
+template <typename T>
+bool high_race_keys(const T* w, bool log_weights, Key key, uint64_t first, int n, float floor, uint32_t* out) {
+  constexpr int kFew = 32;  // keys made one by one take as long as a chunk's
+  constexpr float kSlack = 1e-3f;
+  alignas(64) uint32_t high[kChunk];
+  alignas(64) float x[kChunk];
+  alignas(64) uint8_t passed[kChunk];
+  fill_words(key, Stream::high, first, n, high);
+  for (int i = 0; i < n; ++i) x[i] = static_cast<float>(w[i]);
   if (log_weights) {
-    for (int i = 0; i < n; ++i) out[i] = order(static_cast<A>(w[i]) + z[i]);
+    for (int i = 0; i < n; ++i) {
+      const float most = fma_(static_cast<float>(chord_of_rest(high[i])), -kChordScale, 158 * 0.693147181f + kSlack);
+      passed[i] = x[i] + most < floor ? 0 : 1;  // NaN passes
+    }
   } else {
-    for (int i = 0; i < n; ++i) out[i] = order(log_any(static_cast<A>(w[i])) + z[i]);
+    const float least = (floor - 31 * 0.693147181f - kChordGap - kSlack) / kChordScale;
+    const float bounded = least < -0x1p30f ? -0x1p30f : (least > 0x1p30f ? 0x1p30f : least);
+    const auto threshold = static_cast<int32_t>(bounded) - 1024;  // least has 24 bits
+    for (int i = 0; i < n; ++i) {
+      const auto chord = bit_cast<int32_t>(x[i]);
+      passed[i] = (chord - chord_of_rest(high[i]) >= threshold) | (chord < 0) ? 1 : 0;  // -0 and unchecked weights
+    }
   }
+  int count = 0;
+  for (int i = 0; i < n; ++i) count += passed[i];
+  if (count == 0) return false;
+  if (count > kFew) {
+    race_keys<T, float>(w, log_weights, key, first, n, out);
+    return true;
+  }
+  memset(out, 0, sizeof(uint32_t) * static_cast<size_t>(n));
+  for (int at = 0; at < n; at += 64) {
+    const int end = at + 64 < n ? at + 64 : n;
+    uint32_t some = 0;
+    for (int i = at; i < end; ++i) some |= passed[i];
+    for (int i = at; some != 0 && i < end; ++i)
+      if (passed[i] != 0) {
+        const float g = noise_of<ToGumbel, float>(key, first + static_cast<uint64_t>(i), high[i]);
+        out[i] = order((log_weights ? x[i] : log_any(x[i])) + g);
+      }
+  }
+  return true;
+}
+
+// High halves of 64-bit items [first, first + n) of a stream, n <= kChunk.
+void leading_words(Key key, Stream stream, uint64_t first, int n, uint32_t* out) {
+  alignas(64) uint32_t words[kChunk];
+  for (int at = 0; at < n; at += kChunk / 2) {
+    const int count = n - at < kChunk / 2 ? n - at : kChunk / 2;
+    fill_words(key, stream, 2 * (first + static_cast<uint64_t>(at)), 2 * count, words);
+    for (int i = 0; i < count; ++i) out[at + i] = words[2 * i];
+  }
+}
+
+// 32 bits that ascend where race keys descend, or stay equal.
+template <typename A>
+void leading_bits(const OrderBits<A>* keys, int n, uint32_t* out) {
+  for (int i = 0; i < n; ++i)
+    out[i] = ~(sizeof(A) == 4 ? static_cast<uint32_t>(keys[i]) : order(static_cast<float>(from_order<A>(keys[i]))));
+}
+
+void order_words(Key key, const uint64_t* items, int64_t n, uint64_t* out) {
+  gather_words(key, Stream::order, items, n, out);
+}
+
+// Weights in fixed point, n <= kChunk. Adds them up.
+template <typename T>
+uint64_t fixed_weights(const T* w, int n, const FixedPoint& fixed, uint64_t* out) {
+  alignas(64) double x[kChunk];
+  for (int i = 0; i < n; ++i) x[i] = static_cast<double>(w[i]);
+  if (fixed.log_weights)
+    for (int i = 0; i < n; ++i) x[i] = exp_nonpositive(x[i] - fixed.max);
+  for (int i = 0; i < n; ++i) {
+    const double scaled = x[i] * fixed.scale0 * fixed.scale1;
+    const double bounded = scaled > fixed.limit ? fixed.limit : scaled;
+    x[i] = bounded > 0 ? bounded : 0;  // also for unchecked NaN and negative weights
+  }
+  if (fixed.limit < 0x1p51) {
+    // adding 2^52 rounds to an integer held in the low bits
+    for (int i = 0; i < n; ++i) out[i] = bit_cast<uint64_t>(x[i] + 0x1p52) - bit_cast<uint64_t>(0x1p52);
+  } else {
+    for (int i = 0; i < n; ++i) out[i] = static_cast<uint64_t>(__builtin_nearbyint(x[i]));
+  }
+  uint64_t sum = 0;
+  for (int i = 0; i < n; ++i) sum += out[i];
+  return sum;
 }
 
 // What validation needs to know of weights: the number that can be drawn, and whether all are permitted.
@@ -52,11 +141,14 @@ double largest(const T* w, int64_t n) {
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
+#include <type_traits>
+#include <utility>
 
 #include "common/order.h"
 #include "common/random.h"
-#include "cpu/chunk.h"
+#include "cpu/bucket.h"
 #include "cpu/radix_select.h"
 
 namespace pysel {
@@ -65,6 +157,25 @@ namespace {
 struct WeightSummary {
   int64_t nonzero;
   bool bad;
+};
+
+// Weights in fixed point. The largest takes `bits` bits, as many as leave the sum of n of them below 2^64.
+struct FixedPoint {
+  bool log_weights;
+  double max;             // of the log weights
+  double scale0, scale1;  // two exact factors, because 2^shift alone may overflow
+  double limit;
+
+  FixedPoint(bool log_weights, double max, int64_t n) : log_weights(log_weights), max(max) {
+    int bits = 64;
+    for (int64_t reach = 1; reach < n; reach *= 2) --bits;
+    int exponent;
+    std::frexp(log_weights ? 1.0 : max, &exponent);
+    const int shift = bits - exponent;
+    scale0 = std::ldexp(1.0, shift >> 1);
+    scale1 = std::ldexp(1.0, shift - (shift >> 1));
+    limit = std::ldexp(1.0, bits) - 1.0;
+  }
 };
 
 }  // namespace
@@ -110,123 +221,408 @@ void check_weights(const T* w, int64_t n, const Request& request, bool replaceme
   }
 }
 
-// Sorts the winners (ascending, as `out` holds them) into draw order or a random order. Items are numbered from
-// `first`. Equal race keys are put in random order too, since at 1e9 items many share a key.
+// Puts the winners (ascending, as `out` holds them) into draw order or a random order. Items are numbered from `first`.
+//
+// A winner becomes one integer: 32 leading bits of what it is sorted by, then its index. These are brought into buckets
+// by range, and each bucket is sorted in cache. Winners that share their leading bits are compared in full; race keys
+// that are equal even so (at 1e9 items many are) go by the order stream.
 template <typename T>
-void arrange(const T* w, const Request& request, uint64_t first, int64_t* out) {
+class Arranger {
   using A = Compute<T>;
   using Bits = OrderBits<A>;
-  struct Item {
+
+ public:
+  Arranger(const T* w, int64_t n, const Request& request, uint64_t first)
+      : w_(w), n_(n), request_(request), first_(first), draw_(request.arrangement == Arrangement::draw) {}
+
+  void run(int64_t* out) const {
+    const int64_t k = request_.k;
+    auto* sorted = reinterpret_cast<uint64_t*>(out);
+    if (n_ > int64_t{1} << 32) {  // an index does not fit beside the leading bits
+      std::vector<Contender> all(static_cast<size_t>(k));
+      describe(sorted, k, draw_, all.data());
+      std::sort(all.begin(), all.end());
+      for (int64_t j = 0; j < k; ++j) out[j] = all[static_cast<size_t>(j)].index;
+      return;
+    }
+    const Tensor items_tensor = empty_cpu({k}, ScalarType::Long);
+    auto* items = static_cast<uint64_t*>(items_tensor.data_ptr());
+    const auto [least, most] = pack(out, items);  // 32 bits, so that shifting by 32 leaves nothing
+
+    size_t buckets = 1;
+    while (buckets < kMostBuckets && static_cast<int64_t>(buckets) * kBucket < k) buckets *= 2;
+    int shift = 0;
+    while ((most >> shift) - (least >> shift) >= buckets) ++shift;
+    const auto start = bucket(
+        k, buckets, [&](int64_t at, int, uint64_t*) { return items + at; },
+        [lowest = least >> shift, shift](uint64_t item) { return static_cast<size_t>((item >> 32 >> shift) - lowest); },
+        sorted);
+    parallel_for(static_cast<int64_t>(buckets), 1, [&](int64_t begin, int64_t end) {
+      std::vector<uint64_t> scratch;
+      for (auto b = static_cast<size_t>(begin); b < static_cast<size_t>(end); ++b) {
+        uint64_t* bucket = sorted + start[b];
+        const int64_t size = start[b + 1] - start[b];
+        sort_by_leading(bucket, size, shift, scratch);
+        mend_ties(bucket, size);
+        for (int64_t j = 0; j < size; ++j) bucket[j] &= 0xffffffffu;
+      }
+    });
+  }
+
+ private:
+  static constexpr size_t kMostBuckets = 1024;
+  static constexpr int64_t kBucket = 4096;
+
+  // All that decides a winner's place.
+  struct Contender {
     Bits race;
     uint64_t shuffle;
     int64_t index;
-  };
-  std::vector<Item> items(static_cast<size_t>(request.k));
-  parallel_for(request.k, kChunk, [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) {
-      const int64_t i = out[j];
-      const uint64_t element = first + static_cast<uint64_t>(i);
-      Bits race = 0;
-      if (request.arrangement == Arrangement::draw)
-        portable::race_keys<T, A>(w + i, request.log_weights, request.key, element, 1, &race);
-      items[j] = {race, request.key.word64(Stream::order, element), i};
+
+    bool operator<(const Contender& other) const {
+      if (race != other.race) return race > other.race;
+      return shuffle != other.shuffle ? shuffle < other.shuffle : index < other.index;
     }
-  });
-  std::sort(items.begin(), items.end(), [](const Item& a, const Item& b) {
-    if (a.race != b.race) return a.race > b.race;
-    return a.shuffle != b.shuffle ? a.shuffle < b.shuffle : a.index < b.index;
-  });
-  for (int64_t j = 0; j < request.k; ++j) out[j] = items[j].index;
-}
+  };
+
+  uint64_t element(uint64_t i) const { return first_ + i; }
+
+  void describe(const uint64_t* indices, int64_t n, bool races, Contender* out) const {
+    std::vector<uint64_t> elements(static_cast<size_t>(n)), words(static_cast<size_t>(n));
+    for (int64_t j = 0; j < n; ++j) elements[static_cast<size_t>(j)] = element(indices[j]);
+    PYSEL_CHOOSE(order_words)(request_.key, elements.data(), n, words.data());
+    for (int64_t j = 0; j < n; ++j) {
+      Bits race = 0;
+      if (races) PYSEL_CHOOSE(race_keys<T, A>)
+      (w_ + indices[j], request_.log_weights, request_.key, elements[static_cast<size_t>(j)], 1, &race);
+      out[j] = {race, words[static_cast<size_t>(j)], static_cast<int64_t>(indices[j])};
+    }
+  }
+
+  // Writes the winners' items, and returns the least and the greatest leading bits. Where winners are dense, a chunk's
+  // words or keys are made at once.
+  std::pair<uint64_t, uint64_t> pack(const int64_t* winners, uint64_t* items) const {
+    constexpr int64_t kDense = 8;
+    const int64_t k = request_.k;
+    uint32_t least = ~uint32_t{0}, most = 0;
+    std::mutex mutex;
+    parallel_for(k, kGrain, [&](int64_t begin, int64_t end) {
+      alignas(64) uint32_t leading[kChunk];
+      uint32_t low = ~uint32_t{0}, high = 0;
+      for (int64_t j = begin; j < end;) {
+        const int64_t at = winners[j] / kChunk * kChunk;
+        int64_t next = j;
+        while (next < end && winners[next] < at + kChunk) ++next;
+        const bool dense = next - j >= kDense;
+        if (dense) lead(at, chunk_size(n_, at / kChunk), leading);
+        for (; j < next; ++j) {
+          if (!dense) lead(winners[j], 1, leading);
+          const uint32_t bits = leading[dense ? winners[j] - at : 0];
+          low = std::min(low, bits);
+          high = std::max(high, bits);
+          items[j] = uint64_t{bits} << 32 | static_cast<uint64_t>(winners[j]);
+        }
+      }
+      std::lock_guard lock(mutex);
+      least = std::min(least, low);
+      most = std::max(most, high);
+    });
+    return {least, most};
+  }
+
+  // Leading bits of elements [at, at + n).
+  void lead(int64_t at, int n, uint32_t* out) const {
+    if (!draw_) {
+      PYSEL_CHOOSE(leading_words)(request_.key, Stream::order, element(static_cast<uint64_t>(at)), n, out);
+      return;
+    }
+    alignas(64) Bits keys[kChunk];
+    PYSEL_CHOOSE(race_keys<T, A>)
+    (w_ + at, request_.log_weights, request_.key, element(static_cast<uint64_t>(at)), n, keys);
+    PYSEL_CHOOSE(leading_bits<A>)(keys, n, out);
+  }
+
+  // Sorts items whose leading bits agree but for the last `bits`: by these in two passes, each over half of them.
+  static void sort_by_leading(uint64_t* items, int64_t n, int bits, std::vector<uint64_t>& scratch) {
+    constexpr int64_t kFew = 256;
+    if (n < kFew) {
+      std::sort(items, items + n);
+      return;
+    }
+    if (static_cast<int64_t>(scratch.size()) < n) scratch.resize(static_cast<size_t>(n));
+    const int digit = std::max(1, (bits + 1) / 2);
+    std::vector<uint32_t> place(size_t{1} << digit);
+    uint64_t *from = items, *to = scratch.data();
+    for (int pass = 0; pass < 2; ++pass) {
+      const auto digit_of = [&](uint64_t item) {
+        return static_cast<size_t>(item >> (32 + pass * digit)) & (place.size() - 1);
+      };
+      std::fill(place.begin(), place.end(), 0);
+      for (int64_t i = 0; i < n; ++i) ++place[digit_of(from[i])];
+      uint32_t total = 0;
+      for (uint32_t& p : place) total += std::exchange(p, total);
+      for (int64_t i = 0; i < n; ++i) to[place[digit_of(from[i])]++] = from[i];
+      std::swap(from, to);
+    }
+  }
+
+  void mend_ties(uint64_t* items, int64_t n) const {
+    std::vector<uint64_t> indices;
+    std::vector<int64_t> at;  // of each of them
+    for (int64_t j = 0; j < n; ++j) {
+      const bool as_before = j > 0 && items[j] >> 32 == items[j - 1] >> 32;
+      const bool as_after = j + 1 < n && items[j] >> 32 == items[j + 1] >> 32;
+      if (!as_before && !as_after) continue;
+      indices.push_back(items[j] & 0xffffffffu);
+      at.push_back(j);
+    }
+    std::vector<Contender> tied(indices.size());
+    const bool races = draw_ && sizeof(Bits) > 4;  // else the leading bits are all of them
+    describe(indices.data(), static_cast<int64_t>(indices.size()), races, tied.data());
+    for (size_t run = 0, next; run < tied.size(); run = next) {
+      for (next = run + 1; next < tied.size() && items[at[next]] >> 32 == items[at[run]] >> 32;) ++next;
+      std::sort(tied.begin() + static_cast<int64_t>(run), tied.begin() + static_cast<int64_t>(next));
+    }
+    for (size_t t = 0; t < tied.size(); ++t) items[at[t]] = static_cast<uint64_t>(tied[t].index);
+  }
+
+  const T* w_;
+  int64_t n_;
+  const Request& request_;
+  uint64_t first_;
+  bool draw_;
+};
 
 template <typename T>
 void race(const T* w, int64_t n, const Request& request, uint64_t first, int64_t* out) {
   using A = Compute<T>;
   using Bits = OrderBits<A>;
+  const bool few = request.k < n / 16;
+  const Bits inf = order(std::numeric_limits<A>::infinity());
   select_largest<Bits>(
       n, request.k,
-      [&](int64_t begin, int count, Bits* keys) {
-        PYSEL_CHOOSE(race_keys<T, A>)
-        (w + begin, request.log_weights, request.key, first + static_cast<uint64_t>(begin), count, keys);
+      [&](int64_t begin, int count, Bits floor, Bits* keys) {
+        const uint64_t element = first + static_cast<uint64_t>(begin);
+        if constexpr (std::is_same_v<A, float>)
+          if (few && floor > 0 && floor <= inf)
+            return PYSEL_CHOOSE(high_race_keys<T>)(w + begin, request.log_weights, request.key, element, count,
+                                                   from_order<float>(floor), keys);
+        PYSEL_CHOOSE(race_keys<T, A>)(w + begin, request.log_weights, request.key, element, count, keys);
+        return true;
       },
       out);
-  if (request.arrangement != Arrangement::index) arrange(w, request, first, out);
+  if (request.arrangement != Arrangement::index) Arranger<T>(w, n, request, first).run(out);
 }
 
-// Weights in fixed point. The largest takes `bits` bits, as many as leave the sum of n of them below 2^64.
-class FixedPoint {
+// Draws with replacement: each inverts the cumulative distribution at its own 64-bit uniform.
+//
+// Only the sums of chunks are kept. Draws are brought into buckets by the leading bits of their uniforms; a bucket's
+// targets then fall into a few neighbouring chunks, whose cumulative weights are made anew, in cache, with a table of
+// where to begin to search:
+//
+//   draws of a bucket    t   t t      t    t       targets
+//   cumulative          |--|------|-|---|----|--|
+//   table               ^   ^   ^   ^   ^   ^      the first weight to look at, at even distances
+template <typename T>
+class Inversion {
  public:
-  FixedPoint(double max, int64_t n) {
-    int bits = 64;
-    for (int64_t reach = 1; reach < n; reach *= 2) --bits;
-    int exponent;
-    std::frexp(max, &exponent);
-    const int shift = bits - exponent;
-    scale0_ = std::ldexp(1.0, shift >> 1);  // two exact factors, because 2^shift alone may overflow
-    scale1_ = std::ldexp(1.0, shift - (shift >> 1));
-    limit_ = std::ldexp(1.0, bits) - 1.0;
+  Inversion(const T* w, int64_t n, const Request& request, uint64_t first)
+      : w_(w),
+        n_(n),
+        request_(request),
+        first_(first),
+        fixed_(request.log_weights, largest_weight(w, n), n),
+        start_(static_cast<size_t>(chunks_of(n)) + 1) {
+    parallel_for(chunks_of(n), kGrain / kChunk, [&](int64_t begin, int64_t end) {
+      alignas(64) uint64_t fixed[kChunk];
+      for (int64_t c = begin; c < end; ++c) start_[static_cast<size_t>(c) + 1] = fill(c, fixed);
+    });
+    std::partial_sum(start_.begin(), start_.end(), start_.begin());
   }
 
-  uint64_t operator()(double w) const {
-    const double scaled = std::min(std::nearbyint(w * scale0_ * scale1_), limit_);
-    return scaled > 0 ? static_cast<uint64_t>(scaled) : 0;  // also for unchecked NaN and negative weights
+  void run(int64_t* out) const {
+    const int64_t k = request_.k;
+    if (total() == 0) {  // unchecked weights
+      std::fill_n(out, k, int64_t{-1});
+    } else if (k < chunks_of(n_) / 2 || k > int64_t{1} << 32) {
+      one_by_one(out);
+    } else {
+      by_bucket(out);
+    }
   }
 
  private:
-  double scale0_, scale1_, limit_;
-};
+  static constexpr size_t kMostBuckets = 1024;
+  static constexpr int64_t kBucket = 4096;
+  static constexpr int64_t kSpan = 32;  // chunks whose cumulative weights stay in L2
 
-template <typename T>
-void inversion(const T* w, int64_t n, const Request& request, uint64_t first_draw, bool parallel, int64_t* out) {
-  double max = -std::numeric_limits<double>::infinity();
-  std::mutex mutex;
-  const auto over = [&](int64_t count, const auto& f) { parallel ? parallel_for(count, kGrain, f) : f(0, count); };
-  over(n, [&](int64_t begin, int64_t end) {
-    const double part = PYSEL_CHOOSE(largest<T>)(w + begin, end - begin);
-    std::lock_guard lock(mutex);
-    max = std::max(max, part);
-  });
-  const FixedPoint fixed(request.log_weights ? 1.0 : max, n);
-  const auto weight = [&](int64_t i) {
-    const double v = static_cast<double>(w[i]);
-    return fixed(request.log_weights ? exp_nonpositive(v - max) : v);
+  // A thread's room.
+  struct Room {
+    std::vector<uint64_t> cumulative;
+    std::vector<uint32_t> table;
+    std::vector<uint32_t> count;
+    std::vector<uint64_t> draws;
+    std::vector<int64_t> sorted;
   };
 
-  // Inclusive prefix sums: each part sums, parts are offset, each part scans.
-  std::vector<uint64_t> cumulative(static_cast<size_t>(n));
-  const int64_t part = parallel ? std::max<int64_t>(kGrain, n / (8 * torch::stable::get_num_threads())) : n;
-  const int64_t parts = (n + part - 1) / part;
-  std::vector<uint64_t> offset(static_cast<size_t>(parts) + 1);
-  const auto each_part = [&](const auto& f) {
-    const auto run = [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) f(p, p * part, std::min(n, (p + 1) * part));
-    };
-    parallel ? parallel_for(parts, 1, run) : run(0, parts);
-  };
-  each_part([&](int64_t p, int64_t begin, int64_t end) {
-    uint64_t sum = 0;
-    for (int64_t i = begin; i < end; ++i) cumulative[i] = sum += weight(i);
-    offset[p + 1] = sum;
-  });
-  std::partial_sum(offset.begin(), offset.end(), offset.begin());
-  each_part([&](int64_t p, int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) cumulative[i] += offset[p];
-  });
-
-  const uint64_t total = offset.back();
-  if (total == 0) {  // unchecked weights
-    std::fill(out, out + request.k, int64_t{-1});
-    return;
+  static double largest_weight(const T* w, int64_t n) {
+    double max = -std::numeric_limits<double>::infinity();
+    std::mutex mutex;
+    parallel_for(n, kGrain, [&](int64_t begin, int64_t end) {
+      const double part = PYSEL_CHOOSE(largest<T>)(w + begin, end - begin);
+      std::lock_guard lock(mutex);
+      max = std::max(max, part);
+    });
+    return max;
   }
-  over(request.k, [&](int64_t begin, int64_t end) {
-    for (int64_t j = begin; j < end; ++j) {
-      const uint64_t u = request.key.word64(Stream::with_replacement, first_draw + static_cast<uint64_t>(j));
-      const auto target = static_cast<uint64_t>(static_cast<unsigned __int128>(u) * total >> 64);
-      out[j] = std::upper_bound(cumulative.begin(), cumulative.end(), target) - cumulative.begin();
+
+  uint64_t fill(int64_t chunk, uint64_t* fixed) const {
+    return PYSEL_CHOOSE(fixed_weights<T>)(w_ + chunk * kChunk, chunk_size(n_, chunk), fixed_, fixed);
+  }
+
+  uint64_t total() const { return start_.back(); }
+
+  static uint64_t high_product(uint64_t a, uint64_t b) {
+    return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
+  }
+
+  uint64_t target_of(int64_t draw) const {
+    const uint64_t u = request_.key.word64(Stream::with_replacement, first_ + static_cast<uint64_t>(draw));
+    return high_product(u, total());
+  }
+
+  int64_t chunk_of(uint64_t target) const {
+    return std::upper_bound(start_.begin() + 1, start_.end(), target) - (start_.begin() + 1);
+  }
+
+  void one_by_one(int64_t* out) const {
+    parallel_for(request_.k, 64, [&](int64_t begin, int64_t end) {
+      alignas(64) uint64_t fixed[kChunk];
+      for (int64_t j = begin; j < end; ++j) {
+        const uint64_t target = target_of(j);
+        const int64_t chunk = chunk_of(target);
+        fill(chunk, fixed);
+        int i = 0;
+        for (uint64_t sum = start_[static_cast<size_t>(chunk)] + fixed[0]; sum <= target; sum += fixed[i]) ++i;
+        out[j] = chunk * kChunk + i;
+      }
+    });
+    if (request_.arrangement == Arrangement::index) std::sort(out, out + request_.k);
+  }
+
+  void by_bucket(int64_t* out) const {
+    const int64_t k = request_.k;
+    const bool sorted = request_.arrangement == Arrangement::index;
+    int bits = 0;
+    while (size_t{1} << bits < kMostBuckets && kBucket << bits < k) ++bits;
+    // In index order a bucket's draws end up where its results go, so that the result itself holds them till then.
+    const Tensor own = sorted ? Tensor() : empty_cpu({k}, ScalarType::Long);
+    auto* draws = sorted ? reinterpret_cast<uint64_t*>(out) : static_cast<uint64_t*>(own.data_ptr());
+    const auto start = bucket(
+        k, size_t{1} << bits,
+        [&](int64_t at, int count, uint64_t* room) {
+          alignas(64) uint32_t leading[kChunk];
+          PYSEL_CHOOSE(leading_words)
+          (request_.key, Stream::with_replacement, first_ + static_cast<uint64_t>(at), count, leading);
+          for (int i = 0; i < count; ++i) room[i] = uint64_t{leading[i]} << 32 | static_cast<uint64_t>(at + i);
+          return static_cast<const uint64_t*>(room);
+        },
+        [bits](uint64_t draw) { return bits == 0 ? 0 : static_cast<size_t>(draw >> (64 - bits)); }, draws);
+    parallel_for(int64_t{1} << bits, 1, [&](int64_t begin, int64_t end) {
+      Room room;
+      for (int64_t b = begin; b < end; ++b) {
+        const int64_t at = start[static_cast<size_t>(b)], size = start[static_cast<size_t>(b) + 1] - at;
+        if (size == 0) continue;
+        const uint64_t low = bits == 0 ? 0 : static_cast<uint64_t>(b) << (64 - bits);
+        const uint64_t high = low + (bits == 0 ? ~uint64_t{0} : (uint64_t{1} << (64 - bits)) - 1);
+        if (sorted) {
+          room.draws.assign(draws + at, draws + at + size);
+          room.sorted.resize(static_cast<size_t>(size) + kAhead);
+          int64_t* next = room.sorted.data();
+          each_span(low, high, room.draws.data(), size, room, [&](int64_t first, int64_t n) {
+            for (int64_t i = 0; i < n; ++i) {
+              const uint32_t times = room.count[static_cast<size_t>(i)];
+              for (int copy = 0; copy < kAhead; ++copy) next[copy] = first + i;  // usually enough, and no branch
+              for (uint32_t copy = kAhead; copy < times; ++copy) next[copy] = first + i;
+              next += times;
+            }
+          });
+          std::copy_n(room.sorted.data(), size, out + at);
+        } else {
+          each_span(low, high, draws + at, size, room, out);
+        }
+      }
+    });
+  }
+
+  static constexpr int kAhead = 2;
+
+  // Looks up draws with uniforms within [low, high], a span of chunks after the other. `result` is where draws go, or
+  // what to do with a span's counts.
+  template <typename Result>
+  void each_span(uint64_t low, uint64_t high, const uint64_t* draws, int64_t size, Room& room,
+                 const Result& result) const {
+    constexpr bool counting = !std::is_same_v<Result, int64_t*>;
+    const uint64_t least = high_product(low, total()), most = high_product(high, total());
+    const int64_t last_chunk = chunk_of(most);
+    for (int64_t c = chunk_of(least); c <= last_chunk; c += kSpan) {
+      const int64_t end = std::min(last_chunk + 1, c + kSpan);
+      const uint64_t base = std::max(least, start_[static_cast<size_t>(c)]);
+      if (start_[static_cast<size_t>(end)] <= base) continue;  // zeros
+      const uint64_t top = std::min(most, start_[static_cast<size_t>(end)] - 1);
+      const bool whole = base == least && top == most;
+      const int64_t first = c * kChunk, n = std::min(n_, end * kChunk) - first;
+      room.cumulative.resize(static_cast<size_t>(std::min(kSpan, chunks_of(n_)) * kChunk));
+      uint64_t* cumulative = room.cumulative.data();
+      uint64_t sum = start_[static_cast<size_t>(c)];
+      for (int64_t chunk = c; chunk < end; ++chunk) {
+        uint64_t* to = cumulative + (chunk - c) * kChunk;
+        fill(chunk, to);
+        for (int i = 0; i < chunk_size(n_, chunk); ++i) to[i] = sum += to[i];
+      }
+
+      int shift = 0;
+      const auto slots = static_cast<uint64_t>(std::clamp<int64_t>(size, 2, std::max<int64_t>(2, n)));
+      while ((top - base) >> shift >= slots) ++shift;
+      room.table.resize(static_cast<size_t>((top - base) >> shift) + 1);
+      uint32_t i = 0;
+      for (size_t slot = 0; slot < room.table.size(); ++slot) {
+        while (cumulative[i] <= base + (uint64_t{slot} << shift)) ++i;
+        room.table[slot] = i;
+      }
+      if constexpr (counting) room.count.assign(static_cast<size_t>(n), 0);
+
+      for (int64_t d = 0; d < size; ++d) {
+        // The low half of a uniform is made anew where it matters: where the high one leaves more than one weight.
+        uint64_t target = high_product(draws[d] & 0xffffffff00000000u, total());
+        uint64_t reach = high_product(draws[d] | 0xffffffffu, total());
+        if (!whole && target < base && reach >= base) target = reach = exact(draws[d]);
+        if (!whole && target <= top && reach > top) target = reach = exact(draws[d]);
+        if (target < base || target > top) continue;
+        uint32_t at = room.table[static_cast<size_t>((target - base) >> shift)];
+        while (cumulative[at] <= target) ++at;
+        if (cumulative[at] <= reach) {
+          target = exact(draws[d]);
+          while (cumulative[at] <= target) ++at;
+        }
+        if constexpr (counting)
+          ++room.count[at];
+        else
+          result[draws[d] & 0xffffffffu] = first + at;
+      }
+      if constexpr (counting) result(first, n);
     }
-  });
-  if (request.arrangement == Arrangement::index) std::sort(out, out + request.k);
-}
+  }
+
+  uint64_t exact(uint64_t draw) const { return target_of(static_cast<int64_t>(draw & 0xffffffffu)); }
+
+  const T* w_;
+  int64_t n_;
+  const Request& request_;
+  uint64_t first_;
+  FixedPoint fixed_;
+  std::vector<uint64_t> start_;  // of each chunk, and the total
+};
 
 Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order, Tensor key,
                        int64_t start, std::optional<bool> validate) {
@@ -259,10 +655,10 @@ Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_wei
     if (validate.value_or(true))
       for (int64_t r = 0; r < rows; ++r) check_weights(w + r * n, n, request, replacement);
     if (out.numel() == 0) return;
-    each_row(rows, std::max(n, k), [&](int64_t r, bool parallel) {
+    each_row(rows, std::max(n, k), [&](int64_t r, bool) {
       const auto row_start = static_cast<uint64_t>(start) + static_cast<uint64_t>(r * (replacement ? k : n));
       if (replacement) {
-        inversion(w + r * n, n, request, row_start, parallel, index + r * k);
+        Inversion<T>(w + r * n, n, request, row_start).run(index + r * k);
       } else {
         race(w + r * n, n, request, row_start, index + r * k);
       }

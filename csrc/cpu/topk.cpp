@@ -677,10 +677,11 @@ void select_from(const Tensor& scores, int64_t k, bool largest, bool validate, i
   const Bits flip = largest ? 0 : ~Bits{0};
   select_largest<Bits>(
       scores.size(0), k,
-      [&](int64_t first, int count, Bits* out) {
+      [&](int64_t first, int count, Bits, Bits* out) {
         const bool nan = PYSEL_CHOOSE(fill_keys<T, Bits>)(x + first, count, flip, out);
         if constexpr (!std::is_integral_v<T>)
           check_value(!(nan && validate), "select: scores must not be NaN, got NaN");
+        return true;
       },
       indices);
 }

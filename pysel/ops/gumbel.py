@@ -19,7 +19,7 @@ def _tau(op: str, tau: float | Tensor, logits: Tensor) -> Tensor:
             # a float passed through arithmetic stays an input of the graph; torch.tensor would bake its value in
             return torch.ones((), dtype=torch.float64, device="cpu") * tau
         # on the CPU whatever torch's default device is: the kernel reads it there
-        return torch.tensor(tau, dtype=torch.float64, device="cpu")
+        return torch.full((), tau, dtype=torch.float64, device="cpu")
     _checks.tensor(op, "tau", tau)
     _checks.no_grad(op, "tau", tau)
     if tau.device.type != "cpu":
