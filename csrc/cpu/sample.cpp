@@ -125,14 +125,22 @@ WeightSummary summarise(const T* w, int64_t n, bool log_weights) {
   return {nonzero, bad != 0};
 }
 
-template <typename T>
+template <typename T, typename A>
 double largest(const T* w, int64_t n) {
-  double max = -__builtin_inf();
-  for (int64_t i = 0; i < n; ++i) {
-    const double v = static_cast<double>(w[i]);
-    max = v > max ? v : max;
+  typedef A Lanes __attribute__((vector_size(16 * sizeof(A))));
+  Lanes most = Lanes{} - static_cast<A>(__builtin_inf());
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    alignas(64) A x[16];
+    for (int l = 0; l < 16; ++l) x[l] = static_cast<A>(w[i + l]);
+    Lanes v;
+    memcpy(&v, x, sizeof(v));
+    most = v > most ? v : most;
   }
-  return max;
+  A max = most[0];
+  for (int l = 1; l < 16; ++l) max = most[l] > max ? most[l] : max;
+  for (; i < n; ++i) max = static_cast<A>(w[i]) > max ? static_cast<A>(w[i]) : max;
+  return static_cast<double>(max);
 }
 
 #else
@@ -240,9 +248,10 @@ class Arranger {
     auto* sorted = reinterpret_cast<uint64_t*>(out);
     if (n_ > int64_t{1} << 32) {  // an index does not fit beside the leading bits
       std::vector<Contender> all(static_cast<size_t>(k));
-      describe(sorted, k, draw_, all.data());
+      for (size_t j = 0; j < all.size(); ++j)
+        all[j] = contender(sorted[j], request_.key.word64(Stream::order, element(sorted[j])), draw_);
       std::sort(all.begin(), all.end());
-      for (int64_t j = 0; j < k; ++j) out[j] = all[static_cast<size_t>(j)].index;
+      for (size_t j = 0; j < all.size(); ++j) out[j] = all[j].index;
       return;
     }
     const Tensor items_tensor = empty_cpu({k}, ScalarType::Long);
@@ -258,12 +267,12 @@ class Arranger {
         [lowest = least >> shift, shift](uint64_t item) { return static_cast<size_t>((item >> 32 >> shift) - lowest); },
         sorted);
     parallel_for(static_cast<int64_t>(buckets), 1, [&](int64_t begin, int64_t end) {
-      std::vector<uint64_t> scratch;
+      Scratch scratch;
       for (auto b = static_cast<size_t>(begin); b < static_cast<size_t>(end); ++b) {
         uint64_t* bucket = sorted + start[b];
         const int64_t size = start[b + 1] - start[b];
-        sort_by_leading(bucket, size, shift, scratch);
-        mend_ties(bucket, size);
+        sort_by_leading(bucket, size, shift, scratch.items);
+        mend_ties(bucket, size, scratch);
         for (int64_t j = 0; j < size; ++j) bucket[j] &= 0xffffffffu;
       }
     });
@@ -272,6 +281,13 @@ class Arranger {
  private:
   static constexpr size_t kMostBuckets = 1024;
   static constexpr int64_t kBucket = 4096;
+
+  // A thread's room.
+  struct Scratch {
+    std::vector<uint64_t> items;
+    std::vector<uint32_t> at;
+    std::vector<uint64_t> elements, words;
+  };
 
   // All that decides a winner's place.
   struct Contender {
@@ -287,16 +303,11 @@ class Arranger {
 
   uint64_t element(uint64_t i) const { return first_ + i; }
 
-  void describe(const uint64_t* indices, int64_t n, bool races, Contender* out) const {
-    std::vector<uint64_t> elements(static_cast<size_t>(n)), words(static_cast<size_t>(n));
-    for (int64_t j = 0; j < n; ++j) elements[static_cast<size_t>(j)] = element(indices[j]);
-    PYSEL_CHOOSE(order_words)(request_.key, elements.data(), n, words.data());
-    for (int64_t j = 0; j < n; ++j) {
-      Bits race = 0;
-      if (races) PYSEL_CHOOSE(race_keys<T, A>)
-      (w_ + indices[j], request_.log_weights, request_.key, elements[static_cast<size_t>(j)], 1, &race);
-      out[j] = {race, words[static_cast<size_t>(j)], static_cast<int64_t>(indices[j])};
-    }
+  Contender contender(uint64_t index, uint64_t word, bool races) const {
+    Bits race = 0;
+    if (races)
+      PYSEL_CHOOSE(race_keys<T, A>)(w_ + index, request_.log_weights, request_.key, element(index), 1, &race);
+    return {race, word, static_cast<int64_t>(index)};
   }
 
   // Writes the winners' items, and returns the least and the greatest leading bits. Where winners are dense, a chunk's
@@ -366,24 +377,36 @@ class Arranger {
     }
   }
 
-  void mend_ties(uint64_t* items, int64_t n) const {
-    std::vector<uint64_t> indices;
-    std::vector<int64_t> at;  // of each of them
-    for (int64_t j = 0; j < n; ++j) {
-      const bool as_before = j > 0 && items[j] >> 32 == items[j - 1] >> 32;
-      const bool as_after = j + 1 < n && items[j] >> 32 == items[j + 1] >> 32;
-      if (!as_before && !as_after) continue;
-      indices.push_back(items[j] & 0xffffffffu);
-      at.push_back(j);
+  // Orders the few that share their leading bits.
+  void mend_ties(uint64_t* items, int64_t n, Scratch& scratch) const {
+    auto& [_, at, elements, words] = scratch;
+    at.resize(static_cast<size_t>(n));
+    size_t count = 0;
+    for (int64_t j = 0; j < n; ++j) {  // without a branch, which would often be mispredicted
+      at[count] = static_cast<uint32_t>(j);
+      const bool as_before = items[j] >> 32 == items[std::max<int64_t>(j - 1, 0)] >> 32;
+      const bool as_after = items[j] >> 32 == items[std::min(j + 1, n - 1)] >> 32;
+      count += as_before + as_after > (j == 0) + (j == n - 1);  // the first equals itself, and the last
     }
-    std::vector<Contender> tied(indices.size());
+    elements.resize(count);
+    words.resize(count);
+    for (size_t t = 0; t < count; ++t) elements[t] = element(items[at[t]] & 0xffffffffu);
+    PYSEL_CHOOSE(order_words)(request_.key, elements.data(), static_cast<int64_t>(count), words.data());
     const bool races = draw_ && sizeof(Bits) > 4;  // else the leading bits are all of them
-    describe(indices.data(), static_cast<int64_t>(indices.size()), races, tied.data());
-    for (size_t run = 0, next; run < tied.size(); run = next) {
-      for (next = run + 1; next < tied.size() && items[at[next]] >> 32 == items[at[run]] >> 32;) ++next;
-      std::sort(tied.begin() + static_cast<int64_t>(run), tied.begin() + static_cast<int64_t>(next));
+    std::vector<Contender> tied;
+    for (size_t run = 0, next; run < count; run = next) {
+      for (next = run + 1; next < count && items[at[next]] >> 32 == items[at[run]] >> 32;) ++next;
+      if (next - run == 2 && !races) {
+        if (words[run + 1] < words[run]) std::swap(items[at[run]], items[at[run + 1]]);
+        continue;
+      }
+      tied.clear();
+      for (size_t t = run; t < next; ++t) tied.push_back(contender(items[at[t]] & 0xffffffffu, words[t], races));
+      std::sort(tied.begin(), tied.end());
+      // the leading bits have to stay for the next run's sake
+      for (size_t t = run; t < next; ++t)
+        items[at[t]] = (items[at[t]] >> 32 << 32) | static_cast<uint64_t>(tied[t - run].index);
     }
-    for (size_t t = 0; t < tied.size(); ++t) items[at[t]] = static_cast<uint64_t>(tied[t].index);
   }
 
   const T* w_;
@@ -469,7 +492,7 @@ class Inversion {
     double max = -std::numeric_limits<double>::infinity();
     std::mutex mutex;
     parallel_for(n, kGrain, [&](int64_t begin, int64_t end) {
-      const double part = PYSEL_CHOOSE(largest<T>)(w + begin, end - begin);
+      const double part = PYSEL_CHOOSE(largest<T, Compute<T>>)(w + begin, end - begin);
       std::lock_guard lock(mutex);
       max = std::max(max, part);
     });
@@ -564,6 +587,7 @@ class Inversion {
                  const Result& result) const {
     constexpr bool counting = !std::is_same_v<Result, int64_t*>;
     const uint64_t least = high_product(low, total()), most = high_product(high, total());
+    const uint64_t slack = (total() >> 32) + 1;  // what the low half of a uniform can add to its target
     const int64_t last_chunk = chunk_of(most);
     for (int64_t c = chunk_of(least); c <= last_chunk; c += kSpan) {
       const int64_t end = std::min(last_chunk + 1, c + kSpan);
@@ -582,27 +606,23 @@ class Inversion {
       }
 
       int shift = 0;
-      const auto slots = static_cast<uint64_t>(std::clamp<int64_t>(size, 2, std::max<int64_t>(2, n)));
-      while ((top - base) >> shift >= slots) ++shift;
-      room.table.resize(static_cast<size_t>((top - base) >> shift) + 1);
-      uint32_t i = 0;
-      for (size_t slot = 0; slot < room.table.size(); ++slot) {
-        while (cumulative[i] <= base + (uint64_t{slot} << shift)) ++i;
-        room.table[slot] = i;
-      }
+      while ((top - base) >> shift >= static_cast<uint64_t>(std::max<int64_t>(2, n))) ++shift;
+      make_table(cumulative, n, base, top, shift, room.table);
       if constexpr (counting) room.count.assign(static_cast<size_t>(n), 0);
 
       for (int64_t d = 0; d < size; ++d) {
         // The low half of a uniform is made anew where it matters: where the high one leaves more than one weight.
         uint64_t target = high_product(draws[d] & 0xffffffff00000000u, total());
-        uint64_t reach = high_product(draws[d] | 0xffffffffu, total());
-        if (!whole && target < base && reach >= base) target = reach = exact(draws[d]);
-        if (!whole && target <= top && reach > top) target = reach = exact(draws[d]);
-        if (target < base || target > top) continue;
+        uint64_t reach = target + slack;
+        if (!whole && ((target < base && reach >= base) || (target <= top && reach > top)))
+          target = reach = exact(draws[d]);
+        if (!whole && (target < base || target > top)) continue;
         uint32_t at = room.table[static_cast<size_t>((target - base) >> shift)];
-        while (cumulative[at] <= target) ++at;
+        at += cumulative[at] <= target;  // usually enough, and no branch
+        at += cumulative[at] <= target;
         if (cumulative[at] <= reach) {
-          target = exact(draws[d]);
+          while (cumulative[at] <= target) ++at;
+          if (cumulative[at] <= reach) target = exact(draws[d]);
           while (cumulative[at] <= target) ++at;
         }
         if constexpr (counting)
@@ -612,6 +632,19 @@ class Inversion {
       }
       if constexpr (counting) result(first, n);
     }
+  }
+
+  // For each slot of 2^shift targets from `base` on, the first weight that its first target may fall into.
+  static void make_table(const uint64_t* cumulative, int64_t n, uint64_t base, uint64_t top, int shift,
+                         std::vector<uint32_t>& table) {
+    const size_t slots = static_cast<size_t>((top - base) >> shift) + 1;
+    table.assign(slots + 1, 0);
+    uint32_t i = 0;
+    while (cumulative[i] <= base) ++i;
+    table[0] = i;
+    for (; i < n && cumulative[i] <= top; ++i)  // later ones overwrite earlier ones of their slot
+      table[static_cast<size_t>((cumulative[i] - base) >> shift) + 1] = i + 1;
+    for (size_t slot = 1; slot < slots; ++slot) table[slot] = std::max(table[slot], table[slot - 1]);
   }
 
   uint64_t exact(uint64_t draw) const { return target_of(static_cast<int64_t>(draw & 0xffffffffu)); }
