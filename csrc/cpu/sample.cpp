@@ -256,22 +256,24 @@ class Arranger {
     }
     const Tensor items_tensor = empty_cpu({k}, ScalarType::Long);
     auto* items = static_cast<uint64_t*>(items_tensor.data_ptr());
-    const auto [least, most] = pack(out, items);  // 32 bits, so that shifting by 32 leaves nothing
+    const float lowest = pack(out, items);
 
-    size_t buckets = 1;
-    while (buckets < kMostBuckets && static_cast<int64_t>(buckets) * kBucket < k) buckets *= 2;
-    int shift = 0;
-    while ((most >> shift) - (least >> shift) >= buckets) ++shift;
-    const auto start = bucket(
-        k, buckets, [&](int64_t at, int, uint64_t*) { return items + at; },
-        [lowest = least >> shift, shift](uint64_t item) { return static_cast<size_t>((item >> 32 >> shift) - lowest); },
-        sorted);
+    int bits = 0;
+    while (bits < kMostBits && kBucket << bits < k) ++bits;
+    const size_t buckets = size_t{1} << bits;
+    const auto items_at = [items](int64_t at, int, uint64_t*) { return items + at; };
+    const auto start =
+        draw_ ? bucket(
+                    k, buckets, items_at, [=](uint64_t item) { return draw_bucket(item, lowest, buckets); }, sorted)
+              : bucket(
+                    k, buckets, items_at, [=](uint64_t item) { return static_cast<size_t>(item >> 32 >> (32 - bits)); },
+                    sorted);
     parallel_for(static_cast<int64_t>(buckets), 1, [&](int64_t begin, int64_t end) {
       Scratch scratch;
       for (auto b = static_cast<size_t>(begin); b < static_cast<size_t>(end); ++b) {
         uint64_t* bucket = sorted + start[b];
         const int64_t size = start[b + 1] - start[b];
-        sort_by_leading(bucket, size, shift, scratch.items);
+        sort_by_leading(bucket, size, scratch.items);
         mend_ties(bucket, size, scratch);
         for (int64_t j = 0; j < size; ++j) bucket[j] &= 0xffffffffu;
       }
@@ -279,7 +281,7 @@ class Arranger {
   }
 
  private:
-  static constexpr size_t kMostBuckets = 1024;
+  static constexpr int kMostBits = 10;  // of a bucket's number
   static constexpr int64_t kBucket = 4096;
 
   // A thread's room.
@@ -305,21 +307,20 @@ class Arranger {
 
   Contender contender(uint64_t index, uint64_t word, bool races) const {
     Bits race = 0;
-    if (races)
-      PYSEL_CHOOSE(race_keys<T, A>)(w_ + index, request_.log_weights, request_.key, element(index), 1, &race);
+    if (races) PYSEL_CHOOSE(race_keys<T, A>)(w_ + index, request_.log_weights, request_.key, element(index), 1, &race);
     return {race, word, static_cast<int64_t>(index)};
   }
 
-  // Writes the winners' items, and returns the least and the greatest leading bits. Where winners are dense, a chunk's
-  // words or keys are made at once.
-  std::pair<uint64_t, uint64_t> pack(const int64_t* winners, uint64_t* items) const {
+  // Writes the winners' items, and returns the lowest race key. Where winners are dense, a chunk's words or keys are
+  // made at once.
+  float pack(const int64_t* winners, uint64_t* items) const {
     constexpr int64_t kDense = 8;
     const int64_t k = request_.k;
-    uint32_t least = ~uint32_t{0}, most = 0;
+    uint32_t last = 0;
     std::mutex mutex;
     parallel_for(k, kGrain, [&](int64_t begin, int64_t end) {
       alignas(64) uint32_t leading[kChunk];
-      uint32_t low = ~uint32_t{0}, high = 0;
+      uint32_t mine = 0;
       for (int64_t j = begin; j < end;) {
         const int64_t at = winners[j] / kChunk * kChunk;
         int64_t next = j;
@@ -329,16 +330,14 @@ class Arranger {
         for (; j < next; ++j) {
           if (!dense) lead(winners[j], 1, leading);
           const uint32_t bits = leading[dense ? winners[j] - at : 0];
-          low = std::min(low, bits);
-          high = std::max(high, bits);
+          mine = std::max(mine, bits);
           items[j] = uint64_t{bits} << 32 | static_cast<uint64_t>(winners[j]);
         }
       }
       std::lock_guard lock(mutex);
-      least = std::min(least, low);
-      most = std::max(most, high);
+      last = std::max(last, mine);
     });
-    return {least, most};
+    return from_order<float>(~last);
   }
 
   // Leading bits of elements [at, at + n).
@@ -353,20 +352,37 @@ class Arranger {
     PYSEL_CHOOSE(leading_bits<A>)(keys, n, out);
   }
 
-  // Sorts items whose leading bits agree but for the last `bits`: by these in two passes, each over half of them.
-  static void sort_by_leading(uint64_t* items, int64_t n, int bits, std::vector<uint64_t>& scratch) {
+  // Later races for lower keys. Equal weights' keys leave E = exp(-key) about evenly spread, so buckets divide that
+  // evenly, or what is near it and certain to be monotone: a float's bits in place of the exponential.
+  static size_t draw_bucket(uint64_t item, float lowest, size_t buckets) {
+    const float key = from_order<float>(~static_cast<uint32_t>(item >> 32));
+    const float bits = (lowest - key) * (0x1p23f * 1.44269504f) + 127 * 0x1p23f;
+    const float share = pysel::bit_cast<float>(static_cast<int32_t>(bits > 0 ? bits : 0));  // 0 for NaN, too
+    return static_cast<size_t>(share * (static_cast<float>(buckets) - 0.5f));
+  }
+
+  // By as many passes as the leading bits' range takes, least significant digit first.
+  static void sort_by_leading(uint64_t* items, int64_t n, std::vector<uint64_t>& scratch) {
     constexpr int64_t kFew = 256;
+    constexpr int kMostDigit = 11;
     if (n < kFew) {
       std::sort(items, items + n);
       return;
     }
     if (static_cast<int64_t>(scratch.size()) < n) scratch.resize(static_cast<size_t>(n));
-    const int digit = std::max(1, (bits + 1) / 2);
+    uint64_t least = items[0], most = items[0];
+    for (int64_t i = 1; i < n; ++i) {
+      least = std::min(least, items[i]);
+      most = std::max(most, items[i]);
+    }
+    int bits = 0;
+    while (((most >> 32) - (least >> 32)) >> bits > 0) ++bits;
+    const int passes = std::max(1, (bits + kMostDigit - 1) / kMostDigit), digit = (bits + passes - 1) / passes;
     std::vector<uint32_t> place(size_t{1} << digit);
     uint64_t *from = items, *to = scratch.data();
-    for (int pass = 0; pass < 2; ++pass) {
-      const auto digit_of = [&](uint64_t item) {
-        return static_cast<size_t>(item >> (32 + pass * digit)) & (place.size() - 1);
+    for (int pass = 0; pass < passes; ++pass) {
+      const auto digit_of = [&, low = least >> 32](uint64_t item) {
+        return static_cast<size_t>(((item >> 32) - low) >> (pass * digit)) & (place.size() - 1);
       };
       std::fill(place.begin(), place.end(), 0);
       for (int64_t i = 0; i < n; ++i) ++place[digit_of(from[i])];
@@ -375,6 +391,7 @@ class Arranger {
       for (int64_t i = 0; i < n; ++i) to[place[digit_of(from[i])]++] = from[i];
       std::swap(from, to);
     }
+    if (from != items) std::copy_n(from, n, items);
   }
 
   // Orders the few that share their leading bits.
