@@ -250,12 +250,14 @@ class sparse_decode(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, indices, weight = ctx.saved_tensors
         need = ctx.needs_input_grad
-        return (
-            torch.ops.pysel.sddmm(indices, weight, grad) if need[0] else None,
-            None,
-            torch.ops.pysel.spmm_t(values, indices, grad, weight.shape[0]) if need[2] else None,
-            grad.sum(0) if need[3] else None,
-        )
+        to_values, to_weight = None, None
+        if need[0] and need[2]:
+            to_values, to_weight = torch.ops.pysel.sparse_decode_backward(grad, values, indices, weight)
+        elif need[0]:
+            to_values = torch.ops.pysel.sddmm(indices, weight, grad)
+        elif need[2]:
+            to_weight = torch.ops.pysel.spmm_t(values, indices, grad, weight.shape[0])
+        return to_values, None, to_weight, grad.sum(0) if need[3] else None
 
 
 sparse_decode_op = differentiable(sparse_decode)
@@ -349,6 +351,7 @@ register_vmap(
     "sparse_decode",
     "sddmm",
     "spmm_t",
+    "sparse_decode_backward",
     "factor_counts",
     "factor_scores",
     "select",

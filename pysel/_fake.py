@@ -255,6 +255,22 @@ def spmm_t(values: Tensor, indices: Tensor, rows: Tensor, num_factors: int) -> T
 
 
 @fake
+def sparse_decode_backward(grad: Tensor, values: Tensor, indices: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    op = "sparse_decode_backward"
+    _codes(op, values, indices)
+    _matrix(op, "weight", weight, "[H, d]")
+    _matrix(op, "grad", grad, "[B, d]")
+    _same_dtype(op, "values", values, "weight", weight)
+    _same_dtype(op, "values", values, "grad", grad)
+    wanted = [values.shape[0], weight.shape[1]]
+    torch._check_value(
+        grad.shape[0] == wanted[0] and grad.shape[1] == wanted[1],
+        lambda: f"{op}: grad must have shape {wanted}, got {list(grad.shape)}",
+    )
+    return values.new_empty(values.shape), weight.new_empty(weight.shape)
+
+
+@fake
 def factor_counts(values: Tensor, indices: Tensor, num_factors: int) -> Tensor:
     op = "factor_counts"
     _codes(op, values, indices)

@@ -196,10 +196,20 @@ def products(rows=9, k=6, factors=40, d=21, dtype=torch.float32, device="cpu"):
         "sparse_decode": (values, indices, weight, bias),
         "sddmm": (indices, weight, dense),
         "spmm_t": (values, indices, dense, factors),
+        "sparse_decode_backward": (dense, values, indices, weight),
     }
 
 
-PRODUCTS = ["sparse_decode", "sddmm", "spmm_t"]
+PRODUCTS = ["sparse_decode", "sddmm", "spmm_t", "sparse_decode_backward"]
+
+
+def as_tuple(result):
+    return result if isinstance(result, tuple) else (result,)
+
+
+def assert_same_products(got, wanted):
+    for g, w in zip(as_tuple(got), as_tuple(wanted), strict=True):
+        assert_within_ulps(g, w, 0)
 
 
 @pytest.mark.parametrize("op", PRODUCTS)
@@ -213,8 +223,7 @@ def test_products_equal_the_reference(op, size, dtype, device):
     arguments = products(**size, dtype=dtype, device=device)[op]
     if dtype in (torch.bfloat16, torch.float16) and size.get("rows") == 2000:
         pytest.skip("such sums are not exact in half precision")
-    got, wanted = getattr(OPS, op)(*arguments), reference.OPS[op](*arguments)
-    assert_within_ulps(got, wanted, 0)
+    assert_same_products(getattr(OPS, op)(*arguments), reference.OPS[op](*arguments))
 
 
 @pytest.mark.parametrize("op", PRODUCTS)
@@ -224,7 +233,7 @@ def test_products_in_any_memory(op, layout, dtype):
         laid_out(a, layout) if isinstance(a, torch.Tensor) and (a.is_floating_point() or layout != "negated") else a
         for a in arguments
     ]
-    assert_within_ulps(getattr(OPS, op)(*given), reference.OPS[op](*arguments), 0)
+    assert_same_products(getattr(OPS, op)(*given), reference.OPS[op](*arguments))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
@@ -240,11 +249,14 @@ def test_products_round_once(dtype):
     onto = torch.zeros(rows, factors, dtype=torch.float64).scatter_add_(1, indices, values64)
     onto_size, terms = onto.abs(), weight64[indices] * dense64.unsqueeze(1)
     exact = [onto @ weight64, terms.sum(-1), onto.T @ dense64]
+    exact += exact[1:]
     sizes = [onto_size @ weight64.abs(), terms.abs().sum(-1), onto_size.T @ dense64.abs()]
+    sizes += sizes[1:]
     got = [
         OPS.sparse_decode(values, indices, weight, None),
         OPS.sddmm(indices, weight, dense),
         OPS.spmm_t(values, indices, dense, factors),
+        *OPS.sparse_decode_backward(dense, values, indices, weight),
     ]
     inner = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
     for g, e, size in zip(got, exact, sizes, strict=True):
@@ -399,7 +411,7 @@ def calls(dtype):
     return {
         "topk": lambda: pysel.topk(x, 40),
         "topk_row": lambda: pysel.topk(row, 500),
-        **{op: lambda op=op, a=a: [getattr(OPS, op)(*a)] for op, a in floats.items()},
+        **{op: lambda op=op, a=a: as_tuple(getattr(OPS, op)(*a)) for op, a in floats.items()},
         "factor_counts": lambda: [pysel.factor_counts(values, indices, 300)],
         "factor_scores": lambda: pysel.factor_scores(values, indices, rate),
         "select": lambda: [pysel.select(row, 100_000)],
@@ -558,6 +570,7 @@ def raw_calls(requires_grad=False):
         "sparse_decode": (values, indices, weight, None),
         "sddmm": (indices, weight.detach(), dense.detach()),
         "spmm_t": (values.detach(), indices, dense.detach(), 7),
+        "sparse_decode_backward": (dense.detach(), values.detach(), indices, weight.detach()),
         "factor_counts": (values.detach(), indices, 7),
         "factor_scores": (values.detach(), indices, torch.rand(7, generator=generator()), 1e-8, None),
         "select": (bias.detach(), 3, True, None),
@@ -663,6 +676,8 @@ BAD = [
     (IndexError, "indices must be between 0 and 6, got 7", lambda: OPS.spmm_t(V, with_one(J, 7), X, 7)),
     (ValueError, r"rows must have shape \[4, d\].*, got \[3, 5\]", lambda: OPS.spmm_t(V, J, X[:3], 7)),
     (ValueError, "num_factors must be at least 0, got -1", lambda: OPS.spmm_t(V, J, X, -1)),
+    (IndexError, "indices must be between 0 and 6, got 7", lambda: OPS.sparse_decode_backward(X, V, with_one(J, 7), W)),
+    (ValueError, r"grad must have shape \[4, 5\], got \[3, 5\]", lambda: OPS.sparse_decode_backward(X[:3], V, J, W)),
     (IndexError, "indices must be between 0 and 2, got 3", lambda: pysel.factor_counts(V, with_one(J, 3), 3)),
     (ValueError, "num_factors must be at least 0, got -2", lambda: pysel.factor_counts(V, J, -2)),
     (TypeError, "num_factors must be an int", lambda: pysel.factor_counts(V, J, 2.0)),
@@ -702,6 +717,8 @@ RAW_BAD = [
     ("sddmm", (J - 1, W, X)),
     ("spmm_t", (V, J, X.half(), 7)),
     ("spmm_t", (V, J, X, 0)),
+    ("sparse_decode_backward", (X.double(), V, J, W)),
+    ("sparse_decode_backward", (X, V, J - 1, W)),
     ("factor_counts", (V, J[:3], 7)),
     ("factor_counts", (V.long(), J, 7)),
     ("factor_scores", (V, J, RATE.half(), 1e-8, False)),

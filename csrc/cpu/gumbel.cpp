@@ -7,18 +7,18 @@
 // chunk, then over chunks in order, so that neither threads nor instruction set show in the result.
 #ifdef PYSEL_VARIANT
 
+#include "cpu/lanes.h"
 #include "cpu/noise.h"
 
 template <typename A>
 ChunkSummary<A> summarise(const A* z, int n) {
-  typedef A Lanes __attribute__((vector_size(16 * sizeof(A))));
   constexpr A kInf = static_cast<A>(__builtin_inf());
-  Lanes most = Lanes{} - kInf;
+  Lanes<A> most = Lanes<A>{} - kInf;
   auto nan = most != most;
   int i = 0;
   for (; i + 16 <= n; i += 16) {
-    Lanes v;
-    memcpy(&v, z + i, sizeof(v));
+    Lanes<A> v;
+    load_lanes<A, A>(z + i, v);
     most = v > most ? v : most;
     nan |= v != v;
   }

@@ -7,6 +7,7 @@
 // same; draw j looks its own 64-bit uniform up in them.
 #ifdef PYSEL_VARIANT
 
+#include "cpu/lanes.h"
 #include "cpu/noise.h"
 
 // Race keys of elements [first, first + n), n <= kChunk.
@@ -127,14 +128,11 @@ WeightSummary summarise(const T* w, int64_t n, bool log_weights) {
 
 template <typename T, typename A>
 double largest(const T* w, int64_t n) {
-  typedef A Lanes __attribute__((vector_size(16 * sizeof(A))));
-  Lanes most = Lanes{} - static_cast<A>(__builtin_inf());
+  Lanes<A> most = Lanes<A>{} - static_cast<A>(__builtin_inf());
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) {
-    alignas(64) A x[16];
-    for (int l = 0; l < 16; ++l) x[l] = static_cast<A>(w[i + l]);
-    Lanes v;
-    memcpy(&v, x, sizeof(v));
+    Lanes<A> v;
+    load_lanes<T, A>(w + i, v);
     most = v > most ? v : most;
   }
   A max = most[0];

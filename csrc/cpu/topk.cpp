@@ -12,6 +12,8 @@
 // from one tile of its hidden units to the next, so its activations exist a tile at a time only.
 #ifdef PYSEL_VARIANT
 
+#include "cpu/lanes.h"
+
 template <typename T, int kGroup>
 void group_maxima(const T* x, int64_t groups, OrderBits<T>* out) {
   alignas(64) OrderBits<T> keys[kGroup];
@@ -82,6 +84,29 @@ inline A dot(const T* a, const T* b, int64_t d) {
   for (; i + 16 <= d; i += 16)
     for (int l = 0; l < 16; ++l) lane[l] += static_cast<A>(a[i + l]) * static_cast<A>(b[i + l]);
   for (int l = 0; i < d; ++i, ++l) lane[l] += static_cast<A>(a[i]) * static_cast<A>(b[i]);
+  return sum_lanes(lane);
+}
+
+// sum += c * b; returns a . b, as dot() gives it.
+template <typename T, typename A>
+A dot_and_add(const T* a, const T* b, A c, int64_t d, A* sum) {
+  Lanes<A> lanes = {};
+  int64_t i = 0;
+  for (; i + 16 <= d; i += 16) {
+    Lanes<A> u, v, s;
+    load_lanes<T, A>(a + i, u);
+    load_lanes<T, A>(b + i, v);
+    memcpy(&s, sum + i, sizeof(s));
+    lanes += u * v;
+    s += c * v;
+    memcpy(sum + i, &s, sizeof(s));
+  }
+  alignas(64) A lane[16];
+  memcpy(lane, &lanes, sizeof(lane));
+  for (int l = 0; i < d; ++i, ++l) {
+    lane[l] += static_cast<A>(a[i]) * static_cast<A>(b[i]);
+    sum[i] += c * static_cast<A>(b[i]);
+  }
   return sum_lanes(lane);
 }
 
@@ -497,28 +522,33 @@ Tensor sddmm(Tensor indices, Tensor weight, Tensor grad) {
   return out;
 }
 
-// The entries of [B, k] codes by factor, in ascending row order: factor f has entries [start[f], start[f + 1]).
-template <typename A>
+// The entries of [B, k] codes by factor, in ascending order: factor f has entries [start[f], start[f + 1]).
 struct ByFactor {
   std::vector<int64_t> start;
-  std::vector<int64_t> row;
-  std::vector<A> value;
+  std::vector<int64_t> entry;  // b * k + j
 
-  template <typename T>
-  ByFactor(const T* values, const int64_t* indices, int64_t rows, int64_t k, int64_t factors)
-      : start(static_cast<size_t>(factors + 1)), row(static_cast<size_t>(rows * k)), value(row.size()) {
-    for (size_t e = 0; e < row.size(); ++e) ++start[static_cast<size_t>(indices[e] + 1)];
+  ByFactor(const int64_t* indices, int64_t entries, int64_t factors)
+      : start(static_cast<size_t>(factors + 1)), entry(static_cast<size_t>(entries)) {
+    for (int64_t e = 0; e < entries; ++e) ++start[static_cast<size_t>(indices[e] + 1)];
     for (size_t f = 1; f < start.size(); ++f) start[f] += start[f - 1];
     std::vector<int64_t> next(start.begin(), start.end() - 1);
-    for (int64_t b = 0; b < rows; ++b)
-      for (int64_t j = b * k; j < (b + 1) * k; ++j) {
-        const auto at = static_cast<size_t>(next[static_cast<size_t>(indices[j])]++);
-        row[at] = b;
-        value[at] = static_cast<A>(values[j]);
-      }
+    for (int64_t e = 0; e < entries; ++e) entry[static_cast<size_t>(next[static_cast<size_t>(indices[e])]++)] = e;
   }
 
-  // The first factor that has `work` entries and factors before it: parts of equal work, however skewed the factors.
+  // f(factor, its first entry, the end) for all factors, in parts of equal work however skewed they are.
+  template <typename F>
+  void each(int64_t d, const F& f) const {
+    const auto factors = static_cast<int64_t>(start.size()) - 1;
+    parallel_for(factors + static_cast<int64_t>(entry.size()), rows_per_thread(d), [&](int64_t begin, int64_t end) {
+      const int64_t last = factor_at(end);
+      for (int64_t factor = factor_at(begin); factor < last; ++factor)
+        f(factor, entry.data() + start[static_cast<size_t>(factor)],
+          entry.data() + start[static_cast<size_t>(factor + 1)]);
+    });
+  }
+
+ private:
+  // The first factor that has `work` entries and factors before it.
   int64_t factor_at(int64_t work) const {
     int64_t low = 0, high = static_cast<int64_t>(start.size()) - 1;
     while (low < high) {
@@ -541,27 +571,60 @@ Tensor spmm_t(Tensor values, Tensor indices, Tensor rows, int64_t num_factors) {
               ", d] to go with values, got ", shape(rows));
   check_same_dtype(op, "values", values, "rows", rows);
   const Indices which(op, indices, num_factors);
-  const int64_t d = rows.size(1);
+  const int64_t k = values.size(1), d = rows.size(1);
   Tensor out = empty_cpu({num_factors, d}, values.scalar_type());
   dispatch_floating(op, "values", values, [&]<typename T>() {
     using A = Compute<T>;
     const Tensor values_c = torch::stable::contiguous(values), rows_c = torch::stable::contiguous(rows);
-    const ByFactor<A> entries(static_cast<const T*>(values_c.data_ptr()), which.data(), values.size(0), values.size(1),
-                              num_factors);
-    parallel_for(num_factors + values.numel(), rows_per_thread(d), [&](int64_t begin, int64_t end) {
-      std::vector<A> sum(static_cast<size_t>(d));
-      const int64_t last = entries.factor_at(end);
-      for (int64_t f = entries.factor_at(begin); f < last; ++f) {
-        const int64_t from = entries.start[static_cast<size_t>(f)];
-        std::fill(sum.begin(), sum.end(), A{0});
-        PYSEL_CHOOSE(add_rows<T, A>)
-        (static_cast<const T*>(rows_c.data_ptr()), entries.value.data() + from, entries.row.data() + from,
-         entries.start[static_cast<size_t>(f + 1)] - from, d, sum.data());
-        PYSEL_CHOOSE(convert<A, T>)(sum.data(), d, static_cast<T*>(out.data_ptr()) + f * d);
+    const T* v = static_cast<const T*>(values_c.data_ptr());
+    ByFactor(which.data(), values.numel(), num_factors).each(d, [&](int64_t f, const int64_t* from, const int64_t* to) {
+      std::vector<A> coefficient(static_cast<size_t>(to - from)), sum(static_cast<size_t>(d));
+      std::vector<int64_t> row(coefficient.size());
+      for (size_t e = 0; e < row.size(); ++e) {
+        coefficient[e] = static_cast<A>(v[from[e]]);
+        row[e] = from[e] / k;
       }
+      PYSEL_CHOOSE(add_rows<T, A>)
+      (static_cast<const T*>(rows_c.data_ptr()), coefficient.data(), row.data(), to - from, d, sum.data());
+      PYSEL_CHOOSE(convert<A, T>)(sum.data(), d, static_cast<T*>(out.data_ptr()) + f * d);
     });
   });
   return out;
+}
+
+// What sddmm and spmm_t give, each row of weight and of grad read once for both.
+std::tuple<Tensor, Tensor> sparse_decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor weight) {
+  constexpr const char* op = "sparse_decode_backward";
+  check_codes(op, &values, indices);
+  check_matrix(op, "weight", weight, "[H, d]");
+  check_matrix(op, "grad", grad, "[B, d]");
+  check_same_dtype(op, "values", values, "weight", weight);
+  check_same_dtype(op, "values", values, "grad", grad);
+  const int64_t k = values.size(1), d = weight.size(1);
+  check_value(grad.size(0) == values.size(0) && grad.size(1) == d, op, ": grad must have shape [", values.size(0), ", ",
+              d, "], got ", shape(grad));
+  const Indices which(op, indices, weight.size(0));
+  Tensor to_values = empty_cpu(sizes(values), values.scalar_type());
+  Tensor to_weight = empty_cpu(sizes(weight), weight.scalar_type());
+  dispatch_floating(op, "values", values, [&]<typename T>() {
+    using A = Compute<T>;
+    const Tensor values_c = torch::stable::contiguous(values), grad_c = torch::stable::contiguous(grad);
+    const Tensor weight_c = torch::stable::contiguous(weight);
+    const T *v = static_cast<const T*>(values_c.data_ptr()), *g = static_cast<const T*>(grad_c.data_ptr());
+    const T* w = static_cast<const T*>(weight_c.data_ptr());
+    T* out = static_cast<T*>(to_values.data_ptr());
+    ByFactor(which.data(), values.numel(), weight.size(0))
+        .each(d, [&](int64_t f, const int64_t* from, const int64_t* to) {
+          std::vector<A> sum(static_cast<size_t>(d));
+          for (; from != to; ++from) {
+            const A product =
+                PYSEL_CHOOSE(dot_and_add<T, A>)(w + f * d, g + *from / k * d, static_cast<A>(v[*from]), d, sum.data());
+            out[*from] = static_cast<T>(product);
+          }
+          PYSEL_CHOOSE(convert<A, T>)(sum.data(), d, static_cast<T*>(to_weight.data_ptr()) + f * d);
+        });
+  });
+  return {to_values, to_weight};
 }
 
 // --- factors ---
@@ -711,6 +774,7 @@ STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
   m.impl("sparse_decode", TORCH_BOX(&pysel::sparse_decode));
   m.impl("sddmm", TORCH_BOX(&pysel::sddmm));
   m.impl("spmm_t", TORCH_BOX(&pysel::spmm_t));
+  m.impl("sparse_decode_backward", TORCH_BOX(&pysel::sparse_decode_backward));
   m.impl("factor_counts", TORCH_BOX(&pysel::factor_counts));
   m.impl("factor_scores", TORCH_BOX(&pysel::factor_scores));
   m.impl("select", TORCH_BOX(&pysel::select));

@@ -75,6 +75,13 @@ def spmm_t(values: Tensor, indices: Tensor, rows: Tensor, num_factors: int) -> T
     return total.to(out.dtype)
 
 
+def sparse_decode_backward(grad: Tensor, values: Tensor, indices: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of sparse_decode to values and weight."""
+    _fake.sparse_decode_backward(grad, values, indices, weight)
+    _check_indices("sparse_decode_backward", indices, weight.shape[0])
+    return sddmm(indices, weight, grad), spmm_t(values, indices, grad, weight.shape[0])
+
+
 def _active(values: Tensor, indices: Tensor, num_factors: int) -> Tensor:
     """Each row's active factors, once each; num_factors where there is none."""
     factors = torch.where(values > 0, indices, num_factors).sort(dim=1).values
