@@ -1,5 +1,6 @@
-// Sixteen numbers side by side, for reductions that the compiler would leave scalar. Included inside a variant's
-// namespace (each_variant.h).
+// What the compiler would leave scalar. Included inside a variant's namespace (each_variant.h).
+
+// Sixteen numbers side by side, for reductions.
 
 template <typename A>
 struct SixteenOf {
@@ -17,4 +18,15 @@ inline __attribute__((always_inline)) void load_lanes(const T* from, Lanes<A>& t
     for (int l = 0; l < 16; ++l) wide[l] = static_cast<A>(from[l]);
     memcpy(&to, wide, sizeof(to));
   }
+}
+
+// 64 bytes of 0 or 1 to bits: the product moves byte i to bit 56 + i.
+inline uint64_t bits_of(const uint8_t* flags) {
+  uint64_t bits = 0;
+  for (int i = 0; i < 8; ++i) {
+    uint64_t eight;
+    memcpy(&eight, flags + 8 * i, 8);
+    bits |= (eight * 0x0102040810204080u >> 56) << (8 * i);
+  }
+  return bits;
 }

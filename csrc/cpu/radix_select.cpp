@@ -1,16 +1,7 @@
 // See radix_select.h.
 #ifdef PYSEL_VARIANT
 
-// Bytes of 0 or 1 to bits: the product moves byte i to bit 56 + i.
-inline uint64_t pack(const uint8_t* flags) {
-  uint64_t bits = 0;
-  for (int i = 0; i < 8; ++i) {
-    uint64_t eight;
-    memcpy(&eight, flags + 8 * i, 8);
-    bits |= (eight * 0x0102040810204080u >> 56) << (8 * i);
-  }
-  return bits;
-}
+#include "cpu/lanes.h"
 
 // One bit a key, in words of 64: those above `high`, and those within [low, high].
 template <typename Bits>
@@ -23,8 +14,8 @@ Tally classify(const Bits* keys, int n, Bits low, Bits high, uint64_t* above, ui
   for (int i = n; i < padded; ++i) above_flags[i] = band_flags[i] = 0;
   Tally tally{0, 0};
   for (int i = 0; i < padded; i += 64) {
-    above[i / 64] = pack(above_flags + i);
-    band[i / 64] = pack(band_flags + i);
+    above[i / 64] = bits_of(above_flags + i);
+    band[i / 64] = bits_of(band_flags + i);
     tally.above += __builtin_popcountll(above[i / 64]);
     tally.band += __builtin_popcountll(band[i / 64]);
   }

@@ -28,15 +28,16 @@ void group_maxima(const T* x, int64_t groups, OrderBits<T>* out) {
 // Writes the entries of elements whose key is above the gate, in order; returns how many. `out` has room for all.
 template <typename T, typename Entry>
 int64_t survivors(const T* x, int n, OrderBits<T> gate, int64_t first, Entry* out) {
+  static_assert(kMostGroup == 64);
   alignas(64) OrderBits<T> keys[kMostGroup];
+  alignas(64) uint8_t passed[kMostGroup] = {};
   for (int i = 0; i < n; ++i) keys[i] = order(x[i]);
-  uint8_t passed[kMostGroup];
-  int count = 0;
-  for (int i = 0; i < n; ++i) {  // without a branch, which would be mispredicted at each that passes
-    passed[count] = static_cast<uint8_t>(i);
-    count += keys[i] > gate ? 1 : 0;
+  for (int i = 0; i < n; ++i) passed[i] = keys[i] > gate;
+  int64_t count = 0;
+  for (uint64_t bits = bits_of(passed); bits != 0; bits &= bits - 1) {
+    const int i = __builtin_ctzll(bits);
+    out[count++] = pack<Entry>(keys[i], first + i);
   }
-  for (int j = 0; j < count; ++j) out[j] = pack<Entry>(keys[passed[j]], first + passed[j]);
   return count;
 }
 
@@ -216,9 +217,13 @@ class RowTop {
     if (static_cast<int64_t>(maxima.size()) < 2 * groups) maxima.resize(static_cast<size_t>(2 * groups));
     PYSEL_CHOOSE(group_maxima<T, kGroup>)(x, groups, maxima.data());
     if (count_ == 0 && groups >= k_) {
+      // Fewer and larger groups bound nearly as well, and are ranked sooner.
       Bits* copy = maxima.data() + groups;
       std::copy_n(maxima.data(), groups, copy);
-      std::nth_element(copy, copy + (k_ - 1), copy + groups, std::greater<>());
+      int64_t size = groups;
+      for (; size >= 4 * k_; size -= size / 2)
+        for (int64_t g = 0; g < size / 2; ++g) copy[g] = std::max(copy[g], copy[size - size / 2 + g]);
+      std::nth_element(copy, copy + (k_ - 1), copy + size, std::greater<>());
       gate_ = std::max<Bits>(gate_, copy[k_ - 1] - 1);  // whatever equals the bound may be among the k
     }
     for (int64_t g = 0; g < groups; ++g)
