@@ -203,7 +203,6 @@ def provenance(results: Record) -> str:
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 2**30:.0f} GiB; "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f"; OMP_WAIT_POLICY {machine['wait_policy']}"
         + f"; commit {results['commit']['id'][:12]}{dirty}; {results['date']}."
     )
 

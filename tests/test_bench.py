@@ -124,7 +124,7 @@ def results() -> dict[str, Any]:
     made = {
         "date": "2000-01-01",
         "commit": {"id": "0" * 40, "dirty": True},
-        "machine": {"cpu": "a cpu", "cores": 2, "memory": 2**30, "wait_policy": "PASSIVE"},
+        "machine": {"cpu": "a cpu", "cores": 2, "memory": 2**30},
         "versions": {"torch": "2"},
         "records": records,
     }

@@ -12,9 +12,9 @@ namespace pysel {
 
 // Writes items [0, n) to `to`, grouped by bucket; returns where each bucket starts, and n.
 //   produce(first, count, room) -> const uint64_t*: items [first, first + count), in `room` or elsewhere; called twice
-//   bucket_of(item) -> size_t below `buckets`
-template <typename Produce, typename BucketOf>
-std::vector<int64_t> bucket(int64_t n, size_t buckets, const Produce& produce, const BucketOf& bucket_of,
+//   buckets_of(items, count, out): each item's bucket, below `buckets`; count <= kChunk
+template <typename Produce, typename BucketsOf>
+std::vector<int64_t> bucket(int64_t n, size_t buckets, const Produce& produce, const BucketsOf& buckets_of,
                             uint64_t* to) {
   const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
   const int64_t parts = std::max<int64_t>(1, std::min(threads, n / kGrain));
@@ -22,13 +22,15 @@ std::vector<int64_t> bucket(int64_t n, size_t buckets, const Produce& produce, c
   const auto each_item = [&](const auto& f) {
     parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
       alignas(64) uint64_t room[kChunk];
+      alignas(64) uint32_t buckets_here[kChunk];
       for (int64_t p = begin; p < end; ++p) {
         int64_t* mine = place.data() + static_cast<size_t>(p) * buckets;
         const int64_t last = chunks_of(n) * (p + 1) / parts;
         for (int64_t c = chunks_of(n) * p / parts; c < last; ++c) {
           const int count = chunk_size(n, c);
           const uint64_t* items = produce(c * kChunk, count, room);
-          for (int i = 0; i < count; ++i) f(items[i], mine[bucket_of(items[i])]);
+          buckets_of(items, count, buckets_here);
+          for (int i = 0; i < count; ++i) f(items[i], mine[buckets_here[i]]);
         }
       }
     });

@@ -84,6 +84,23 @@ void leading_bits(const OrderBits<A>* keys, int n, uint32_t* out) {
     out[i] = ~(sizeof(A) == 4 ? static_cast<uint32_t>(keys[i]) : order(static_cast<float>(from_order<A>(keys[i]))));
 }
 
+// Buckets by the first `bits` of items.
+void leading_buckets(const uint64_t* items, int n, int bits, uint32_t* out) {
+  for (int i = 0; i < n; ++i) out[i] = static_cast<uint32_t>(items[i] >> 32 >> (32 - bits));
+}
+
+// Buckets of items that lead with leading_bits of race keys, none of them below `lowest`. Equal weights' keys leave
+// E = exp(-key) about evenly spread, so buckets divide that evenly, or what is near it and certain to be monotone: a
+// float's bits in place of the exponential.
+void draw_buckets(const uint64_t* items, int n, float lowest, float buckets, uint32_t* out) {
+  for (int i = 0; i < n; ++i) {
+    const float key = from_order<float>(~static_cast<uint32_t>(items[i] >> 32));
+    const float bits = (lowest - key) * (0x1p23f * 1.44269504f) + 127 * 0x1p23f;
+    const float share = bit_cast<float>(static_cast<int32_t>(bits > 0 ? bits : 0));  // 0 for NaN, too
+    out[i] = static_cast<uint32_t>(static_cast<int32_t>(share * (buckets - 0.5f)));
+  }
+}
+
 void order_words(Key key, const uint64_t* items, int64_t n, uint64_t* out) {
   gather_words(key, Stream::order, items, n, out);
 }
@@ -259,13 +276,16 @@ class Arranger {
     int bits = 0;
     while (bits < kMostBits && kBucket << bits < k) ++bits;
     const size_t buckets = size_t{1} << bits;
-    const auto items_at = [items](int64_t at, int, uint64_t*) { return items + at; };
-    const auto start =
-        draw_ ? bucket(
-                    k, buckets, items_at, [=](uint64_t item) { return draw_bucket(item, lowest, buckets); }, sorted)
-              : bucket(
-                    k, buckets, items_at, [=](uint64_t item) { return static_cast<size_t>(item >> 32 >> (32 - bits)); },
-                    sorted);
+    const auto start = bucket(
+        k, buckets, [items](int64_t at, int, uint64_t*) { return items + at; },
+        [&](const uint64_t* some, int count, uint32_t* to) {
+          if (draw_) {
+            PYSEL_CHOOSE(draw_buckets)(some, count, lowest, static_cast<float>(buckets), to);
+          } else {
+            PYSEL_CHOOSE(leading_buckets)(some, count, bits, to);
+          }
+        },
+        sorted);
     parallel_for(static_cast<int64_t>(buckets), 1, [&](int64_t begin, int64_t end) {
       Scratch scratch;
       for (auto b = static_cast<size_t>(begin); b < static_cast<size_t>(end); ++b) {
@@ -321,13 +341,13 @@ class Arranger {
       uint32_t mine = 0;
       for (int64_t j = begin; j < end;) {
         const int64_t at = winners[j] / kChunk * kChunk;
-        int64_t next = j;
-        while (next < end && winners[next] < at + kChunk) ++next;
+        const int64_t* last = winners + std::min(end, j + kChunk);
+        const int64_t next = std::lower_bound(winners + j, last, at + kChunk) - winners;
         const bool dense = next - j >= kDense;
         if (dense) lead(at, chunk_size(n_, at / kChunk), leading);
         for (; j < next; ++j) {
-          if (!dense) lead(winners[j], 1, leading);
-          const uint32_t bits = leading[dense ? winners[j] - at : 0];
+          if (!dense) lead(winners[j], 1, leading + (winners[j] - at));
+          const uint32_t bits = leading[winners[j] - at];
           mine = std::max(mine, bits);
           items[j] = uint64_t{bits} << 32 | static_cast<uint64_t>(winners[j]);
         }
@@ -348,15 +368,6 @@ class Arranger {
     PYSEL_CHOOSE(race_keys<T, A>)
     (w_ + at, request_.log_weights, request_.key, element(static_cast<uint64_t>(at)), n, keys);
     PYSEL_CHOOSE(leading_bits<A>)(keys, n, out);
-  }
-
-  // Later races for lower keys. Equal weights' keys leave E = exp(-key) about evenly spread, so buckets divide that
-  // evenly, or what is near it and certain to be monotone: a float's bits in place of the exponential.
-  static size_t draw_bucket(uint64_t item, float lowest, size_t buckets) {
-    const float key = from_order<float>(~static_cast<uint32_t>(item >> 32));
-    const float bits = (lowest - key) * (0x1p23f * 1.44269504f) + 127 * 0x1p23f;
-    const float share = pysel::bit_cast<float>(static_cast<int32_t>(bits > 0 ? bits : 0));  // 0 for NaN, too
-    return static_cast<size_t>(share * (static_cast<float>(buckets) - 0.5f));
   }
 
   // By as many passes as the leading bits' range takes, least significant digit first.
@@ -565,7 +576,8 @@ class Inversion {
           for (int i = 0; i < count; ++i) room[i] = uint64_t{leading[i]} << 32 | static_cast<uint64_t>(at + i);
           return static_cast<const uint64_t*>(room);
         },
-        [bits](uint64_t draw) { return bits == 0 ? 0 : static_cast<size_t>(draw >> (64 - bits)); }, draws);
+        [bits](const uint64_t* some, int count, uint32_t* to) { PYSEL_CHOOSE(leading_buckets)(some, count, bits, to); },
+        draws);
     parallel_for(int64_t{1} << bits, 1, [&](int64_t begin, int64_t end) {
       Room room;
       for (int64_t b = begin; b < end; ++b) {
