@@ -26,6 +26,7 @@ def _samples():
         yield OpSample("gumbel_argmax", shape, {"start": 2, **dims})
         yield OpSample("gumbel_sigmoid", shape, {"tau": 0.3, "start": 3})
         yield OpSample("weighted_sample", shape, {"k": 30, "order": "draw", "start": 1})
+        yield OpSample("weighted_sample", shape, {"k": shape[-1] // 2, "order": "draw", "start": 1})
         yield OpSample("weighted_sample", shape, {"k": 30, "log_weights": True, "order": "shuffled"})
         draws = 40_000 // shape[0] if len(shape) > 1 else 40_000
         yield OpSample("weighted_sample", shape, {"k": draws, "replacement": True})

@@ -196,6 +196,31 @@ def test_gate_gradient_comes_from_float32_even_for_half_types(key):
     assert_same_bits(got, exact.bfloat16())
 
 
+def test_hard_samples_pass_over_what_cannot_win_and_nothing_else(dtype, key):
+    # Only elements that may win get their noise: rows on which such a shortcut could go wrong.
+    width = 5000
+    x = torch.randn(8, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    x[0, :2100] = -torch.inf  # more than a chunk
+    x[1] = torch.finfo(dtype).min
+    x[2, 4000] = 30
+    x[3] = torch.linspace(-50, 50, width)
+    x[4] = torch.linspace(50, -50, width)
+    x[5, 3000:3010] = torch.nan
+    x[6] = 6e4  # sums with noise tie
+    x[7, 1:] = -torch.inf
+    for start in range(5):
+        raw = RAW["gumbel_argmax"](x, key=key, start=start)
+        wanted = reference.OPS["gumbel_argmax"](*raw)
+        assert torch.equal(pysel.gumbel_argmax(x, key=key, start=start), wanted)
+        across = pysel.gumbel_argmax(x.T, dim=0, key=key, start=start)
+        assert torch.equal(
+            across, reference.OPS["gumbel_argmax"](*RAW["gumbel_argmax"](x.T, dim=0, key=key, start=start))
+        )
+        hard = pysel.gumbel_softmax(x, hard=True, key=key, start=start)
+        rows = torch.tensor([0, 1, 2, 3, 4, 6, 7])
+        assert torch.equal(hard[rows].argmax(-1), wanted[rows])
+
+
 # --- tau ---
 
 

@@ -11,6 +11,7 @@ import scipy.stats
 import torch
 
 import pysel
+from bench.timing import peak_extra_memory
 from pysel import reference
 from tests.op_samples import RAW
 from tests.statistics import accept, chi_square, independence, kolmogorov_smirnov, reject
@@ -230,7 +231,67 @@ def test_a_tiny_probability_is_not_lost_among_many(key):
     assert len(drawn.unique()) > 80_000
 
 
+# --- every path gives what the reference gives ---
+
+
+def profiles(n):
+    """Weights that take a kernel's rarer paths, by name."""
+    w = random_weights(n)
+    gaps, steep = w.clone(), w.clone()
+    gaps[2_000 : n // 2] = 0  # whole chunks and spans of them
+    gaps[-1500:] = 0
+    steep[n // 3] = 1e9  # nearly every draw
+    steep[: n // 4] *= 1e-30
+    return {"plain": w, "gaps": gaps, "steep": steep, "subnormal": w * 1e-42, "equal": torch.ones(n)}
+
+
+@with_or_without
+@pytest.mark.parametrize("profile", profiles(1))
+def test_long_vectors_equal_the_reference(replacement, profile, key):
+    n = 40_000  # more chunks than a bucket's span holds
+    # singles, few of many, buckets
+    for dtype, k, order in (
+        (torch.float32, 15, "draw"),
+        (torch.float32, 12_000, "draw" if replacement else "shuffled"),
+        (torch.float64, 12_000, "draw"),
+    ):
+        w = profiles(n)[profile].to(dtype)
+        got = sample(w, k, replacement, order=order, key=key, start=3)
+        wanted = reference.OPS["weighted_sample"](w, k, replacement, False, order, key, 3, None)
+        assert torch.equal(got, wanted), (dtype, k)
+        assert torch.equal(sample(w, k, replacement, order="index", key=key, start=3), wanted.sort().values), (dtype, k)
+
+
+@pytest.mark.parametrize("log_weights", [False, True], ids=["weights", "logs"])
+def test_few_of_many_unchecked_weights_equal_the_reference(log_weights, dtype, key):
+    w = random_weights(30_000, dtype=dtype)
+    w[::3000] = torch.nan
+    w[1::3000] = -1.0
+    w[2::3000] = torch.inf
+    w[3::3000] = -0.0
+    for k in (5, 25, 100):
+        got = sample(w, k, log_weights=log_weights, order="index", key=key, validate=False)
+        wanted = reference.OPS["weighted_sample"](w, k, False, log_weights, "index", key, 0, False)
+        assert torch.equal(got, wanted), k
+
+
 # --- size ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("order", "replacement", "bytes_a_weight", "bytes_a_draw"),
+    [("index", False, 1 / 8, 0), ("draw", False, 1 / 8, 8), ("index", True, 1 / 128, 0), ("draw", True, 1 / 128, 8)],
+)
+def test_extra_memory_is_small(order, replacement, bytes_a_weight, bytes_a_draw, key):
+    # 1e9 weights then take 4 GB, their mask 125 MB, and 1e8 draws in draw order 0.8 GB twice.
+    n, k = 200_000_000, 20_000_000
+    w = torch.rand(n).add_(1e-3)
+    peak = peak_extra_memory(lambda: sample(w, k, replacement, order=order, key=key))
+    if peak is None:
+        pytest.skip("this system does not tell")
+    kept = 0.02 * n * 8 if not replacement else 0  # keys near the k-th largest
+    assert peak < 8 * k + bytes_a_draw * k + bytes_a_weight * n + kept + 50e6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)

@@ -111,6 +111,43 @@ A exponentiate(A* z, int n, A max, A tau) {
   return sum_lanes(lane);
 }
 
+// Soft samples of whole rows that fit in a chunk together, from their sums with noise.
+template <typename T, typename A>
+void short_rows(A* z, const ChunkSummary<A>* row, int rows, int width, A tau, T* out) {
+  alignas(64) A shift[kChunk];
+  for (int r = 0; r < rows; ++r)
+    for (int i = 0; i < width; ++i) shift[r * width + i] = row[r].max;
+  const int n = rows * width;
+  for (int i = 0; i < n; ++i) z[i] -= shift[i];
+  if (tau != A{1})
+    for (int i = 0; i < n; ++i) z[i] /= tau;
+  for (int i = 0; i < n; ++i) z[i] = exp_nonpositive(z[i]);
+  for (int r = 0; r < rows; ++r) {
+    const A* e = z + r * width;
+    A lane[16] = {};
+    int i = 0;
+    for (; i + 16 <= width; i += 16)
+      for (int l = 0; l < 16; ++l) lane[l] += e[i + l];
+    for (int l = 0; i < width; ++i, ++l) lane[l] += e[i];
+    const A factor = A{1} / static_cast<A>(static_cast<double>(sum_lanes(lane)));
+    for (i = 0; i < width; ++i) shift[r * width + i] = factor;
+  }
+  for (int i = 0; i < n; ++i) out[i] = static_cast<T>(z[i] * shift[i]);
+}
+
+// A row's summary, as summarise() gives it, without what that takes to begin.
+template <typename A>
+ChunkSummary<A> summarise_short(const A* z, int n) {
+  constexpr A kInf = static_cast<A>(__builtin_inf());
+  A max = -kInf;
+  uint32_t nan = 0;
+  for (int i = 0; i < n; ++i) {
+    max = z[i] > max ? z[i] : max;
+    nan |= z[i] != z[i] ? 1u : 0u;
+  }
+  return {max, nan != 0, max == kInf};
+}
+
 template <typename T, typename A>
 void scale(const A* e, int n, A factor, T* out) {
   for (int i = 0; i < n; ++i) out[i] = static_cast<T>(e[i] * factor);
@@ -221,6 +258,8 @@ struct ChunkBest : ChunkSummary<A> {
 namespace pysel {
 namespace {
 
+constexpr int64_t kShortRow = 128;  // rows up to this width go through a kernel together
+
 // A tensor seen as [outer, width, inner] around dim.
 struct Layout {
   int64_t outer = 1, width = 1, inner = 1;
@@ -303,6 +342,11 @@ class PerturbedRows {
     return PYSEL_CHOOSE(perturb<T, A>)(x_ + at, key_, start_ + static_cast<uint64_t>(at), n, z);
   }
 
+  // Elements [at, at + n) of rows along the last dim, n <= kChunk.
+  void perturb(int64_t at, int n, A* z) const {
+    PYSEL_CHOOSE(perturb<T, A>)(x_ + at, key_, start_ + static_cast<uint64_t>(at), n, z);
+  }
+
   // The chunk's largest, if it exceeds `floor`.
   ChunkBest<A> best(int64_t row, int64_t c, A floor) const {
     const int n = chunk_size(layout_.width, c);
@@ -347,11 +391,35 @@ struct RowPlace {
   RowPlace(const Layout& l, int64_t r) : base((r / l.inner) * l.width * l.inner + r % l.inner), step(l.inner) {}
 };
 
+// Many short rows, as many at a time as fit in a chunk.
+template <typename T>
+void soft_short_rows(const char* op, const PerturbedRows<T>& source, int width, double tau, bool validate, T* out) {
+  using A = Compute<T>;
+  const int64_t rows = source.rows(), together = kChunk / width;
+  parallel_for((rows + together - 1) / together, kGrain / kChunk, [&](int64_t begin, int64_t end) {
+    alignas(64) A z[kChunk];
+    std::vector<ChunkSummary<A>> summary(1);
+    std::vector<ChunkSummary<A>> row(static_cast<size_t>(together));
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block * together;
+      const auto count = static_cast<int>(std::min(together, rows - first));
+      source.perturb(first * width, count * width, z);
+      for (int r = 0; r < count; ++r) {
+        summary[0] = row[static_cast<size_t>(r)] = PYSEL_CHOOSE(summarise_short<A>)(z + r * width, width);
+        merge(op, summary, validate);
+      }
+      PYSEL_CHOOSE(short_rows<T, A>)(z, row.data(), count, width, divisor<A>(tau), out + first * width);
+    }
+  });
+}
+
 template <typename T>
 void soft_rows(const char* op, const PerturbedRows<T>& source, const Layout& layout, double tau, bool validate,
                T* out) {
   using A = Compute<T>;
   const int64_t width = layout.width;
+  if (layout.inner == 1 && width <= kShortRow)
+    return soft_short_rows(op, source, static_cast<int>(width), tau, validate, out);
   const bool in_place = std::is_same_v<T, A> && layout.inner == 1;
   each_row(source.rows(), width, [&](int64_t r, bool parallel) {
     std::vector<A> scratch(in_place ? 0 : static_cast<size_t>(width));

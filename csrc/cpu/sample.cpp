@@ -39,7 +39,8 @@ bool high_race_keys(const T* w, bool log_weights, Key key, uint64_t first, int n
     }
   } else {
     const float least = (floor - 31 * 0.693147181f - kChordGap - kSlack) / kChordScale;
-    const float bounded = least < -0x1p30f ? -0x1p30f : (least > 0x1p30f ? 0x1p30f : least);
+    // within int32, below every difference of chords at the lower end
+    const float bounded = least < -0x1.8p30f ? -0x1.8p30f : (least > 0x1p30f ? 0x1p30f : least);
     const auto threshold = static_cast<int32_t>(bounded) - 1024;  // least has 24 bits
     for (int i = 0; i < n; ++i) {
       const auto chord = bit_cast<int32_t>(x[i]);
@@ -493,7 +494,7 @@ class Inversion {
     const int64_t k = request_.k;
     if (total() == 0) {  // unchecked weights
       std::fill_n(out, k, int64_t{-1});
-    } else if (k < chunks_of(n_) / 2 || k > int64_t{1} << 32) {
+    } else if (k < 2 * chunks_of(n_) || k > int64_t{1} << 32) {  // a draw alone takes a chunk's time
       one_by_one(out);
     } else {
       by_bucket(out);
@@ -563,7 +564,7 @@ class Inversion {
     const int64_t k = request_.k;
     const bool sorted = request_.arrangement == Arrangement::index;
     int bits = 0;
-    while (size_t{1} << bits < kMostBuckets && kBucket << bits < k) ++bits;
+    while (size_t{1} << bits < kMostBuckets && (kBucket << bits < k || (kSpan * kChunk) << bits < n_)) ++bits;
     // In index order a bucket's draws end up where its results go, so that the result itself holds them till then.
     const Tensor own = sorted ? Tensor() : empty_cpu({k}, ScalarType::Long);
     auto* draws = sorted ? reinterpret_cast<uint64_t*>(out) : static_cast<uint64_t*>(own.data_ptr());
