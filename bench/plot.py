@@ -53,7 +53,7 @@ def speed_ups(results: Record, path: Path) -> None:
     for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis_formatter(lambda value, _: f"{value:g}x" if f"{value:e}"[0] in "125" else "")
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    axes.legend(handles.values(), handles.keys(), fontsize="small")
+    axes.legend(handles.values(), handles.keys(), fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=DPI)
 
 

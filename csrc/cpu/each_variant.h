@@ -1,6 +1,8 @@
 // Compiles the kernels of one file once per instruction set, each in a namespace of its own. The file defines
 // PYSEL_FILE as its own path and includes this header, which includes the file back with PYSEL_VARIANT defined; there
-// the file holds nothing but kernels. Plain loops vectorise; -ffp-contract=off and explicit fma keep the bits equal.
+// the file holds nothing but kernels. Plain loops vectorise, and where the compiler leaves one scalar (a maximum,
+// Philox) its own vector types are used, PYSEL_VECTOR_BYTES wide: a SIMD library would hide the same few instructions
+// behind a dependency. -ffp-contract=off and explicit fma keep the bits equal.
 #include "cpu/variant.h"
 
 #define PYSEL_VARIANT portable
