@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = (JUDGED, {**JUDGED, "huge_pages": False}, {**JUDGED, "threads": 1})
 PACKAGES = ("torch", "numpy", "eai-sparsify", "torchrl", "tensordict")
 LONGEST_POINT = 5.0  # seconds a call; a contender that would take longer leaves its curve
-QUICK_SIZES = 10**6  # curves end here in a quick run
+QUICK_SIZES = 10**5  # curves end here in a quick run
 CACHED = 1 << 20  # bytes; a case that moves less is not compared with copying memory
 
 
@@ -46,7 +46,7 @@ def plan(options: argparse.Namespace) -> list[Record]:
     curves = [c.name for c in CURVES if pattern.search(c.name)] if options.contenders is None else []
     job = {
         "contenders": options.contenders,
-        "without": ["compile", "numpy"] if options.quick else [],
+        "without": ["compile", "numpy", "torchrl"] if options.quick else [],
         "cases": cases,
         "curves": curves,
         "largest": QUICK_SIZES if options.quick else None,
