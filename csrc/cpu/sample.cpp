@@ -102,10 +102,6 @@ void draw_buckets(const uint64_t* items, int n, float lowest, float buckets, uin
   }
 }
 
-void order_words(Key key, const uint64_t* items, int64_t n, uint64_t* out) {
-  gather_words(key, Stream::order, items, n, out);
-}
-
 // Weights in fixed point, n <= kChunk. Adds them up.
 template <typename T>
 uint64_t fixed_weights(const T* w, int n, const FixedPoint& fixed, uint64_t* out) {
@@ -418,7 +414,7 @@ class Arranger {
     elements.resize(count);
     words.resize(count);
     for (size_t t = 0; t < count; ++t) elements[t] = element(items[at[t]] & 0xffffffffu);
-    PYSEL_CHOOSE(order_words)(request_.key, elements.data(), static_cast<int64_t>(count), words.data());
+    PYSEL_CHOOSE(gather_words)(request_.key, Stream::order, elements.data(), static_cast<int64_t>(count), words.data());
     const bool races = draw_ && sizeof(Bits) > 4;  // else the leading bits are all of them
     std::vector<Contender> tied;
     for (size_t run = 0, next; run < count; run = next) {
