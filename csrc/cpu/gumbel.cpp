@@ -3,8 +3,8 @@
 //
 // A row is handled in chunks of kChunk elements: noise is made in L1 and added to the logits. Soft rows keep the
 // perturbed logits (in the output itself where types allow) for the passes that exponentiate and scale, and short ones
-// share a chunk; hard rows and argmax make noise only where a cheap bound leaves a chance to win. Sums run over 16 lanes
-// in a chunk, then over chunks in order, so that neither threads nor instruction set show in the result.
+// share a chunk; hard rows and argmax make noise only where a cheap bound leaves a chance to win. Sums run over 16
+// lanes in a chunk, then over chunks in order, so that neither threads nor instruction set show in the result.
 #ifdef PYSEL_VARIANT
 
 #include "cpu/lanes.h"
