@@ -45,6 +45,4 @@ STABLE_TORCH_LIBRARY(pysel, m) {
   m.def(
       "weighted_sample(Tensor weights, int k, bool replacement, bool log_weights, str order, Tensor key, int start, "
       "bool? validate) -> Tensor");
-
-  m.def("_cuda_probe(Tensor x) -> Tensor");
 }

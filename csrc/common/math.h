@@ -27,6 +27,12 @@ PYSEL_HD To bit_cast(From from) {
 PYSEL_HD float fma_(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 PYSEL_HD double fma_(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
+// A table that device code may read, too: what a function returns, unlike a static array.
+template <typename T, int N>
+struct Coefficients {
+  T c[N];
+};
+
 template <typename T>
 struct Float;
 
@@ -45,9 +51,13 @@ struct Float<float> {
   static constexpr float kInvLn2 = 0x1.715476p+0f;
   static constexpr float kRoundMagic = 0x1.8p+23f;  // adding it rounds to an integer held in the low bits
   static constexpr float kExpMin = -104.0f;         // exp rounds to zero from here on
-  static constexpr float kLog[] = {-0x1.fffff8p-2f, 0x1.555550p-2f,  -0x1.000428p-2f, 0x1.99a400p-3f, -0x1.5426fep-3f,
-                                   0x1.227056p-3f,  -0x1.0f39f0p-3f, 0x1.085240p-3f,  -0x1.383c1cp-4f};
-  static constexpr float kExp[] = {0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.1239e2p-7f, 0x1.6a2434p-10f};
+  PYSEL_HD static constexpr Coefficients<float, 9> log() {
+    return {{-0x1.fffff8p-2f, 0x1.555550p-2f, -0x1.000428p-2f, 0x1.99a400p-3f, -0x1.5426fep-3f, 0x1.227056p-3f,
+             -0x1.0f39f0p-3f, 0x1.085240p-3f, -0x1.383c1cp-4f}};
+  }
+  PYSEL_HD static constexpr Coefficients<float, 5> exp() {
+    return {{0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558f2p-5f, 0x1.1239e2p-7f, 0x1.6a2434p-10f}};
+  }
 };
 
 template <>
@@ -65,27 +75,30 @@ struct Float<double> {
   static constexpr double kInvLn2 = 0x1.71547652b82fep+0;
   static constexpr double kRoundMagic = 0x1.8p+52;
   static constexpr double kExpMin = -746.0;
-  static constexpr double kLog[] = {
-      -0x1.0000000000003p-1, 0x1.555555555551ep-2,  -0x1.fffffffffdc7fp-3, 0x1.99999999a1193p-3,  -0x1.55555556f3e24p-3,
-      0x1.249249227c32ep-3,  -0x1.fffffeef07487p-4, 0x1.c71c71bcaa15fp-4,  -0x1.9999c9ed6ff76p-4, 0x1.745d48f999627p-4,
-      -0x1.5550662da7a15p-4, 0x1.3b0a79fc5169bp-4,  -0x1.24dcac106718bp-4, 0x1.11dbc091d1a9ep-4,  -0x1.fb704680534d1p-5,
-      0x1.cf8bf37cc2738p-5,  -0x1.d120bf03fd001p-5, 0x1.0b7f4bda4c98dp-4,  -0x1.ec2efa0aecc58p-5, 0x1.acfabb8ffdacap-6};
-  static constexpr double kExp[] = {0x1.000000000000ap-1,  0x1.55555555554fap-3,  0x1.555555555087dp-5,
-                                    0x1.1111111127be7p-7,  0x1.6c16c1842a0ffp-10, 0x1.a01a012a570b6p-13,
-                                    0x1.a0199a0c691c3p-16, 0x1.71df2553cf019p-19, 0x1.28ad72cc49578p-22,
-                                    0x1.ad7f6c633011bp-26};
+  PYSEL_HD static constexpr Coefficients<double, 20> log() {
+    return {{-0x1.0000000000003p-1, 0x1.555555555551ep-2, -0x1.fffffffffdc7fp-3, 0x1.99999999a1193p-3,
+             -0x1.55555556f3e24p-3, 0x1.249249227c32ep-3, -0x1.fffffeef07487p-4, 0x1.c71c71bcaa15fp-4,
+             -0x1.9999c9ed6ff76p-4, 0x1.745d48f999627p-4, -0x1.5550662da7a15p-4, 0x1.3b0a79fc5169bp-4,
+             -0x1.24dcac106718bp-4, 0x1.11dbc091d1a9ep-4, -0x1.fb704680534d1p-5, 0x1.cf8bf37cc2738p-5,
+             -0x1.d120bf03fd001p-5, 0x1.0b7f4bda4c98dp-4, -0x1.ec2efa0aecc58p-5, 0x1.acfabb8ffdacap-6}};
+  }
+  PYSEL_HD static constexpr Coefficients<double, 10> exp() {
+    return {{0x1.000000000000ap-1, 0x1.55555555554fap-3, 0x1.555555555087dp-5, 0x1.1111111127be7p-7,
+             0x1.6c16c1842a0ffp-10, 0x1.a01a012a570b6p-13, 0x1.a0199a0c691c3p-16, 0x1.71df2553cf019p-19,
+             0x1.28ad72cc49578p-22, 0x1.ad7f6c633011bp-26}};
+  }
 };
 
 // c[0] + x (c[1] + x (c[2] + ...))
 template <typename T, int N>
-PYSEL_HD T horner(const T (&c)[N], T x) {
-  T y = c[N - 1];
+PYSEL_HD T horner(Coefficients<T, N> table, T x) {
+  T y = table.c[N - 1];
 #ifdef __CUDA_ARCH__
 #pragma unroll
-#else
+#elif !defined(__CUDACC__)
 #pragma GCC unroll 32
 #endif
-  for (int i = N - 2; i >= 0; --i) y = fma_(y, x, c[i]);
+  for (int i = N - 2; i >= 0; --i) y = fma_(y, x, table.c[i]);
   return y;
 }
 
@@ -100,7 +113,7 @@ template <typename T>
 PYSEL_HD T log_of(LogSplit<T> x) {
   using F = Float<T>;
   const T f = x.fraction;
-  const T log1p_f = fma_(f * f, horner(F::kLog, f), f);
+  const T log1p_f = fma_(f * f, horner(F::log(), f), f);
   return fma_(x.exponent, F::kLn2Hi, fma_(x.exponent, F::kLn2Lo, log1p_f));
 }
 
@@ -148,7 +161,7 @@ PYSEL_HD T exp_nonpositive(T x) {
   const T shifted = fma_(x, F::kInvLn2, F::kRoundMagic);
   const T n = shifted - F::kRoundMagic;
   const T r = fma_(n, -F::kLn2Lo, fma_(n, -F::kLn2Hi, x));
-  const T y = fma_(r * r, horner(F::kExp, r), r) + T{1};
+  const T y = fma_(r * r, horner(F::exp(), r), r) + T{1};
   // 2^n in two factors, both normal, so that subnormal results round once
   const Int power = bit_cast<Int>(shifted) - bit_cast<Int>(F::kRoundMagic);
   const Int half = power >> 1;

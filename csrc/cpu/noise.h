@@ -112,12 +112,13 @@ struct WideSplit {
 
 inline __attribute__((always_inline)) void wide_log(const WideSplit& x, float* out) {
   using F = Float<float>;
-  constexpr int kTerms = sizeof(F::kLog) / sizeof(float);
+  constexpr auto table = F::log();
+  constexpr int kTerms = sizeof(table.c) / sizeof(float);
   alignas(64) float y[kWide];
-  for (int l = 0; l < kWide; ++l) y[l] = F::kLog[kTerms - 1];
+  for (int l = 0; l < kWide; ++l) y[l] = table.c[kTerms - 1];
 #pragma GCC unroll 16
   for (int c = kTerms - 2; c >= 0; --c)
-    for (int l = 0; l < kWide; ++l) y[l] = fma_(y[l], x.fraction[l], F::kLog[c]);
+    for (int l = 0; l < kWide; ++l) y[l] = fma_(y[l], x.fraction[l], table.c[c]);
   for (int l = 0; l < kWide; ++l) y[l] = fma_(x.fraction[l] * x.fraction[l], y[l], x.fraction[l]);
   for (int l = 0; l < kWide; ++l) y[l] = fma_(x.exponent[l], F::kLn2Lo, y[l]);
   for (int l = 0; l < kWide; ++l) out[l] = fma_(x.exponent[l], F::kLn2Hi, y[l]);

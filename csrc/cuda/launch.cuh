@@ -1,10 +1,10 @@
 #pragma once
 
-// What every CUDA op needs to start a kernel, once: the stream to start it on, a grid to cover the work, and the launch
-// with its check.
+// What every kernel needs, whoever runs it: a GPU, or the interpreter of tests/simt, whose cuda_runtime.h takes the
+// place of CUDA's. The few things that C++ cannot spell for both have one name here.
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <cuda_runtime.h>
 
@@ -13,44 +13,46 @@
 #include <stdexcept>
 #include <string>
 
-// torch declares this only to those who build with its USE_CUDA, and a CPU-only torch lacks it. Weak, it is null there
-// and the module still loads.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(std::int32_t device_index,
-                                                                                   void** ret_stream);
-
 namespace pysel {
 
-// The stream that torch is using on this tensor's device.
-inline cudaStream_t current_stream(const torch::stable::Tensor& tensor) {
-  void* stream = nullptr;
-  if (aoti_torch_get_current_cuda_stream == nullptr ||
-      aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream) != AOTI_TORCH_SUCCESS) {
-    throw std::runtime_error("pysel: this torch has no CUDA stream for the tensor's device; is it a CPU-only build?");
-  }
-  return static_cast<cudaStream_t>(stream);
+constexpr unsigned kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+#ifdef __CUDACC__
+
+// The block's shared T, uninitialised; T is an aggregate of a kernel's own, so that each kernel has one.
+template <typename T>
+__device__ __forceinline__ T& shared() {
+  __shared__ T block;
+  return block;
 }
+
+// kernel<<<grid, block, 0, stream>>>(args...), checked: a launch that CUDA refused (grid or block out of range, no code
+// for this GPU) throws. The only place that spells the chevrons.
+template <typename... Params, typename... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t stream, Args... args) {
+  kernel<<<grid, block, 0, stream>>>(args...);
+  const cudaError_t status = cudaGetLastError();
+  if (status != cudaSuccess)
+    throw std::runtime_error(std::string("pysel: CUDA kernel launch failed: ") + cudaGetErrorString(status));
+}
+
+#else
+
+using simt::launch;
+using simt::shared;
+
+#endif
 
 // Blocks for `items` threads' worth of work, capped at what one grid dimension may hold: kernels stride over the grid,
 // so the cap never loses an item.
-inline unsigned grid_size(std::int64_t items, unsigned block) {
+inline unsigned grid_size(std::int64_t items, std::int64_t block) {
   constexpr std::int64_t kMaxBlocks = (std::int64_t{1} << 31) - 1;
   return static_cast<unsigned>(std::clamp<std::int64_t>((items - 1) / block + 1, 1, kMaxBlocks));
 }
 
-// Reports a launch that CUDA refused (grid, block or shared memory out of range, no code for this GPU). It does not
-// wait for the kernel.
-inline void check_launch() {
-  const cudaError_t status = cudaGetLastError();
-  if (status != cudaSuccess) {
-    throw std::runtime_error(std::string("pysel: CUDA kernel launch failed: ") + cudaGetErrorString(status));
-  }
-}
-
-// kernel<<<grid, block, smem, stream>>>(args...), checked. The only place that spells the chevrons.
-template <typename... Params, typename... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, std::size_t smem, cudaStream_t stream, Args... args) {
-  kernel<<<grid, block, smem, stream>>>(args...);
-  check_launch();
-}
+// This thread's number in the grid, and how many there are.
+__device__ __forceinline__ std::int64_t thread_in_grid() { return std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; }
+__device__ __forceinline__ std::int64_t threads_in_grid() { return std::int64_t{gridDim.x} * blockDim.x; }
 
 }  // namespace pysel

@@ -1,0 +1,109 @@
+#pragma once
+
+// One call of a CUDA op: its device, its stream, and what happens when its kernels meet values they must refuse.
+//
+// A kernel cannot throw, and the host does not wait for it. It writes what it met into a record that host and device
+// share; the next call (outside a graph capture), or pysel.check(), finds it there and throws.
+
+#include <torch/csrc/stable/accelerator.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/philox.h"
+#include "common/tensor.h"
+#include "cuda/launch.cuh"
+
+namespace pysel {
+
+// What a kernel may refuse. Each '#' in the text stands for a number that the kernel gives with it.
+struct Fault {
+  enum Kind { value, index } kind;  // ValueError or IndexError
+  const char* text;
+};
+
+// In memory that host and device share.
+struct FaultRecord {
+  unsigned claimed;
+  const Fault* fault;  // an address of the host, which the device only carries
+  std::int64_t number[2];
+};
+
+// A kernel's way to report one fault. False when the caller asked for no checks.
+struct Report {
+  FaultRecord* record;
+  const Fault* fault;
+
+  __device__ explicit operator bool() const { return record != nullptr; }
+
+  // The first report stays until it is read.
+  __device__ void operator()(std::int64_t first = 0, std::int64_t second = 0) const {
+    if (atomicCAS(&record->claimed, 0u, 1u) != 0) return;
+    record->number[0] = first;
+    record->number[1] = second;
+    __threadfence_system();
+    *const_cast<const Fault* volatile*>(&record->fault) = fault;
+  }
+};
+
+// The record of this process.
+FaultRecord* fault_record();
+
+// Throws what kernels have reported so far, and forgets it.
+void raise_fault();
+
+class Call {
+ public:
+  // validate: nothing: report faults; true: wait for them; false: let kernels skip their checks.
+  explicit Call(const Tensor& like, std::optional<bool> validate = std::nullopt);
+
+  Report report(const Fault& fault) const { return {validate_.value_or(true) ? fault_record() : nullptr, &fault}; }
+  // For what has to be checked whatever the caller asked for: an index that would lead out of a tensor.
+  Report always(const Fault& fault) const { return {fault_record(), &fault}; }
+
+  template <typename... Params, typename... Args>
+  void launch(void (*kernel)(Params...), dim3 grid, dim3 block, Args... args) const {
+    pysel::launch(kernel, grid, block, stream_, args...);
+  }
+
+  // After the last launch.
+  void finish() const;
+
+  // A fresh tensor on the call's device, which may be dropped as soon as its last kernel is launched.
+  Tensor empty(const std::vector<std::int64_t>& size, ScalarType dtype) const;
+
+ private:
+#ifdef __CUDACC__
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+  Tensor like_;
+  std::optional<bool> validate_;
+  cudaStream_t stream_;
+};
+
+// A key that lies on the device, or whose words the host has read.
+struct KeyArgument {
+  const std::int64_t* words;
+  std::int64_t stride;
+  Key value;
+
+  KeyArgument(const char* op, const Tensor& key, const Tensor& input);
+
+  __device__ Key read() const {
+    if (words == nullptr) return value;
+    return {static_cast<std::uint64_t>(words[0]), static_cast<std::uint64_t>(words[stride])};
+  }
+};
+
+// Refuses a tensor that is not where the op runs.
+void check_device(const char* op, const char* argument, const Tensor& t, const Tensor& like);
+
+// Registers CUDA kernels; the interpreter's go under its own name, for CPU tensors.
+#ifdef __CUDACC__
+#define PYSEL_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(pysel, CUDA, m)
+#else
+#define PYSEL_CUDA_KERNELS(m) STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m)
+#endif
+
+}  // namespace pysel
