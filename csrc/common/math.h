@@ -44,6 +44,7 @@ struct Float<float> {
   static constexpr Int kBias = 127;
   static constexpr Int kSqrtHalf = 0x3f3504f3;  // bits of sqrt(1/2)
   static constexpr float kSmallestNormal = 0x1p-126f;
+  static constexpr float kLargest = 0x1.fffffep+127f;
   static constexpr float kSubnormalScale = 0x1p25f;
   static constexpr Int kSubnormalShift = 25;
   static constexpr float kLn2Hi = 0x1.62e400p-1f;  // 9 trailing zero bits: exact times an exponent
@@ -68,6 +69,7 @@ struct Float<double> {
   static constexpr Int kBias = 1023;
   static constexpr Int kSqrtHalf = 0x3fe6a09e667f3bcd;
   static constexpr double kSmallestNormal = 0x1p-1022;
+  static constexpr double kLargest = 0x1.fffffffffffffp+1023;
   static constexpr double kSubnormalScale = 0x1p54;
   static constexpr Int kSubnormalShift = 54;
   static constexpr double kLn2Hi = 0x1.62e42fefa3800p-1;

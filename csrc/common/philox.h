@@ -49,14 +49,16 @@ struct Key {
   }
 
   PYSEL_HD uint32_t word(Stream stream, uint64_t element) const {
-    return block(stream, element >> 2).word[element & 3];
+    const PhiloxBlock b = block(stream, element >> 2);
+    // an index known only when it runs would put the block into memory
+    const uint32_t even = element & 2 ? b.word[2] : b.word[0], odd = element & 2 ? b.word[3] : b.word[1];
+    return element & 1 ? odd : even;
   }
 
   // Item i of a 64-bit stream: elements 2i (high half) and 2i + 1.
   PYSEL_HD uint64_t word64(Stream stream, uint64_t item) const {
     const PhiloxBlock b = block(stream, item >> 1);
-    const int half = static_cast<int>(item & 1) * 2;
-    return uint64_t{b.word[half]} << 32 | b.word[half + 1];
+    return item & 1 ? uint64_t{b.word[2]} << 32 | b.word[3] : uint64_t{b.word[0]} << 32 | b.word[1];
   }
 
   // Child `index`: split(key, n)[index] and fold_in(key, index).

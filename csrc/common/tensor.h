@@ -75,4 +75,15 @@ inline int64_t wrap_dim(const char* op, int64_t dim, int64_t ndim) {
   return dim < 0 ? dim + n : dim;
 }
 
+// A tensor seen as [outer, width, inner] around dim.
+struct Layout {
+  int64_t outer = 1, width = 1, inner = 1;
+
+  Layout(int64_t outer, int64_t width, int64_t inner) : outer(outer), width(width), inner(inner) {}
+  Layout(const char* op, const Tensor& t, int64_t dim) {
+    const int64_t d = wrap_dim(op, dim, t.dim());
+    for (int64_t i = 0; i < t.dim(); ++i) (i < d ? outer : i == d ? width : inner) *= t.size(i);
+  }
+};
+
 }  // namespace pysel

@@ -95,23 +95,49 @@ inline A sum_lanes(const A* lane) {
   return (pair[0] + pair[2]) + (pair[1] + pair[3]);
 }
 
+template <typename A>
+inline __attribute__((always_inline)) WideSum<A> sum_of_lanes(WideSum<A>* lane) {
+  for (int l = 0; l < 8; ++l) lane[l].add(lane[l + 8]);
+  for (int l = 0; l < 4; ++l) lane[l].add(lane[l + 4]);
+  for (int l = 0; l < 2; ++l) lane[l].add(lane[l + 2]);
+  lane[0].add(lane[1]);
+  return lane[0];
+}
+
+// Over 16 lanes, then the lanes.
+template <typename A>
+inline __attribute__((always_inline)) WideSum<A> wide_sum(const A* e, int n) {
+  WideSum<A> lane[16] = {};
+  int i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int l = 0; l < 16; ++l) lane[l].add(static_cast<double>(e[i + l]));
+  for (int l = 0; i < n; ++i, ++l) lane[l].add(static_cast<double>(e[i]));
+  return sum_of_lanes(lane);
+}
+
+// The same of at most 16, where 16 may be read.
+template <typename A>
+inline __attribute__((always_inline)) double sum_of_few(const A* e, int n) {
+  WideSum<A> lane[16] = {};
+  for (int l = 0; l < 16; ++l) {
+    const A x = e[l];
+    lane[l].high = static_cast<double>(l < n ? x : A{0});
+  }
+  return sum_of_lanes(lane).value();
+}
+
 // z = exp((z - max) / tau) in place; returns the sum.
 template <typename A>
-A exponentiate(A* z, int n, A max, A tau) {
+WideSum<A> exponentiate(A* z, int n, A max, A tau) {
   if (tau == A{1}) {  // the usual case, and a division costs as much as the exponential
     for (int i = 0; i < n; ++i) z[i] = exp_nonpositive(z[i] - max);
   } else {
     for (int i = 0; i < n; ++i) z[i] = exp_nonpositive((z[i] - max) / tau);
   }
-  A lane[16] = {};
-  int i = 0;
-  for (; i + 16 <= n; i += 16)
-    for (int l = 0; l < 16; ++l) lane[l] += z[i + l];
-  for (int l = 0; i < n; ++i, ++l) lane[l] += z[i];
-  return sum_lanes(lane);
+  return wide_sum(z, n);
 }
 
-// Soft samples of whole rows that fit in a chunk together, from their sums with noise.
+// Soft samples of whole rows that fit in a chunk together, from their sums with noise. z has room for 16 more.
 template <typename T, typename A>
 void short_rows(A* z, const ChunkSummary<A>* row, int rows, int width, A tau, T* out) {
   alignas(64) A shift[kChunk];
@@ -124,13 +150,8 @@ void short_rows(A* z, const ChunkSummary<A>* row, int rows, int width, A tau, T*
   for (int i = 0; i < n; ++i) z[i] = exp_nonpositive(z[i]);
   for (int r = 0; r < rows; ++r) {
     const A* e = z + r * width;
-    A lane[16] = {};
-    int i = 0;
-    for (; i + 16 <= width; i += 16)
-      for (int l = 0; l < 16; ++l) lane[l] += e[i + l];
-    for (int l = 0; i < width; ++i, ++l) lane[l] += e[i];
-    const A factor = A{1} / static_cast<A>(static_cast<double>(sum_lanes(lane)));
-    for (i = 0; i < width; ++i) shift[r * width + i] = factor;
+    const A factor = A{1} / static_cast<A>(width <= 16 ? sum_of_few(e, width) : wide_sum(e, width).value());
+    for (int i = 0; i < width; ++i) shift[r * width + i] = factor;
   }
   for (int i = 0; i < n; ++i) out[i] = static_cast<T>(z[i] * shift[i]);
 }
@@ -167,14 +188,6 @@ A dot(const T* grad, const T* y, int n) {
 template <typename T, typename A>
 void softmax_gradient(const T* grad, const T* y, int n, A mean, A tau, T* out) {
   for (int i = 0; i < n; ++i) out[i] = static_cast<T>(static_cast<A>(y[i]) * (static_cast<A>(grad[i]) - mean) / tau);
-}
-
-// sigmoid(t) from exp of -|t|, so that nothing overflows.
-template <typename A>
-inline __attribute__((always_inline)) A sigmoid(A t) {
-  const A e = exp_nonpositive(t > A{0} ? -t : t);
-  const A w = A{1} / (A{1} + e);
-  return t > A{0} ? w : e * w;
 }
 
 // Soft or hard gates of elements [first, first + n); low and high clamp the soft ones inside the open interval.
@@ -230,7 +243,9 @@ void noise_from_bits(const int64_t* bits, int64_t n, int kind, A* out) {
 #include <cstring>
 #include <limits>
 
+#include "common/gumbel.h"
 #include "common/random.h"
+#include "common/sum.h"
 #include "cpu/chunk.h"
 
 namespace pysel {
@@ -260,17 +275,6 @@ namespace {
 
 constexpr int64_t kShortRow = 128;  // rows up to this width go through a kernel together
 
-// A tensor seen as [outer, width, inner] around dim.
-struct Layout {
-  int64_t outer = 1, width = 1, inner = 1;
-
-  Layout(int64_t outer, int64_t width, int64_t inner) : outer(outer), width(width), inner(inner) {}
-  Layout(const char* op, const Tensor& t, int64_t dim) {
-    const int64_t d = wrap_dim(op, dim, t.dim());
-    for (int64_t i = 0; i < t.dim(); ++i) (i < d ? outer : i == d ? width : inner) *= t.size(i);
-  }
-};
-
 double read_tau(const char* op, const Tensor& tau, bool zero_allowed) {
   check_value(tau.numel() == 1 && tau.dim() == 0, op, ": tau must be a number or a 0-d tensor, got shape ", shape(tau));
   check_value(tau.is_cpu(), op, ": tau must be a number or on the CPU like the input");
@@ -279,13 +283,6 @@ double read_tau(const char* op, const Tensor& tau, bool zero_allowed) {
   check_value(std::isfinite(value) && (value > 0 || (value == 0 && zero_allowed)), op,
               ": tau must be finite and above 0 (0 only with hard=True), got ", value);
   return value;
-}
-
-// tau as a divisor: one that the type cannot hold becomes neither zero nor infinite.
-template <typename A>
-A divisor(double tau) {
-  constexpr double smallest = Float<A>::kSmallestNormal, largest = std::numeric_limits<A>::max();
-  return static_cast<A>(std::clamp(tau, smallest, largest));
 }
 
 template <typename A>
@@ -397,7 +394,7 @@ void soft_short_rows(const char* op, const PerturbedRows<T>& source, int width, 
   using A = Compute<T>;
   const int64_t rows = source.rows(), together = kChunk / width;
   parallel_for((rows + together - 1) / together, kGrain / kChunk, [&](int64_t begin, int64_t end) {
-    alignas(64) A z[kChunk];
+    alignas(64) A z[kChunk + 16] = {};
     std::vector<ChunkSummary<A>> summary(1);
     std::vector<ChunkSummary<A>> row(static_cast<size_t>(together));
     for (int64_t block = begin; block < end; ++block) {
@@ -427,13 +424,13 @@ void soft_rows(const char* op, const PerturbedRows<T>& source, const Layout& lay
     std::vector<ChunkSummary<A>> summary(static_cast<size_t>(chunks_of(width)));
     each_chunk(width, parallel, [&](int64_t c) { summary[c] = source.chunk(r, c, z + c * kChunk); });
     const A max = merge(op, summary, validate).max;
-    std::vector<A> sums(summary.size());
+    std::vector<WideSum<A>> sums(summary.size());
     each_chunk(width, parallel, [&](int64_t c) {
       sums[c] = PYSEL_CHOOSE(exponentiate<A>)(z + c * kChunk, chunk_size(width, c), max, divisor<A>(tau));
     });
-    double total = 0;
-    for (A s : sums) total += static_cast<double>(s);
-    const A factor = A{1} / static_cast<A>(total);
+    WideSum<A> total{};
+    for (const auto& sum : sums) total.add(sum);
+    const A factor = A{1} / static_cast<A>(total.value());
     const RowPlace place(layout, r);
     each_chunk(width, parallel, [&](int64_t c) {
       const int n = chunk_size(width, c);
@@ -602,26 +599,6 @@ Tensor gumbel_softmax_backward(Tensor grad, Tensor y, Tensor tau, int64_t dim) {
   });
   return out;
 }
-
-// The soft gate's range in the output type, [smallest normal, largest below 1].
-template <typename T>
-struct GateRange;
-template <>
-struct GateRange<float> {
-  static constexpr float low = 0x1p-126f, high = 0x1.fffffep-1f;
-};
-template <>
-struct GateRange<double> {
-  static constexpr double low = 0x1p-1022, high = 0x1.fffffffffffffp-1;
-};
-template <>
-struct GateRange<BFloat16> {
-  static constexpr float low = 0x1p-126f, high = 0x1.fep-1f;
-};
-template <>
-struct GateRange<Half> {
-  static constexpr float low = 0x1p-14f, high = 0x1.ffcp-1f;
-};
 
 void write_gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, bool validate, bool fresh,
                           Tensor out) {

@@ -166,6 +166,7 @@ double largest(const T* w, int64_t n) {
 #include <type_traits>
 #include <utility>
 
+#include "common/fixed_point.h"
 #include "common/order.h"
 #include "common/random.h"
 #include "cpu/bucket.h"
@@ -177,25 +178,6 @@ namespace {
 struct WeightSummary {
   int64_t nonzero;
   bool bad;
-};
-
-// Weights in fixed point. The largest takes `bits` bits, as many as leave the sum of n of them below 2^64.
-struct FixedPoint {
-  bool log_weights;
-  double max;             // of the log weights
-  double scale0, scale1;  // two exact factors, because 2^shift alone may overflow
-  double limit;
-
-  FixedPoint(bool log_weights, double max, int64_t n) : log_weights(log_weights), max(max) {
-    int bits = 64;
-    for (int64_t reach = 1; reach < n; reach *= 2) --bits;
-    int exponent;
-    std::frexp(log_weights ? 1.0 : max, &exponent);
-    const int shift = bits - exponent;
-    scale0 = std::ldexp(1.0, shift >> 1);
-    scale1 = std::ldexp(1.0, shift - (shift >> 1));
-    limit = std::ldexp(1.0, bits) - 1.0;
-  }
 };
 
 }  // namespace

@@ -53,6 +53,14 @@ FaultRecord* fault_record();
 // Throws what kernels have reported so far, and forgets it.
 void raise_fault();
 
+// Memory for the kernels of one call. It may go as soon as the last of them is launched: what takes its place on the
+// stream comes after them.
+template <typename T>
+struct Room {
+  Tensor tensor;
+  T* data() const { return static_cast<T*>(tensor.data_ptr()); }
+};
+
 class Call {
  public:
   // validate: nothing: report faults; true: wait for them; false: let kernels skip their checks.
@@ -70,8 +78,20 @@ class Call {
   // After the last launch.
   void finish() const;
 
-  // A fresh tensor on the call's device, which may be dropped as soon as its last kernel is launched.
+  // A fresh tensor on the call's device.
   Tensor empty(const std::vector<std::int64_t>& size, ScalarType dtype) const;
+
+  template <typename T>
+  Room<T> room(std::int64_t count) const {
+    return {empty(std::vector<std::int64_t>{count * static_cast<std::int64_t>(sizeof(T))}, ScalarType::Byte)};
+  }
+
+  template <typename T>
+  Room<T> zeros(std::int64_t count) const {
+    Room<T> zeroed = room<T>(count);
+    torch::stable::zero_(zeroed.tensor);
+    return zeroed;
+  }
 
  private:
 #ifdef __CUDACC__
@@ -88,6 +108,7 @@ struct KeyArgument {
   std::int64_t stride;
   Key value;
 
+  KeyArgument() : words(nullptr), stride(1), value{} {}
   KeyArgument(const char* op, const Tensor& key, const Tensor& input);
 
   __device__ Key read() const {

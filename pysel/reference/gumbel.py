@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pysel import _fake
-from pysel.reference.random import exp_nonpositive, noise_like
+from pysel.reference.random import exp_nonpositive, noise_like, two_sum
 
 
 def _tau(op: str, tau: Tensor, zero_allowed: bool, like: Tensor) -> Tensor:
@@ -44,22 +44,32 @@ def _first_max(z: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def _row_sum(e: Tensor, dim: int) -> Tensor:
-    """Sum along dim (kept), in the kernels' order: 16 lanes in a chunk of 1024, then the chunks in float64."""
-    rows = e.movedim(dim, -1) if e.dim() else e.view(1)
+    """Sum along dim (kept), in the kernels' order: 16 lanes in a chunk of 1024, then the chunks.
+
+    In float64, and for float64 with the rounding errors kept.
+    """
+    rows = (e.movedim(dim, -1) if e.dim() else e.view(1)).double()
     width = rows.shape[-1]
     chunk = 1024 if width > 1024 else -(-width // 16) * 16
     lanes = torch.nn.functional.pad(rows, (0, -width % chunk)).unflatten(-1, (-1, chunk // 16, 16))
-    lane = torch.zeros_like(lanes[..., 0, :])
+
+    def add(sum_: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        if e.dtype == torch.float64:
+            high, error = two_sum(sum_[0], other[0])
+            return high, sum_[1] + error + other[1]
+        return sum_[0] + other[0], sum_[1]
+
+    zero = torch.zeros_like(lanes[..., 0, :])
+    lane = (zero, zero)
     for step in lanes.unbind(-2):
-        lane = lane + step
-    for half in (8, 4):
-        lane = lane[..., :half] + lane[..., half:]
-    sums = (lane[..., 0] + lane[..., 2]) + (lane[..., 1] + lane[..., 3])
-    total = torch.zeros_like(sums[..., 0], dtype=torch.float64)
-    for chunk_sum in sums.unbind(-1):
-        total = total + chunk_sum
-    total = total.to(e.dtype)
-    return total.unsqueeze(-1).movedim(-1, dim) if e.dim() else total
+        lane = add(lane, (step, zero))
+    for half in (8, 4, 2, 1):
+        lane = add((lane[0][..., :half], lane[1][..., :half]), (lane[0][..., half:], lane[1][..., half:]))
+    total = (torch.zeros_like(rows[..., 0]),) * 2
+    for chunk_sum in zip(lane[0][..., 0].unbind(-1), lane[1][..., 0].unbind(-1), strict=True):
+        total = add(total, chunk_sum)
+    result = (total[0] + total[1]).to(e.dtype)
+    return result.unsqueeze(-1).movedim(-1, dim) if e.dim() else result
 
 
 def gumbel_softmax(

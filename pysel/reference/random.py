@@ -87,7 +87,8 @@ def fold_in(key: Tensor, data: int) -> Tensor:
     return torch.stack([(w[0] << 32) | w[1], (w[2] << 32) | w[3]])
 
 
-def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """``a + b`` and its rounding error (Knuth)."""
     s = a + b
     t = s - a
     return s, (a - (s - t)) + (b - t)
@@ -116,12 +117,12 @@ def fma(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
     wide = [torch.as_tensor(v, dtype=torch.float64, device=a.device) for v in (a, b, c)]
     x, y, z = torch.broadcast_tensors(*wide)
     if a.dtype == torch.float32:
-        s, error = _two_sum(x * y, z)  # the product of two float32 is exact in float64
+        s, error = two_sum(x * y, z)  # the product of two float32 is exact in float64
         return _round_to_odd(s, error).to(torch.float32)
     product_high, product_low = _two_product(x, y)
-    sum_high, sum_low = _two_sum(z, product_low)
-    high, low = _two_sum(product_high, sum_high)
-    exact = high + _round_to_odd(*_two_sum(sum_low, low))
+    sum_high, sum_low = two_sum(z, product_low)
+    high, low = two_sum(product_high, sum_high)
+    exact = high + _round_to_odd(*two_sum(sum_low, low))
     return torch.where(torch.isfinite(exact), exact, x * y + z)
 
 

@@ -1,0 +1,164 @@
+#pragma once
+
+// Rows of numbers, four neighbours at a time, and reductions over the threads that share a row.
+
+#include "common/random.h"
+#include "common/sum.h"
+#include "cuda/call.cuh"
+
+namespace pysel {
+
+// Noise for the elements of a tensor that are numbered from `start`, or none where it has been added already.
+struct NoiseArgument {
+  KeyArgument key;
+  std::uint64_t start;
+  bool on;
+};
+
+enum class Distribution { gumbel, logistic };
+
+// Elements [first, first + width) of a tensor in quads. With noise, a quad is what shares a Philox block, so the first
+// may begin before the row does:
+//
+//   elements      . . 0 1   2 3 4 5   6 7 8 .      phase 2, width 9
+//   quads        |   0   |    1    |    2    |
+class Row {
+ public:
+  __device__ Row(const NoiseArgument& noise, std::int64_t first, std::int64_t width)
+      : width_(width), phase_(0), on_(noise.on), block_(0), key_{} {
+    if (!on_) return;
+    const std::uint64_t element = noise.start + static_cast<std::uint64_t>(first);
+    phase_ = static_cast<int>(element & 3);
+    block_ = element >> 2;
+    key_ = noise.key.read();
+  }
+
+  __device__ std::int64_t quads() const { return (width_ + phase_ + 3) / 4; }
+  __device__ std::int64_t begin(std::int64_t quad) const { return 4 * quad - phase_; }
+  __device__ bool holds(std::int64_t at) const { return 0 <= at && at < width_; }
+
+  // What a quad holds, and `outside` where it lies outside the row.
+  template <typename T, typename A>
+  __device__ void load(const T* row, std::int64_t quad, A outside, A (&v)[4]) const {
+    const std::int64_t at = begin(quad);
+    if (whole(row, at)) {
+      const Four<T> four = *reinterpret_cast<const Four<T>*>(row + at);
+      for (int i = 0; i < 4; ++i) v[i] = static_cast<A>(four.v[i]);
+    } else {
+      for (int i = 0; i < 4; ++i) v[i] = holds(at + i) ? static_cast<A>(row[at + i]) : outside;
+    }
+  }
+
+  template <typename T, typename A>
+  __device__ void store(T* row, std::int64_t quad, const A (&v)[4]) const {
+    const std::int64_t at = begin(quad);
+    if (whole(row, at)) {
+      Four<T> four;
+      for (int i = 0; i < 4; ++i) four.v[i] = static_cast<T>(v[i]);
+      *reinterpret_cast<Four<T>*>(row + at) = four;
+    } else {
+      for (int i = 0; i < 4; ++i)
+        if (holds(at + i)) row[at + i] = static_cast<T>(v[i]);
+    }
+  }
+
+  // v += noise. Only what is near the ends of (0, 1) needs the low words in float.
+  template <Distribution kKind, typename A>
+  __device__ void add_noise(std::int64_t quad, A (&v)[4]) const {
+    if (!on_) return;
+    const std::uint64_t block = block_ + static_cast<std::uint64_t>(quad);
+    const PhiloxBlock high = key_.block(Stream::high, block);
+    bool tail = sizeof(A) > 4;
+    for (int i = 0; i < 4; ++i) tail |= in_tail(high.word[i]);
+    PhiloxBlock low{};
+    if (tail) low = key_.block(Stream::low, block);
+    for (int i = 0; i < 4; ++i) {
+      const Uniform<A> u = uniform<A>(high.word[i], low.word[i]);
+      v[i] = v[i] + (kKind == Distribution::gumbel ? gumbel(u) : logistic(u));
+    }
+  }
+
+ private:
+  template <typename T>
+  struct alignas(4 * sizeof(T)) Four {
+    T v[4];
+  };
+
+  template <typename T>
+  __device__ bool whole(const T* row, std::int64_t at) const {
+    return at >= 0 && at + 4 <= width_ && reinterpret_cast<std::uintptr_t>(row + at) % sizeof(Four<T>) == 0;
+  }
+
+  std::int64_t width_;
+  int phase_;
+  bool on_;
+  std::uint64_t block_;  // of quad 0
+  Key key_;
+};
+
+template <typename V>
+__device__ V shuffle_xor(V v, unsigned offset) {
+  return __shfl_xor_sync(kAllLanes, v, static_cast<int>(offset));
+}
+template <typename A>
+__device__ WideSum<A> shuffle_xor(WideSum<A> sum, unsigned offset) {
+  sum.high = shuffle_xor(sum.high, offset);
+  if constexpr (requires { sum.low; }) sum.low = shuffle_xor(sum.low, offset);
+  return sum;
+}
+
+// The threads that share a row: a power of two of them, up to a warp, or the whole block.
+class Group {
+ public:
+  __device__ explicit Group(unsigned size) : size_(size) {}
+
+  __device__ bool is_block() const { return size_ > kWarp; }
+  __device__ unsigned member() const { return threadIdx.x % size_; }
+
+  // op over the group's values, the same in every member; `slot` holds kWarp of them, for blocks. Two reductions in
+  // sequence need slots of their own.
+  template <typename V, typename Op>
+  __device__ V reduce(V v, V neutral, V* slot, Op op) const {
+    for (unsigned offset = (is_block() ? kWarp : size_) / 2; offset > 0; offset /= 2) v = op(v, shuffle_xor(v, offset));
+    if (!is_block()) return v;
+    const unsigned lane = threadIdx.x % kWarp;
+    if (lane == 0) slot[threadIdx.x / kWarp] = v;
+    __syncthreads();
+    v = lane < size_ / kWarp ? slot[lane] : neutral;
+    for (unsigned offset = kWarp / 2; offset > 0; offset /= 2) v = op(v, shuffle_xor(v, offset));
+    return v;
+  }
+
+  __device__ bool any(bool mine) const {
+    if (is_block()) return __syncthreads_or(mine) != 0;
+    const unsigned all = __ballot_sync(kAllLanes, mine);
+    const unsigned first = threadIdx.x % kWarp / size_ * size_;
+    return (all >> first & (size_ == kWarp ? kAllLanes : (1u << size_) - 1)) != 0;
+  }
+
+ private:
+  unsigned size_;
+};
+
+// How many rows, how many threads share each, and how many rows a block takes at a time.
+struct Shape {
+  std::int64_t rows, width;
+  unsigned group, block;
+
+  // Rows of up to a thousand elements get a part of a warp, longer ones a block of `most` threads at the most, each
+  // with `quads` quads or more.
+  Shape(std::int64_t rows, std::int64_t width, int quads, unsigned most) : rows(rows), width(width) {
+    const std::int64_t wanted = (width + 6) / 4;  // the most quads that a row may have
+    group = 1;
+    while (group < kWarp && group < wanted) group *= 2;
+    block = 4 * kWarp;
+    if (wanted <= std::int64_t{kWarp} * 8) return;
+    const std::int64_t threads = (wanted + quads - 1) / quads;
+    group = block =
+        static_cast<unsigned>(std::clamp<std::int64_t>((threads + kWarp - 1) / kWarp * kWarp, 2 * kWarp, most));
+  }
+
+  unsigned grid() const { return grid_size(rows, block / group); }
+};
+
+}  // namespace pysel

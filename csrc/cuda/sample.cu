@@ -1,0 +1,365 @@
+// Weighted index sampling.
+//
+// Without replacement: a race (Efraimidis and Spirakis 2006). Item i has the key log w_i + g_i and the k largest win,
+// ties by lowest index.
+//
+// With replacement: weights become integers in fixed point, so that their prefix sums are exact and in any order the
+// same; draw j looks its own 64-bit uniform up in them. Only the sums up to every kSpan-th weight are kept; a draw
+// makes the others of its span anew.
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+
+#include "common/fixed_point.h"
+#include "cuda/select.cuh"
+#include "cuda/sort.cuh"
+
+namespace pysel {
+namespace {
+
+constexpr const char* kOp = "weighted_sample";
+constexpr unsigned kBlock = kSelectBlock;
+
+// Whether a weight may be drawn, and whether it must be refused.
+template <typename A>
+__device__ void see(A weight, bool log_weights, Seen& seen) {
+  const A inf = static_cast<A>(__builtin_inf()), floor = log_weights ? -inf : A{0};
+  seen.permitted += weight > floor ? 1 : 0;
+  seen.bad |= !(weight >= floor && weight < inf);
+}
+
+template <typename A>
+__device__ A nothing(bool log_weights) {
+  return log_weights ? -static_cast<A>(__builtin_inf()) : A{0};
+}
+
+// --- without replacement ---
+
+template <typename T>
+struct Race {
+  using A = Compute<T>;
+  using Bits = OrderBits<A>;
+  const T* weights;  // [rows, n]
+  std::int64_t n;
+  bool log_weights;
+
+  __device__ void keys(const Row& row, std::int64_t r, std::int64_t quad, Bits (&key)[4], Seen& seen) const {
+    A z[4];
+    row.load(weights + r * n, quad, nothing<A>(log_weights), z);
+    for (int i = 0; i < 4; ++i) {
+      see(z[i], log_weights, seen);
+      if (!log_weights) z[i] = log_any(z[i]);
+    }
+    row.template add_noise<Distribution::gumbel>(quad, z);
+    for (int i = 0; i < 4; ++i) key[i] = order(z[i]);
+  }
+
+  __device__ Bits key_of(const Row& row, std::int64_t r, std::int64_t at) const {
+    const std::int64_t place = at - row.begin(0);
+    Bits key[4];
+    Seen seen;
+    keys(row, r, place / 4, key, seen);
+    const Bits even = place & 2 ? key[2] : key[0], odd = place & 2 ? key[3] : key[1];
+    return place & 1 ? odd : even;
+  }
+};
+
+// 64-bit words as int64 of the same order.
+__device__ inline std::int64_t signed_order(std::uint64_t word) {
+  return static_cast<std::int64_t>(word ^ std::uint64_t{1} << 63);
+}
+
+// What winners are shuffled by.
+__global__ void __launch_bounds__(kBlock)
+    shuffle_words_kernel(const std::int64_t* __restrict__ winners,  // [rows, k]
+                         std::int64_t rows, std::int64_t n, std::int64_t k, NoiseArgument noise,
+                         std::int64_t* __restrict__ out) {  // [rows, k]
+  const Key key = noise.key.read();
+  for (std::int64_t i = thread_in_grid(); i < rows * k; i += threads_in_grid()) {
+    const std::uint64_t element = noise.start + static_cast<std::uint64_t>(i / k * n + winners[i]);
+    out[i] = signed_order(key.word64(Stream::order, element));
+  }
+}
+
+// What winners are drawn by. There are none (-1) in rows that were refused.
+template <typename T>
+__global__ void __launch_bounds__(kBlock)
+    race_keys_kernel(const std::int64_t* __restrict__ winners,  // [rows, k]
+                     std::int64_t rows, std::int64_t k, Race<T> race, NoiseArgument noise,
+                     std::int64_t* __restrict__ out) {  // [rows, k]
+  for (std::int64_t i = thread_in_grid(); i < rows * k; i += threads_in_grid()) {
+    const std::int64_t r = i / k;
+    const Row row(noise, r * race.n, race.n);
+    out[i] = winners[i] < 0 ? 0 : signed_order(race.key_of(row, r, winners[i]));
+  }
+}
+
+// Winners in a random order: by their words, ties by lowest index.
+Tensor shuffled(const Call& call, const Tensor& winners, std::int64_t rows, std::int64_t n, std::int64_t k,
+                const NoiseArgument& noise) {
+  const Tensor words = call.empty({rows, k}, ScalarType::Long);
+  call.launch(shuffle_words_kernel, grid_size(rows * k, kBlock), kBlock,
+              static_cast<const std::int64_t*>(winners.data_ptr()), rows, n, k, noise,
+              static_cast<std::int64_t*>(words.data_ptr()));
+  return gather_rows(winners, std::get<1>(sort_rows(words, false)));
+}
+
+// Winners by race key, largest first; equal ones (at 1e9 items many are) in a random order.
+template <typename T>
+Tensor drawn(const Call& call, const Tensor& winners, std::int64_t rows, std::int64_t k, const Race<T>& race,
+             const NoiseArgument& noise) {
+  const Tensor some = shuffled(call, winners, rows, race.n, k, noise);
+  const Tensor keys = call.empty({rows, k}, ScalarType::Long);
+  call.launch(race_keys_kernel<T>, grid_size(rows * k, kBlock), kBlock,
+              static_cast<const std::int64_t*>(some.data_ptr()), rows, k, race, noise,
+              static_cast<std::int64_t*>(keys.data_ptr()));
+  return gather_rows(some, std::get<1>(sort_rows(keys, true)));
+}
+
+// --- with replacement ---
+
+constexpr std::int64_t kSpan = kWarp;        // weights whose sum is kept
+constexpr std::int64_t kSpansOfPart = 1024;  // that a block adds up
+constexpr std::int64_t kPart = kSpan * kSpansOfPart;
+
+// Per row, zero to begin with.
+struct WeightTally {
+  unsigned long long largest;  // order() of a double
+  unsigned long long permitted;
+  unsigned bad;
+};
+
+template <typename T>
+struct Weights {
+  const T* weights;  // [rows, n]
+  std::int64_t rows, n;
+  std::int64_t spans, parts;  // of a row
+  bool log_weights;
+  WeightTally* tally;            // [rows]
+  unsigned long long* upto;      // [rows, spans]: a span's sum, then the sum up to its end
+  unsigned long long* part_sum;  // [rows, parts]: a part's sum, then the sum of those before it
+
+  __device__ FixedPoint fixed(std::int64_t r) const {
+    return FixedPoint(log_weights, from_order<double>(tally[r].largest), n);
+  }
+  // 0 beyond the row's end.
+  __device__ std::uint64_t weight(const FixedPoint& fixed, std::int64_t r, std::int64_t at) const {
+    return at < n ? fixed(static_cast<double>(weights[r * n + at])) : 0;
+  }
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kBlock) largest_kernel(Weights<T> w) {
+  struct Most {
+    BlockSumSlots sum;
+    unsigned long long largest;
+  };
+  Most& most = shared<Most>();
+  for (std::int64_t p = blockIdx.x; p < w.rows * w.parts; p += gridDim.x) {
+    const std::int64_t r = p / w.parts, begin = p % w.parts * kPart;
+    if (threadIdx.x == 0) most.largest = 0;
+    __syncthreads();
+    Seen seen;
+    unsigned long long mine = 0;
+    for (std::int64_t i = begin + threadIdx.x; i < min(begin + kPart, w.n); i += kBlock) {
+      const auto x = static_cast<Compute<T>>(w.weights[r * w.n + i]);
+      see(x, w.log_weights, seen);
+      if (x == x) mine = max(mine, static_cast<unsigned long long>(order(static_cast<double>(x))));
+    }
+    atomicMax(&most.largest, mine);
+    const BlockSum permitted = block_sum(seen.permitted, most.sum);
+    const bool bad = __syncthreads_or(seen.bad) != 0;
+    if (threadIdx.x == 0) {
+      atomicMax(&w.tally[r].largest, most.largest);
+      if (permitted.all > 0) atomicAdd(&w.tally[r].permitted, static_cast<unsigned long long>(permitted.all));
+      if (bad) atomicOr(&w.tally[r].bad, 1u);
+    }
+    __syncthreads();  // before the next part's
+  }
+}
+
+// Sums of spans, a warp each, and of parts.
+template <typename T>
+__global__ void __launch_bounds__(kBlock) spans_kernel(Weights<T> w) {
+  struct Spans {
+    BlockSumSlots sum;
+  };
+  Spans& spans = shared<Spans>();
+  const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  for (std::int64_t p = blockIdx.x; p < w.rows * w.parts; p += gridDim.x) {
+    const std::int64_t r = p / w.parts, begin = p % w.parts * kSpansOfPart;
+    const FixedPoint fixed = w.fixed(r);
+    std::uint64_t all = 0;
+    for (std::int64_t span = begin + warp; span < min(begin + kSpansOfPart, w.spans); span += kBlock / kWarp) {
+      std::uint64_t sum = w.weight(fixed, r, span * kSpan + lane);
+      for (unsigned offset = kWarp / 2; offset > 0; offset /= 2)
+        sum += __shfl_xor_sync(kAllLanes, sum, static_cast<int>(offset));
+      if (lane == 0) {
+        w.upto[r * w.spans + span] = sum;
+        all += sum;
+      }
+    }
+    const BlockSum part = block_sum(all, spans.sum);
+    if (threadIdx.x == 0) w.part_sum[p] = part.all;
+  }
+}
+
+// From the sums of a row's parts to what comes before each. A block a row.
+template <typename T>
+__global__ void __launch_bounds__(kBlock) before_kernel(Weights<T> w) {
+  struct Before {
+    BlockSumSlots sum;
+  };
+  Before& shared_before = shared<Before>();
+  for (std::int64_t r = blockIdx.x; r < w.rows; r += gridDim.x) {
+    std::uint64_t before = 0;
+    for (std::int64_t first = 0; first < w.parts; first += kBlock) {
+      const std::int64_t p = first + threadIdx.x;
+      const BlockSum sum = block_sum(p < w.parts ? w.part_sum[r * w.parts + p] : 0, shared_before.sum);
+      if (p < w.parts) w.part_sum[r * w.parts + p] = before + sum.before;
+      before += sum.all;
+    }
+  }
+}
+
+// From the sums of spans to the sums up to their ends.
+template <typename T>
+__global__ void __launch_bounds__(kBlock) upto_kernel(Weights<T> w) {
+  struct Upto {
+    BlockSumSlots sum;
+  };
+  Upto& upto = shared<Upto>();
+  for (std::int64_t p = blockIdx.x; p < w.rows * w.parts; p += gridDim.x) {
+    const std::int64_t r = p / w.parts, begin = p % w.parts * kSpansOfPart;
+    std::uint64_t before = w.part_sum[p];
+    for (std::int64_t first = begin; first < min(begin + kSpansOfPart, w.spans); first += kBlock) {
+      const std::int64_t span = first + threadIdx.x;
+      const bool here = span < w.spans;
+      const std::uint64_t mine = here ? w.upto[r * w.spans + span] : 0;
+      const BlockSum sum = block_sum(mine, upto.sum);
+      if (here) w.upto[r * w.spans + span] = before + sum.before + mine;
+      before += sum.all;
+    }
+  }
+}
+
+struct DrawReports {
+  Report bad;
+  Report nothing;
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kBlock)
+    draw_kernel(Weights<T> w, NoiseArgument noise, DrawReports reports, std::int64_t k, unsigned blocks_of_row,
+                std::int64_t* __restrict__ out) {  // [rows, k]
+  const Key key = noise.key.read();
+  for (std::int64_t b = blockIdx.x; b < w.rows * blocks_of_row; b += gridDim.x) {
+    const std::int64_t r = b / blocks_of_row, block = b % blocks_of_row;
+    const WeightTally& tally = w.tally[r];
+    const bool bad = reports.bad && tally.bad != 0, nothing = reports.nothing && tally.permitted == 0 && k > 0;
+    if (block == 0 && threadIdx.x == 0) {
+      if (bad)
+        reports.bad();
+      else if (nothing)
+        reports.nothing();
+    }
+    const FixedPoint fixed = w.fixed(r);
+    const unsigned long long* upto = w.upto + r * w.spans;
+    const std::uint64_t total = upto[w.spans - 1];
+    for (std::int64_t j = block * kBlock + threadIdx.x; j < k; j += std::int64_t{blocks_of_row} * kBlock) {
+      if (bad || nothing || total == 0) {  // unchecked weights may have no sum
+        out[r * k + j] = -1;
+        continue;
+      }
+      const std::uint64_t u = key.word64(Stream::with_replacement, noise.start + static_cast<std::uint64_t>(r * k + j));
+      const std::uint64_t target = __umul64hi(u, total);
+      std::int64_t low = 0, high = w.spans - 1;  // the first span that ends beyond the target
+      while (low < high) {
+        const std::int64_t middle = (low + high) / 2;
+        if (upto[middle] > target)
+          high = middle;
+        else
+          low = middle + 1;
+      }
+      std::int64_t at = low * kSpan;
+      for (std::uint64_t sum = (low > 0 ? upto[low - 1] : 0) + w.weight(fixed, r, at); sum <= target;)
+        sum += w.weight(fixed, r, ++at);
+      out[r * k + j] = at;
+    }
+  }
+}
+
+template <typename T>
+void draw_rows(const Call& call, const T* weights, std::int64_t rows, std::int64_t n, std::int64_t k, bool log_weights,
+               const NoiseArgument& noise, const DrawReports& reports, std::int64_t* out) {
+  Weights<T> w{weights, rows, n, (n - 1) / kSpan + 1, (n - 1) / kPart + 1, log_weights, nullptr, nullptr, nullptr};
+  const auto tally = call.zeros<WeightTally>(rows);
+  const auto upto = call.room<unsigned long long>(rows * w.spans);
+  const auto part_sum = call.room<unsigned long long>(rows * w.parts);
+  w.tally = tally.data();
+  w.upto = upto.data();
+  w.part_sum = part_sum.data();
+  const unsigned parts = grid_size(rows * w.parts, 1);
+  call.launch(largest_kernel<T>, parts, kBlock, w);
+  call.launch(spans_kernel<T>, parts, kBlock, w);
+  call.launch(before_kernel<T>, grid_size(rows, 1), kBlock, w);
+  call.launch(upto_kernel<T>, parts, kBlock, w);
+  const auto blocks = static_cast<unsigned>(std::clamp<std::int64_t>((k - 1) / kBlock + 1, 1, 4096));
+  call.launch(draw_kernel<T>, grid_size(rows * blocks, 1), kBlock, w, noise, reports, k, blocks, out);
+}
+
+// --- op ---
+
+constexpr Fault kBadWeight{
+    Fault::value, "weighted_sample: weights must be finite and at least 0, got a negative, infinite or NaN weight"};
+constexpr Fault kBadLogWeight{
+    Fault::value, "weighted_sample: weights must be below +inf and not NaN (log_weights=True), got +inf or NaN"};
+constexpr Fault kTooFew{Fault::value, "weighted_sample: k must be at most the number of nonzero weights, #, got #"};
+constexpr Fault kNothing{Fault::value,
+                         "weighted_sample: weights must have at least one above 0 in every row, got a row of zeros"};
+
+Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order, Tensor key,
+                       int64_t start, std::optional<bool> validate) {
+  check_value(weights.dim() == 1 || weights.dim() == 2, kOp, ": weights must have shape [n] or [B, n], got ",
+              shape(weights));
+  check_value(order == "draw" || order == "index" || order == "shuffled", kOp,
+              ": order must be draw, index or shuffled, got ", order);
+  check_start(kOp, start);
+  const int64_t n = weights.size(weights.dim() - 1);
+  const int64_t rows = weights.dim() == 2 ? weights.size(0) : 1;
+  if (replacement) {
+    check_index(k >= 0, kOp, ": k must be at least 0, got ", k);
+    check_value(k == 0 || n > 0, kOp, ": weights must have at least one element a row, got shape ", shape(weights));
+  } else {
+    check_k(kOp, k, n);
+  }
+  const NoiseArgument noise{KeyArgument(kOp, key, weights), static_cast<uint64_t>(start), true};
+  const Call call(weights, validate);
+  std::vector<int64_t> size = sizes(weights);
+  size.back() = k;
+  Tensor out = call.empty({rows, k}, ScalarType::Long);
+  if (rows == 0 || n == 0) return torch::stable::view(out, {size.data(), size.size()});
+  auto* index = static_cast<int64_t*>(out.data_ptr());
+  const Report bad = call.report(log_weights ? kBadLogWeight : kBadWeight);
+  const Tensor w = torch::stable::contiguous(weights);
+  dispatch_floating(kOp, "weights", weights, [&]<typename T>() {
+    const T* data = static_cast<const T*>(w.data_ptr());
+    if (replacement) {
+      draw_rows<T>(call, data, rows, n, k, log_weights, noise, {bad, call.report(kNothing)}, index);
+      if (order == "index" && k > 0) out = std::get<0>(sort_rows(out, false));
+      return;
+    }
+    const Race<T> race{data, n, log_weights};
+    select_rows(call, race, noise, rows, n, k, {bad, call.report(kTooFew)}, index);
+    if (k == 0) return;
+    if (order == "draw") out = drawn(call, out, rows, k, race, noise);
+    if (order == "shuffled") out = shuffled(call, out, rows, n, k, noise);
+  });
+  call.finish();
+  return torch::stable::view(out, {size.data(), size.size()});
+}
+
+}  // namespace
+}  // namespace pysel
+
+PYSEL_CUDA_KERNELS(m) { m.impl("weighted_sample", TORCH_BOX(&pysel::weighted_sample)); }
