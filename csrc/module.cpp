@@ -11,6 +11,14 @@
 
 namespace py = pybind11;
 
+namespace pysel {
+#ifdef PYSEL_CUDA
+void raise_fault();  // cuda/call.cuh, which takes CUDA's headers
+#else
+void raise_fault() {}
+#endif
+}  // namespace pysel
+
 namespace {
 
 // The oldest torch that this binary runs on, from the upper bytes of the version word it was compiled for.
@@ -45,4 +53,5 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "pysel's compiled half; importing it registers torch.ops.pysel.*";
   m.def("build_info", &build_info, "How this binary was built and which CPU variant it chose.");
+  m.def("raise_fault", &pysel::raise_fault, "Raise what CUDA kernels have reported, and forget it.");
 }

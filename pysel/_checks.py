@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pysel import _C
+
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -99,12 +101,20 @@ def dim(op: str, value: int, ndim: int) -> int:
 
 
 def check() -> None:
-    """Raise if an earlier call met values it had to refuse and could not say so at once.
+    """Wait for all GPUs, and raise if an earlier call met values that it had to refuse.
 
-    Kernels that run behind the host (on an accelerator) report bad values through a flag instead of waiting. Every
-    kernel of this version checks before it returns, so there is never anything to report yet.
+    CUDA kernels run behind the host, which does not wait for them: what they must refuse leaves NaN and -1 in results
+    and in-place arguments untouched, and is raised by the next call (outside of a graph capture) or by this one.
+
+    Raises:
+        ValueError, IndexError: what that call would have raised with ``validate=True``.
 
     Example:
         >>> import pysel
         >>> pysel.check()
     """
+    if torch.cuda.is_initialized():
+        for device in range(torch.cuda.device_count()):
+            if torch.cuda.memory_reserved(device):  # waiting for an idle one would give it a context, and memory
+                torch.cuda.synchronize(device)
+        _C.raise_fault()

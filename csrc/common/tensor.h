@@ -69,6 +69,11 @@ inline void check_same_dtype(const char* op, const char* a_name, const Tensor& a
   check_value(a.scalar_type() == b.scalar_type(), op, ": ", b_name, " must have the dtype of ", a_name);
 }
 
+inline void check_device(const char* op, const char* argument, const Tensor& t, const Tensor& like) {
+  check_value(t.is_cpu() == like.is_cpu() && t.get_device_index() == like.get_device_index(), op, ": ", argument,
+              " must be on the device of the other arguments");
+}
+
 inline int64_t wrap_dim(const char* op, int64_t dim, int64_t ndim) {
   const int64_t n = ndim > 0 ? ndim : 1;
   check_index(-n <= dim && dim < n, op, ": dim must be between ", -n, " and ", n - 1, ", got ", dim);

@@ -30,11 +30,14 @@ void each_chunk(int64_t n, bool parallel, const F& f) {
   });
 }
 
+// Rows worth a thread.
+inline int64_t rows_per_thread(int64_t width) { return std::max<int64_t>(1, kGrain / std::max<int64_t>(1, width)); }
+
 // f(row, parallel) for every row: rows over threads when there are enough of them, else each row over all threads.
 template <typename F>
 void each_row(int64_t rows, int64_t width, const F& f) {
   if (rows >= static_cast<int64_t>(torch::stable::get_num_threads())) {
-    parallel_for(rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, width)), [&](int64_t begin, int64_t end) {
+    parallel_for(rows, rows_per_thread(width), [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) f(r, false);
     });
   } else {

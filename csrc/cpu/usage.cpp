@@ -16,25 +16,17 @@ void convert(const C* counts, int n, A* out) {
   for (int i = 0; i < n; ++i) out[i] = static_cast<A>(counts[i]);
 }
 
-// exp(x) also above zero (counts below zero): exp_nonpositive holds there until 2^(x / ln 2) leaves the range, and
-// gives inf soon after.
-template <typename A>
-inline __attribute__((always_inline)) A exp_clamped(A x) {
-  constexpr A most = sizeof(A) == 4 ? A{128} : A{1024};
-  return exp_nonpositive(x > most ? most : x);
-}
-
 template <typename S, typename A>
-void penalise(const S* scores, const A* counts, int n, Form form, A gamma, A step, S* out) {
+void penalise(const S* scores, const A* counts, int n, PenaltyArguments::Form form, A gamma, A step, S* out) {
   switch (form) {
-    case Form::linear:
+    case PenaltyArguments::linear:
       for (int i = 0; i < n; ++i) out[i] = static_cast<S>(static_cast<A>(scores[i]) - gamma * counts[i]);
       break;
-    case Form::exp:
+    case PenaltyArguments::exp:
       for (int i = 0; i < n; ++i)
         out[i] = static_cast<S>(static_cast<A>(scores[i]) * exp_clamped(-(gamma * counts[i])));
       break;
-    case Form::rate:
+    case PenaltyArguments::rate:
       for (int i = 0; i < n; ++i) out[i] = static_cast<S>(static_cast<A>(scores[i]) - gamma * counts[i] / step);
       break;
   }
@@ -46,20 +38,10 @@ void penalise(const S* scores, const A* counts, int n, Form form, A gamma, A ste
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <limits>
 #include <type_traits>
 
-#include "common/math.h"
+#include "common/usage.h"
 #include "cpu/chunk.h"
-
-namespace pysel {
-namespace {
-
-enum class Form { linear, exp, rate };
-
-}  // namespace
-}  // namespace pysel
 
 #define PYSEL_FILE "cpu/usage.cpp"
 #include "cpu/each_variant.h"
@@ -69,59 +51,18 @@ namespace {
 
 constexpr int64_t kBlock = 16 * kChunk;
 
-// The penalty is computed in float32 only where counts and scores are no wider. Integer counts go through float64,
-// which holds them exactly to 2^53.
+// A chunk of at most kChunk.
 template <typename S, typename C>
-using PenaltyType = std::conditional_t<std::is_same_v<C, float> && !std::is_same_v<S, double>, float, double>;
-
-struct Penalty {
-  Form form;
-  double gamma;
-  int64_t step;
-
-  Penalty(const char* op, double gamma, const std::string& name, int64_t step)
-      : form(name == "exp"    ? Form::exp
-             : name == "rate" ? Form::rate
-                              : Form::linear),
-        gamma(gamma),
-        step(step) {
-    check_value(std::isfinite(gamma) && gamma >= 0, op, ": gamma must be finite and at least 0, got ", gamma);
-    check_value(name == "linear" || name == "exp" || name == "rate", op, ": form must be linear, exp or rate, got ",
-                name);
-    check_value(step >= 1, op, ": step must be at least 1, got ", step);
-  }
-
-  // A chunk of at most kChunk.
-  template <typename S, typename C>
-  void apply(const S* scores, const C* counts, int n, S* out) const {
-    using A = PenaltyType<S, C>;
-    // the largest number of a narrower type, not inf: inf times a count of 0 is NaN
-    const A g = static_cast<A>(std::min(gamma, static_cast<double>(std::numeric_limits<A>::max())));
-    alignas(64) A buffer[kChunk];
-    const A* used = buffer;
-    if constexpr (std::is_same_v<A, C>)
-      used = counts;
-    else
-      PYSEL_CHOOSE(convert<C, A>)(counts, n, buffer);
-    PYSEL_CHOOSE(penalise<S, A>)(scores, used, n, form, g, static_cast<A>(step), out);
-  }
-};
-
-// f.template operator()<C>() for the counts' type.
-template <typename F>
-void dispatch_counts(const char* op, const Tensor& counts, F f) {
-  switch (counts.scalar_type()) {
-    case ScalarType::Float:
-      return f.template operator()<float>();
-    case ScalarType::Double:
-      return f.template operator()<double>();
-    case ScalarType::Int:
-      return f.template operator()<int32_t>();
-    case ScalarType::Long:
-      return f.template operator()<int64_t>();
-    default:
-      throw std::invalid_argument(text(op, ": counts must be float32, float64, int32 or int64"));
-  }
+void penalise_chunk(const PenaltyArguments& penalty, const S* scores, const C* counts, int n, S* out) {
+  using A = PenaltyType<S, C>;
+  alignas(64) A buffer[kChunk];
+  const A* used = buffer;
+  if constexpr (std::is_same_v<A, C>)
+    used = counts;
+  else
+    PYSEL_CHOOSE(convert<C, A>)(counts, n, buffer);
+  PYSEL_CHOOSE(penalise<S, A>)
+  (scores, used, n, penalty.form, penalty.gamma_as<A>(), static_cast<A>(penalty.step), out);
 }
 
 // Selected indices grouped by the block of counts they fall into.
@@ -227,7 +168,7 @@ void check_scores(const char* op, const Tensor& scores, const Tensor& counts) {
 Tensor usage_penalty(Tensor scores, Tensor counts, double gamma, std::string form, int64_t step) {
   constexpr const char* op = "usage_penalty";
   check_scores(op, scores, counts);
-  const Penalty penalty(op, gamma, form, step);
+  const PenaltyArguments penalty(op, gamma, form, step);
   Tensor out = empty_cpu(sizes(scores), scores.scalar_type());
   dispatch_floating(op, "scores", scores, [&]<typename S>() {
     dispatch_counts(op, counts, [&]<typename C>() {
@@ -236,7 +177,8 @@ Tensor usage_penalty(Tensor scores, Tensor counts, double gamma, std::string for
       const C* used = static_cast<const C*>(counts_c.data_ptr());
       each_chunk(scores.numel(), true, [&](int64_t c) {
         const int64_t at = c * kChunk;
-        penalty.apply(from + at, used + at, chunk_size(scores.numel(), c), static_cast<S*>(out.data_ptr()) + at);
+        penalise_chunk(penalty, from + at, used + at, chunk_size(scores.numel(), c),
+                       static_cast<S*>(out.data_ptr()) + at);
       });
     });
   });
@@ -248,7 +190,7 @@ Tensor usage_step_(Tensor counts, Tensor selected, Tensor scores, double gamma, 
   constexpr const char* op = "usage_step_";
   check_update(op, counts, selected, decay);
   check_scores(op, scores, counts);
-  const Penalty penalty(op, gamma, form, step);
+  const PenaltyArguments penalty(op, gamma, form, step);
   Tensor out = empty_cpu(sizes(scores), scores.scalar_type());
   dispatch_floating(op, "scores", scores, [&]<typename S>() {
     dispatch_counts(op, counts, [&]<typename C>() {
@@ -256,7 +198,7 @@ Tensor usage_step_(Tensor counts, Tensor selected, Tensor scores, double gamma, 
       const S* from = static_cast<const S*>(scores_c.data_ptr());
       S* to = static_cast<S*>(out.data_ptr());
       update<C>(op, counts, selected, decay, true,
-                [&](int64_t at, int n, const C* used) { penalty.apply(from + at, used, n, to + at); });
+                [&](int64_t at, int n, const C* used) { penalise_chunk(penalty, from + at, used, n, to + at); });
     });
   });
   return out;

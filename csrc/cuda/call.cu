@@ -104,18 +104,13 @@ KeyArgument::KeyArgument(const char* op, const Tensor& key, const Tensor& input)
               ": key must be int64");
   check_value(key.dim() == 1 && key.size(0) == 2, op, ": key must have shape [2], got ", shape(key));
   const auto* data = static_cast<const std::int64_t*>(key.data_ptr());
-  if (key.is_cpu()) {
+  if (on_host(key)) {
     value = {static_cast<std::uint64_t>(data[0]), static_cast<std::uint64_t>(data[key.stride(0)])};
   } else {
     check_device(op, "key", key, input);
     words = data;
     stride = key.stride(0);
   }
-}
-
-void check_device(const char* op, const char* argument, const Tensor& t, const Tensor& like) {
-  check_value(t.is_cpu() == like.is_cpu() && t.get_device_index() == like.get_device_index(), op, ": ", argument,
-              " must be on the device of the other arguments");
 }
 
 }  // namespace pysel

@@ -102,6 +102,15 @@ class Call {
   cudaStream_t stream_;
 };
 
+// Whether the host may read a tensor. The interpreter's kernels get all of them as if they lay on a device.
+inline bool on_host(const Tensor& t) {
+#ifdef __CUDACC__
+  return t.is_cpu();
+#else
+  return false;
+#endif
+}
+
 // A key that lies on the device, or whose words the host has read.
 struct KeyArgument {
   const std::int64_t* words;
@@ -116,9 +125,6 @@ struct KeyArgument {
     return {static_cast<std::uint64_t>(words[0]), static_cast<std::uint64_t>(words[stride])};
   }
 };
-
-// Refuses a tensor that is not where the op runs.
-void check_device(const char* op, const char* argument, const Tensor& t, const Tensor& like);
 
 // Registers CUDA kernels; the interpreter's go under its own name, for CPU tensors.
 #ifdef __CUDACC__

@@ -41,9 +41,9 @@ struct TauArgument {
     check_value(tau.dim() == 0, op, ": tau must be a number or a 0-d tensor, got shape ", shape(tau));
     const void* data = tau.data_ptr();
     dispatch_floating(op, "tau", tau, [&]<typename T>() {
-      if (tau.is_cpu()) value = static_cast<double>(*static_cast<const T*>(data));
+      if (on_host(tau)) value = static_cast<double>(*static_cast<const T*>(data));
     });
-    if (tau.is_cpu()) {
+    if (on_host(tau)) {
       check_value(permitted(value), op, ": tau must be finite and above 0 (0 only with hard=True), got ", value);
     } else {
       check_device(op, "tau", tau, input);

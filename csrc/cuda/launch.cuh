@@ -45,10 +45,14 @@ using simt::shared;
 #endif
 
 // Blocks for `items` threads' worth of work, capped at what one grid dimension may hold: kernels stride over the grid,
-// so the cap never loses an item.
+// so the cap never loses an item. The interpreter's is low, so that small cases stride, too.
 inline unsigned grid_size(std::int64_t items, std::int64_t block) {
-  constexpr std::int64_t kMaxBlocks = (std::int64_t{1} << 31) - 1;
-  return static_cast<unsigned>(std::clamp<std::int64_t>((items - 1) / block + 1, 1, kMaxBlocks));
+#ifdef __CUDACC__
+  constexpr std::int64_t kMostBlocks = (std::int64_t{1} << 31) - 1;
+#else
+  constexpr std::int64_t kMostBlocks = 3;
+#endif
+  return static_cast<unsigned>(std::clamp<std::int64_t>((items - 1) / block + 1, 1, kMostBlocks));
 }
 
 // This thread's number in the grid, and how many there are.

@@ -1,0 +1,94 @@
+#pragma once
+
+// Argument checks of the encoder, of the sparse products and of the factor ops, the same on every device. Codes are
+// values and indices of one shape, [B, k].
+
+#include <cmath>
+
+#include "common/tensor.h"
+
+namespace pysel {
+
+// A matrix beside the other arguments, of which `like` is one.
+inline void check_matrix(const char* op, const char* argument, const Tensor& t, const char* wanted,
+                         const Tensor& like) {
+  check_value(t.dim() == 2, op, ": ", argument, " must have shape ", wanted, ", got ", shape(t));
+  check_device(op, argument, t, like);
+}
+
+inline void check_bias(const char* op, const std::optional<Tensor>& bias, int64_t n, const char* like_name,
+                       const Tensor& like) {
+  if (!bias) return;
+  check_value(bias->dim() == 1 && bias->size(0) == n, op, ": bias must have shape [", n, "], got ", shape(*bias));
+  check_device(op, "bias", *bias, like);
+  check_same_dtype(op, like_name, like, "bias", *bias);
+}
+
+inline void check_codes(const char* op, const Tensor* values, const Tensor& indices) {
+  check_matrix(op, "indices", indices, "[B, k]", indices);
+  check_dtype(op, "indices", indices, ScalarType::Long, "int64");
+  if (!values) return;
+  check_matrix(op, "values", *values, "[B, k]", indices);
+  check_value(sizes(*values) == sizes(indices), op, ": indices must have the shape of values, ", shape(*values),
+              ", got ", shape(indices));
+}
+
+// [B, d] beside codes and weight [H, d].
+inline void check_grad(const char* op, const Tensor& grad, const Tensor& indices, const Tensor& weight) {
+  const int64_t rows = indices.size(0), d = weight.size(1);
+  check_value(grad.size(0) == rows && grad.size(1) == d, op, ": grad must have shape [", rows, ", ", d, "], got ",
+              shape(grad));
+}
+
+inline void check_sparse_decode(const char* op, const Tensor& values, const Tensor& indices, const Tensor& weight,
+                                const std::optional<Tensor>& bias) {
+  check_codes(op, &values, indices);
+  check_matrix(op, "weight", weight, "[H, d]", indices);
+  check_same_dtype(op, "values", values, "weight", weight);
+  check_bias(op, bias, weight.size(1), "values", values);
+}
+
+inline void check_sddmm(const char* op, const Tensor& indices, const Tensor& weight, const Tensor& grad) {
+  check_codes(op, nullptr, indices);
+  check_matrix(op, "weight", weight, "[H, d]", indices);
+  check_matrix(op, "grad", grad, "[B, d]", indices);
+  check_same_dtype(op, "weight", weight, "grad", grad);
+  check_grad(op, grad, indices, weight);
+}
+
+inline void check_spmm_t(const char* op, const Tensor& values, const Tensor& indices, const Tensor& rows,
+                         int64_t num_factors) {
+  check_codes(op, &values, indices);
+  check_matrix(op, "rows", rows, "[B, d]", indices);
+  check_value(num_factors >= 0, op, ": num_factors must be at least 0, got ", num_factors);
+  check_value(rows.size(0) == values.size(0), op, ": rows must have shape [", values.size(0),
+              ", d] to go with values, got ", shape(rows));
+  check_same_dtype(op, "values", values, "rows", rows);
+}
+
+inline void check_sparse_decode_backward(const char* op, const Tensor& grad, const Tensor& values,
+                                         const Tensor& indices, const Tensor& weight) {
+  check_codes(op, &values, indices);
+  check_matrix(op, "weight", weight, "[H, d]", indices);
+  check_matrix(op, "grad", grad, "[B, d]", indices);
+  check_same_dtype(op, "values", values, "weight", weight);
+  check_same_dtype(op, "values", values, "grad", grad);
+  check_grad(op, grad, indices, weight);
+}
+
+inline void check_factor_counts(const char* op, const Tensor& values, const Tensor& indices, int64_t num_factors) {
+  check_codes(op, &values, indices);
+  check_value(num_factors >= 0, op, ": num_factors must be at least 0, got ", num_factors);
+}
+
+inline void check_factor_scores(const char* op, const Tensor& values, const Tensor& indices, const Tensor& rate,
+                                double eps) {
+  check_codes(op, &values, indices);
+  check_value(rate.dim() == 1, op, ": rate must have shape [H], got ", shape(rate));
+  check_device(op, "rate", rate, indices);
+  check_value(std::isfinite(eps) && eps >= 0, op, ": eps must be finite and at least 0, got ", eps);
+  check_value(rate.scalar_type() == ScalarType::Float || rate.scalar_type() == ScalarType::Double, op,
+              ": rate must be float32 or float64");
+}
+
+}  // namespace pysel

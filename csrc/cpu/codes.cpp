@@ -1,0 +1,375 @@
+// The sparse products that use top-k codes, and how often and how widely their factors are active (TopK sparse
+// autoencoders: Gao et al., arXiv 2406.04093).
+//
+// What sums over rows of codes goes by factor instead, over each factor's entries in ascending order: no two threads
+// meet, and results do not depend on their number.
+#ifdef PYSEL_VARIANT
+
+#include "cpu/lanes.h"
+
+// sum[i] += coefficient[t] * rows[which[t]][i], terms in order.
+template <typename T, typename A>
+void add_rows(const T* rows, const A* coefficient, const int64_t* which, int64_t terms, int64_t d, A* sum) {
+  int64_t t = 0;
+  for (; t + 4 <= terms; t += 4) {
+    const T *r0 = rows + which[t] * d, *r1 = rows + which[t + 1] * d;
+    const T *r2 = rows + which[t + 2] * d, *r3 = rows + which[t + 3] * d;
+    const A c0 = coefficient[t], c1 = coefficient[t + 1], c2 = coefficient[t + 2], c3 = coefficient[t + 3];
+    for (int64_t i = 0; i < d; ++i)
+      sum[i] = (((sum[i] + c0 * static_cast<A>(r0[i])) + c1 * static_cast<A>(r1[i])) + c2 * static_cast<A>(r2[i])) +
+               c3 * static_cast<A>(r3[i]);
+  }
+  for (; t < terms; ++t) {
+    const T* r = rows + which[t] * d;
+    const A c = coefficient[t];
+    for (int64_t i = 0; i < d; ++i) sum[i] += c * static_cast<A>(r[i]);
+  }
+}
+
+template <typename A>
+inline A sum_lanes(A* lane) {
+  for (int l = 0; l < 8; ++l) lane[l] += lane[l + 8];
+  for (int l = 0; l < 4; ++l) lane[l] += lane[l + 4];
+  return (lane[0] + lane[2]) + (lane[1] + lane[3]);
+}
+
+// Over 16 lanes, then the lanes, so that the sum does not depend on the instruction set.
+template <typename T, typename A>
+inline A dot(const T* a, const T* b, int64_t d) {
+  A lane[16] = {};
+  int64_t i = 0;
+  for (; i + 16 <= d; i += 16)
+    for (int l = 0; l < 16; ++l) lane[l] += static_cast<A>(a[i + l]) * static_cast<A>(b[i + l]);
+  for (int l = 0; i < d; ++i, ++l) lane[l] += static_cast<A>(a[i]) * static_cast<A>(b[i]);
+  return sum_lanes(lane);
+}
+
+// sum += c * b; returns a . b, as dot() gives it.
+template <typename T, typename A>
+A dot_and_add(const T* a, const T* b, A c, int64_t d, A* sum) {
+  Lanes<A> lanes = {};
+  int64_t i = 0;
+  for (; i + 16 <= d; i += 16) {
+    Lanes<A> u, v, s;
+    load_lanes<T, A>(a + i, u);
+    load_lanes<T, A>(b + i, v);
+    memcpy(&s, sum + i, sizeof(s));
+    lanes += u * v;
+    s += c * v;
+    memcpy(sum + i, &s, sizeof(s));
+  }
+  alignas(64) A lane[16];
+  memcpy(lane, &lanes, sizeof(lane));
+  for (int l = 0; i < d; ++i, ++l) {
+    lane[l] += static_cast<A>(a[i]) * static_cast<A>(b[i]);
+    sum[i] += c * static_cast<A>(b[i]);
+  }
+  return sum_lanes(lane);
+}
+
+// Dot products of rows with one vector. The rows come from anywhere in memory, so the next one is asked for early.
+template <typename T, typename A>
+void dots(const T* rows, const int64_t* which, int64_t terms, const T* vector, int64_t d, T* out) {
+  for (int64_t t = 0; t < terms; ++t) {
+    if (t + 1 < terms)
+      for (int64_t i = 0; i < d; i += 64 / static_cast<int>(sizeof(T))) __builtin_prefetch(rows + which[t + 1] * d + i);
+    out[t] = static_cast<T>(dot<T, A>(rows + which[t] * d, vector, d));
+  }
+}
+
+template <typename From, typename To>
+void convert(const From* from, int64_t n, To* to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<To>(from[i]);
+}
+
+#else
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <tuple>
+
+#include "common/codes.h"
+#include "common/math.h"
+#include "cpu/chunk.h"
+
+#define PYSEL_FILE "cpu/codes.cpp"
+#include "cpu/each_variant.h"
+
+namespace pysel {
+namespace {
+
+// --- sparse products ---
+
+// Row indices into `count` factors, contiguous and checked.
+class Indices {
+ public:
+  Indices(const char* op, const Tensor& indices, int64_t count) : tensor_(torch::stable::contiguous(indices)) {
+    const int64_t* data = this->data();
+    parallel_for(indices.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      bool outside = false;
+      for (int64_t i = begin; i < end; ++i) outside |= static_cast<uint64_t>(data[i]) >= static_cast<uint64_t>(count);
+      if (!outside) return;
+      const int64_t bad = *std::find_if(data + begin, data + end, [&](int64_t i) { return i < 0 || i >= count; });
+      check_index(false, op, ": indices must be between 0 and ", count - 1, ", got ", bad);
+    });
+  }
+
+  const int64_t* data() const { return static_cast<const int64_t*>(tensor_.data_ptr()); }
+
+ private:
+  Tensor tensor_;
+};
+
+Tensor sparse_decode(Tensor values, Tensor indices, Tensor weight, std::optional<Tensor> bias) {
+  constexpr const char* op = "sparse_decode";
+  check_sparse_decode(op, values, indices, weight, bias);
+  const int64_t rows = values.size(0), k = values.size(1), d = weight.size(1);
+  const Indices which(op, indices, weight.size(0));
+  Tensor out = empty_cpu({rows, d}, values.scalar_type());
+  dispatch_floating(op, "values", values, [&]<typename T>() {
+    using A = Compute<T>;
+    const Tensor values_c = torch::stable::contiguous(values), weight_c = torch::stable::contiguous(weight);
+    std::vector<A> start(static_cast<size_t>(d));
+    if (bias) {
+      const Tensor bias_c = torch::stable::contiguous(*bias);
+      PYSEL_CHOOSE(convert<T, A>)(static_cast<const T*>(bias_c.data_ptr()), d, start.data());
+    }
+    parallel_for(rows, rows_per_thread(k * d), [&](int64_t begin, int64_t end) {
+      std::vector<A> coefficient(static_cast<size_t>(k)), sum(start.size());
+      for (int64_t b = begin; b < end; ++b) {
+        sum = start;
+        PYSEL_CHOOSE(convert<T, A>)(static_cast<const T*>(values_c.data_ptr()) + b * k, k, coefficient.data());
+        PYSEL_CHOOSE(add_rows<T, A>)
+        (static_cast<const T*>(weight_c.data_ptr()), coefficient.data(), which.data() + b * k, k, d, sum.data());
+        PYSEL_CHOOSE(convert<A, T>)(sum.data(), d, static_cast<T*>(out.data_ptr()) + b * d);
+      }
+    });
+  });
+  return out;
+}
+
+Tensor sddmm(Tensor indices, Tensor weight, Tensor grad) {
+  constexpr const char* op = "sddmm";
+  check_sddmm(op, indices, weight, grad);
+  const int64_t rows = indices.size(0), k = indices.size(1), d = weight.size(1);
+  const Indices which(op, indices, weight.size(0));
+  Tensor out = empty_cpu({rows, k}, weight.scalar_type());
+  dispatch_floating(op, "weight", weight, [&]<typename T>() {
+    using A = Compute<T>;
+    const Tensor weight_c = torch::stable::contiguous(weight), grad_c = torch::stable::contiguous(grad);
+    const T* w = static_cast<const T*>(weight_c.data_ptr());
+    const T* g = static_cast<const T*>(grad_c.data_ptr());
+    T* to = static_cast<T*>(out.data_ptr());
+    parallel_for(rows, rows_per_thread(k * d), [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b)
+        PYSEL_CHOOSE(dots<T, A>)(w, which.data() + b * k, k, g + b * d, d, to + b * k);
+    });
+  });
+  return out;
+}
+
+// The entries of [B, k] codes by factor, in ascending order: factor f has entries [start[f], start[f + 1]).
+struct ByFactor {
+  std::vector<int64_t> start;
+  std::vector<int64_t> entry;  // b * k + j
+
+  ByFactor(const int64_t* indices, int64_t entries, int64_t factors)
+      : start(static_cast<size_t>(factors + 1)), entry(static_cast<size_t>(entries)) {
+    for (int64_t e = 0; e < entries; ++e) ++start[static_cast<size_t>(indices[e] + 1)];
+    for (size_t f = 1; f < start.size(); ++f) start[f] += start[f - 1];
+    std::vector<int64_t> next(start.begin(), start.end() - 1);
+    for (int64_t e = 0; e < entries; ++e) entry[static_cast<size_t>(next[static_cast<size_t>(indices[e])]++)] = e;
+  }
+
+  // f(factor, its first entry, the end) for all factors, in parts of equal work however skewed they are.
+  template <typename F>
+  void each(int64_t d, const F& f) const {
+    const auto factors = static_cast<int64_t>(start.size()) - 1;
+    parallel_for(factors + static_cast<int64_t>(entry.size()), rows_per_thread(d), [&](int64_t begin, int64_t end) {
+      const int64_t last = factor_at(end);
+      for (int64_t factor = factor_at(begin); factor < last; ++factor)
+        f(factor, entry.data() + start[static_cast<size_t>(factor)],
+          entry.data() + start[static_cast<size_t>(factor + 1)]);
+    });
+  }
+
+ private:
+  // The first factor that has `work` entries and factors before it.
+  int64_t factor_at(int64_t work) const {
+    int64_t low = 0, high = static_cast<int64_t>(start.size()) - 1;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (start[static_cast<size_t>(middle)] + middle < work)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    return low;
+  }
+};
+
+Tensor spmm_t(Tensor values, Tensor indices, Tensor rows, int64_t num_factors) {
+  constexpr const char* op = "spmm_t";
+  check_spmm_t(op, values, indices, rows, num_factors);
+  const Indices which(op, indices, num_factors);
+  const int64_t k = values.size(1), d = rows.size(1);
+  Tensor out = empty_cpu({num_factors, d}, values.scalar_type());
+  dispatch_floating(op, "values", values, [&]<typename T>() {
+    using A = Compute<T>;
+    const Tensor values_c = torch::stable::contiguous(values), rows_c = torch::stable::contiguous(rows);
+    const T* v = static_cast<const T*>(values_c.data_ptr());
+    ByFactor(which.data(), values.numel(), num_factors).each(d, [&](int64_t f, const int64_t* from, const int64_t* to) {
+      std::vector<A> coefficient(static_cast<size_t>(to - from)), sum(static_cast<size_t>(d));
+      std::vector<int64_t> row(coefficient.size());
+      for (size_t e = 0; e < row.size(); ++e) {
+        coefficient[e] = static_cast<A>(v[from[e]]);
+        row[e] = from[e] / k;
+      }
+      PYSEL_CHOOSE(add_rows<T, A>)
+      (static_cast<const T*>(rows_c.data_ptr()), coefficient.data(), row.data(), to - from, d, sum.data());
+      PYSEL_CHOOSE(convert<A, T>)(sum.data(), d, static_cast<T*>(out.data_ptr()) + f * d);
+    });
+  });
+  return out;
+}
+
+// What sddmm and spmm_t give, each row of weight and of grad read once for both.
+std::tuple<Tensor, Tensor> sparse_decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor weight) {
+  constexpr const char* op = "sparse_decode_backward";
+  check_sparse_decode_backward(op, grad, values, indices, weight);
+  const int64_t k = values.size(1), d = weight.size(1);
+  const Indices which(op, indices, weight.size(0));
+  Tensor to_values = empty_cpu(sizes(values), values.scalar_type());
+  Tensor to_weight = empty_cpu(sizes(weight), weight.scalar_type());
+  dispatch_floating(op, "values", values, [&]<typename T>() {
+    using A = Compute<T>;
+    const Tensor values_c = torch::stable::contiguous(values), grad_c = torch::stable::contiguous(grad);
+    const Tensor weight_c = torch::stable::contiguous(weight);
+    const T *v = static_cast<const T*>(values_c.data_ptr()), *g = static_cast<const T*>(grad_c.data_ptr());
+    const T* w = static_cast<const T*>(weight_c.data_ptr());
+    T* out = static_cast<T*>(to_values.data_ptr());
+    ByFactor(which.data(), values.numel(), weight.size(0))
+        .each(d, [&](int64_t f, const int64_t* from, const int64_t* to) {
+          std::vector<A> sum(static_cast<size_t>(d));
+          for (; from != to; ++from) {
+            const A product =
+                PYSEL_CHOOSE(dot_and_add<T, A>)(w + f * d, g + *from / k * d, static_cast<A>(v[*from]), d, sum.data());
+            out[*from] = static_cast<T>(product);
+          }
+          PYSEL_CHOOSE(convert<A, T>)(sum.data(), d, static_cast<T*>(to_weight.data_ptr()) + f * d);
+        });
+  });
+  return {to_values, to_weight};
+}
+
+// --- factors ---
+
+// f(factor) for each factor active in row b (its value above 0), once even if the row lists it twice.
+class ActiveFactors {
+ public:
+  explicit ActiveFactors(int64_t factors) : last_row_(static_cast<size_t>(factors), -1) {}
+
+  template <typename T, typename F>
+  void each(int64_t b, const T* values, const int64_t* indices, int64_t k, const F& f) {
+    for (int64_t j = 0; j < k; ++j) {
+      int64_t& last = last_row_[static_cast<size_t>(indices[j])];
+      if (!(static_cast<Compute<T>>(values[j]) > 0) || last == b) continue;
+      last = b;
+      f(indices[j]);
+    }
+  }
+
+ private:
+  std::vector<int64_t> last_row_;
+};
+
+// Rows worth a thread that also has to go through arrays over the factors.
+int64_t factor_grain(int64_t factors, int64_t k) { return rows_per_thread(k) + factors / std::max<int64_t>(1, k); }
+
+Tensor factor_counts(Tensor values, Tensor indices, int64_t num_factors) {
+  constexpr const char* op = "factor_counts";
+  check_factor_counts(op, values, indices, num_factors);
+  const Indices which(op, indices, num_factors);
+  Tensor out = empty_cpu({num_factors}, ScalarType::Long);
+  auto* counts = static_cast<int64_t*>(out.data_ptr());
+  std::fill(counts, counts + num_factors, 0);
+  dispatch_floating(op, "values", values, [&]<typename T>() {
+    const int64_t k = values.size(1);
+    const Tensor values_c = torch::stable::contiguous(values);
+    std::mutex mutex;
+    parallel_for(values.size(0), factor_grain(num_factors, k), [&](int64_t begin, int64_t end) {
+      ActiveFactors active(num_factors);
+      std::vector<int64_t> mine(static_cast<size_t>(num_factors));
+      for (int64_t b = begin; b < end; ++b)
+        active.each(b, static_cast<const T*>(values_c.data_ptr()) + b * k, which.data() + b * k, k,
+                    [&](int64_t f) { ++mine[static_cast<size_t>(f)]; });
+      std::lock_guard lock(mutex);
+      for (int64_t f = 0; f < num_factors; ++f) counts[f] += mine[static_cast<size_t>(f)];
+    });
+  });
+  return out;
+}
+
+template <typename T, typename R>
+void score_rows(const T* values, const int64_t* indices, int64_t rows, int64_t k, const R* rate, int64_t factors, R eps,
+                R* representativeness, R* rarity) {
+  std::vector<R> surprise(static_cast<size_t>(factors));
+  for (int64_t f = 0; f < factors; ++f) surprise[static_cast<size_t>(f)] = -log_any(rate[f] + eps);
+  parallel_for(rows, factor_grain(factors, k), [&](int64_t begin, int64_t end) {
+    ActiveFactors active(factors);
+    for (int64_t b = begin; b < end; ++b) {
+      double rates = 0, surprises = 0;
+      int64_t count = 0;
+      active.each(b, values + b * k, indices + b * k, k, [&](int64_t f) {
+        rates += static_cast<double>(rate[f]);
+        surprises += static_cast<double>(surprise[static_cast<size_t>(f)]);
+        ++count;
+      });
+      const auto divisor = static_cast<double>(std::max<int64_t>(count, 1));
+      representativeness[b] = static_cast<R>(rates / divisor);
+      rarity[b] = static_cast<R>(surprises / divisor);
+    }
+  });
+}
+
+std::tuple<Tensor, Tensor> factor_scores(Tensor values, Tensor indices, Tensor rate, double eps,
+                                         std::optional<bool> validate) {
+  constexpr const char* op = "factor_scores";
+  check_factor_scores(op, values, indices, rate, eps);
+  const Indices which(op, indices, rate.size(0));
+  Tensor representativeness = empty_cpu({values.size(0)}, rate.scalar_type());
+  Tensor rarity = empty_cpu({values.size(0)}, rate.scalar_type());
+  auto run = [&]<typename R>() {
+    const Tensor rate_c = torch::stable::contiguous(rate);
+    const R* rates = static_cast<const R*>(rate_c.data_ptr());
+    if (validate.value_or(true))
+      for (int64_t f = 0; f < rate.size(0); ++f)
+        check_value(rates[f] >= 0 && rates[f] <= 1, op, ": rate must be between 0 and 1, got ", rates[f]);
+    dispatch_floating(op, "values", values, [&]<typename T>() {
+      const Tensor values_c = torch::stable::contiguous(values);
+      score_rows(static_cast<const T*>(values_c.data_ptr()), which.data(), values.size(0), values.size(1), rates,
+                 rate.size(0), static_cast<R>(eps), static_cast<R*>(representativeness.data_ptr()),
+                 static_cast<R*>(rarity.data_ptr()));
+    });
+  };
+  if (rate.scalar_type() == ScalarType::Float)
+    run.operator()<float>();
+  else
+    run.operator()<double>();
+  return {representativeness, rarity};
+}
+
+}  // namespace
+}  // namespace pysel
+
+STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
+  m.impl("sparse_decode", TORCH_BOX(&pysel::sparse_decode));
+  m.impl("sddmm", TORCH_BOX(&pysel::sddmm));
+  m.impl("spmm_t", TORCH_BOX(&pysel::spmm_t));
+  m.impl("sparse_decode_backward", TORCH_BOX(&pysel::sparse_decode_backward));
+  m.impl("factor_counts", TORCH_BOX(&pysel::factor_counts));
+  m.impl("factor_scores", TORCH_BOX(&pysel::factor_scores));
+}
+
+#endif

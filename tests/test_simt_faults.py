@@ -1,0 +1,210 @@
+"""Values that CUDA kernels must refuse, in the interpreter: they spoil results, and the next call raises."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tests import simt
+from tests.simt.cases import KEY
+from tests.simt.run import set_order
+
+pytestmark = pytest.mark.skipif(not simt.ON_THIS_MACHINE, reason="the interpreter switches stacks on x86-64 only")
+
+INF, NAN = math.inf, math.nan
+TAU = torch.tensor(1.0, dtype=torch.float64)
+LOGITS = torch.tensor([[1.0, 2.0, 3.0], [1.0, INF, 2.0], [-INF, -INF, -INF], [NAN, -INF, -INF]])
+CODES = torch.ones(3, 2), torch.tensor([[0, 1], [2, 6], [4, 5]])
+ROWS_13 = [False, True, False]
+
+
+def spoiled_rows(*rows: bool) -> Callable:
+    """NaN or -1 throughout those rows, and neither elsewhere."""
+
+    def check(out):
+        bad = torch.isnan(out) if out.is_floating_point() else out == -1
+        assert torch.equal(bad.view(len(rows), -1).all(1), torch.tensor(rows))
+        assert torch.equal(bad.view(len(rows), -1).any(1), torch.tensor(rows))
+
+    return check
+
+
+def all_spoiled(out):
+    for part in out if isinstance(out, tuple) else (out,):
+        assert (torch.isnan(part) if part.is_floating_point() else part == -1).all()
+
+
+def nothing(out):
+    assert out is None
+
+
+@dataclasses.dataclass
+class Refused:
+    op: str
+    args: tuple
+    error: type[Exception]
+    text: str
+    check: Callable = all_spoiled
+    validates: bool = True  # whether the last argument is validate
+    always: bool = False  # even with validate=False
+
+    def call(self, validate=None):
+        args = (*self.args, validate) if self.validates else self.args
+        return getattr(torch.ops.pysel_simt, self.op)(*(a.clone() if isinstance(a, torch.Tensor) else a for a in args))
+
+
+def _refused():
+    softmax = "gumbel_softmax: logits must"
+    plus, minus = "be below +inf, got +inf", "have a finite value in every row, got a row of only -inf"
+    for hard in (False, True):
+        args = (LOGITS[:2], TAU, KEY, -1, hard, 0)
+        yield Refused("gumbel_softmax", args, ValueError, f"{softmax} {plus}", spoiled_rows(False, True))
+        args = (LOGITS[[0, 2, 0, 0]], TAU, KEY, -1, hard, 0)
+        check = spoiled_rows(False, True, False, False)
+        yield Refused("gumbel_softmax", args, ValueError, f"{softmax} {minus}", check)
+        args = (LOGITS[[0, 2]].t(), TAU, KEY, 0, hard, 0)
+        yield Refused("gumbel_softmax", args, ValueError, f"{softmax} {minus}", lambda out: None)
+        for tau in (-1.0, NAN, INF) if hard else (-1.0, NAN, INF, 0.0):
+            bad = torch.tensor(tau, dtype=torch.bfloat16 if tau != tau else torch.float32)
+            for op in ("gumbel_softmax", "gumbel_sigmoid"):
+                args = (LOGITS[:1], bad, KEY, *((-1, hard) if op == "gumbel_softmax" else (hard,)), 0)
+                text = f"{op}: tau must be finite and above 0 (0 only with hard=True), got another value"
+                yield Refused(op, args, ValueError, text)
+    long = torch.zeros(2, 33_000, dtype=torch.float64)
+    long[1] = -INF
+    args = (long.clone(), TAU, KEY, -1, False, 0)
+    yield Refused("gumbel_softmax", args, ValueError, f"{softmax} {minus}", spoiled_rows(False, True))
+    long[1, 20_000] = INF
+    args = (long, TAU, KEY, -1, False, 0)
+    yield Refused("gumbel_softmax", args, ValueError, f"{softmax} {plus}", spoiled_rows(False, True))
+    text = f"gumbel_argmax: logits must {plus}"
+    yield Refused("gumbel_argmax", (LOGITS[[0, 1, 3]], KEY, -1, 0), ValueError, text, spoiled_rows(*ROWS_13))
+    text = f"gumbel_argmax: logits must {minus}"
+    yield Refused("gumbel_argmax", (LOGITS[[0, 2, 3]], KEY, -1, 0), ValueError, text, spoiled_rows(*ROWS_13))
+    for hard in (False, True):
+        text = f"gumbel_sigmoid: logits must {plus}"
+        args = (LOGITS[1], TAU, KEY, hard, 0)
+        yield Refused("gumbel_sigmoid", args, ValueError, text, spoiled_rows(*ROWS_13))
+    for op in ("gumbel_softmax_backward", "gumbel_sigmoid_backward"):
+        args = (torch.ones(2), torch.ones(2), torch.tensor(-1.0), *((-1,) if "softmax" in op else (KEY, 0)))
+        text = f"{op}: tau must be finite and above 0 (0 only with hard=True), got another value"
+        yield Refused(op, args, ValueError, text, validates=False)
+
+    nan = torch.arange(300.0)
+    nan[100] = NAN
+    for largest in (True, False):
+        for k in (0, 10):
+            yield Refused("select", (nan, k, largest), ValueError, "select: scores must not be NaN, got NaN")
+
+    weights = torch.ones(3, 40)
+    text = "weighted_sample: weights must be finite and at least 0, got a negative, infinite or NaN weight"
+    for bad in (-1.0, INF, NAN):
+        broken = weights.clone()
+        broken[1, 17] = bad
+        for replacement in (False, True):
+            for order in ("draw", "index", "shuffled"):
+                args = (broken, 5, replacement, False, order, KEY, 0)
+                yield Refused("weighted_sample", args, ValueError, text, spoiled_rows(*ROWS_13))
+            args = (broken, 0, replacement, False, "draw", KEY, 0)
+            yield Refused("weighted_sample", args, ValueError, text, lambda out: None)
+    broken = weights.clone()
+    broken[1, 17] = NAN
+    text = "weighted_sample: weights must be below +inf and not NaN (log_weights=True), got +inf or NaN"
+    for replacement in (False, True):
+        args = (broken, 5, replacement, True, "draw", KEY, 0)
+        yield Refused("weighted_sample", args, ValueError, text, spoiled_rows(*ROWS_13))
+    few = weights.clone()
+    few[1, 3:] = 0
+    text = "weighted_sample: k must be at most the number of nonzero weights, 3, got 4"
+    for order in ("draw", "index", "shuffled"):
+        args = (few, 4, False, False, order, KEY, 0)
+        yield Refused("weighted_sample", args, ValueError, text, spoiled_rows(*ROWS_13))
+    few = few.clone()
+    few[1] = 0
+    text = "weighted_sample: weights must have at least one above 0 in every row, got a row of zeros"
+    args = (few, 4, True, False, "draw", KEY, 0)
+    yield Refused("weighted_sample", args, ValueError, text, spoiled_rows(*ROWS_13))
+
+    for decay in (1.0, 0.5):
+        for selected in ([0, 3, 5], [5, 1], [-1, 2]):
+            bad = next(i for i in selected if not 0 <= i < 5)
+            text = f": selected must be between 0 and 4, got {bad}"
+            counts, at = torch.arange(5.0), torch.tensor(selected)
+            args = (counts, at, decay)
+            yield Refused("usage_update_", args, IndexError, "usage_update_" + text, nothing, validates=False)
+            args = (counts, at, torch.ones(5), 0.1, decay, "exp", 1)
+            yield Refused("usage_step_", args, IndexError, "usage_step_" + text, validates=False)
+
+    values, indices = CODES
+    weight, grad = torch.ones(6, 4), torch.ones(3, 4)
+    text = ": indices must be between 0 and 5, got 6"
+    for op, args, check in (
+        ("sparse_decode", (values, indices, weight, None), spoiled_rows(*ROWS_13)),
+        ("sddmm", (indices, weight, grad), spoiled_rows(False, False, False, True, False, False)),
+        ("spmm_t", (values, indices, grad, 6), all_spoiled),
+        ("sparse_decode_backward", (grad, values, indices, weight), lambda out: all_spoiled(out[1])),
+        ("factor_counts", (values, indices, 6), all_spoiled),
+    ):
+        yield Refused(op, args, IndexError, op + text, check, validates=False)
+    args = (values, indices, torch.ones(6), 0.1)
+    yield Refused("factor_scores", args, IndexError, "factor_scores" + text, always=True)
+    args = (values, indices % 6, torch.tensor([0, 0, 0, 0, 0, 1.5]), 0.1)
+    yield Refused("factor_scores", args, ValueError, "factor_scores: rate must be between 0 and 1, got a rate outside")
+
+
+def harmless():
+    return torch.ops.pysel_simt.usage_penalty(torch.ones(2), torch.ones(2), 0.5, "linear", 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library():
+    return simt.load("pysel_simt")
+
+
+@pytest.mark.parametrize("refused", list(_refused()), ids=lambda r: r.op)
+@pytest.mark.parametrize("order", ["ascending", "3"])
+def test_refused_values_spoil_results_and_are_raised_by_the_next_call(library, refused, order):
+    set_order(library, order)
+    for _ in range(2):  # it is reported again
+        refused.check(refused.call())
+        with pytest.raises(refused.error) as raised:
+            harmless()
+        assert str(raised.value).splitlines()[0] == refused.text
+        assert torch.equal(harmless(), torch.full((2,), 0.5))
+
+
+@pytest.mark.parametrize("refused", [r for r in _refused() if r.validates], ids=lambda r: r.op)
+def test_validate_raises_at_once_or_not_at_all(library, refused):
+    set_order(library, "ascending")
+    with pytest.raises(refused.error) as raised:
+        refused.call(True)
+    assert str(raised.value).splitlines()[0] == refused.text
+    harmless()
+    refused.call(False)
+    if refused.always:
+        with pytest.raises(refused.error):
+            harmless()
+    harmless()
+
+
+@pytest.mark.parametrize("op", ["usage_update_", "usage_step_"])
+@pytest.mark.parametrize("selected", [[0, 3, 5], [5, 1, 1], [4, -1]])
+def test_refused_indices_leave_counts_alone(library, op, selected):
+    counts, at = torch.arange(5.0), torch.tensor(selected)
+    more = (torch.ones(5), 0.1, 0.5, "linear", 1) if op == "usage_step_" else (0.5,)
+    getattr(torch.ops.pysel_simt, op)(counts, at, *more)
+    assert torch.equal(counts, torch.arange(5.0))
+    with pytest.raises(IndexError):
+        harmless()
+
+
+def test_the_first_fault_is_the_one_told(library):
+    set_order(library, "ascending")
+    counts = torch.zeros(5)
+    # one call meets two
+    torch.ops.pysel_simt.usage_update_(counts, torch.tensor([7, 8]), 1.0)
+    with pytest.raises(IndexError, match="got 7"):
+        harmless()
+    harmless()
