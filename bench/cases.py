@@ -7,6 +7,8 @@ is never timed; if that call raises, the contender is left out and the reason re
 
 ``bytes`` is what the op cannot avoid to move: inputs read once and outputs written once (in-place ones both).
 Each in-place contender has data of its own.
+
+CASES and CURVES are for CPUs; CUDA_CASES, from the same functions, have the sizes that keep a large GPU busy.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ class Target:
     ``1 thread``: pysel's time on one thread over that on two;
     ``growth``: pysel's cost an element at 1e7 over that at the largest n (1 is linear);
     ``memory``: ``limit`` bytes over the peak memory of the call;
-    ``itself``: 1 if a second call gives the same bits, else 0.
+    ``itself``: 1 if a second call gives the same bits, else 0;
+    ``floor``: the time that a copy of ``bytes`` would take over pysel's.
     """
 
     against: str
@@ -68,9 +71,10 @@ class Case:
     def family(self) -> str:
         return self.make.__name__
 
-    def setup(self, **changes: Any) -> Setup:
+    def setup(self, device: str = "cpu", **changes: Any) -> Setup:
         torch.manual_seed(0)
-        return self.make(**{**self.args, **changes})
+        with torch.device(device):
+            return self.make(**{**self.args, **changes})
 
 
 def nbytes(*tensors: Tensor) -> int:
@@ -97,9 +101,9 @@ def gumbel_softmax(shape: tuple[int, ...], hard: bool = False, dtype: torch.dtyp
     )
 
 
-def gumbel_softmax_backward(shape: tuple[int, ...]) -> Setup:
-    logits = torch.randn(shape, requires_grad=True)
-    grad = torch.randn(shape)
+def gumbel_softmax_backward(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Setup:
+    logits = torch.randn(shape).to(dtype).requires_grad_()
+    grad = torch.randn(shape).to(dtype)
 
     def backward(forward: Callable[[Tensor], Tensor]) -> Call:
         graph = functools.cache(lambda: forward(logits))
@@ -132,8 +136,8 @@ def gumbel_sigmoid(n: int, tau: float = 0.5) -> Setup:
     )
 
 
-def gumbel_argmax(shape: tuple[int, int]) -> Setup:
-    logits = torch.randn(shape)
+def gumbel_argmax(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Setup:
+    logits = torch.randn(shape).to(dtype)
 
     def eager(x: Tensor) -> Tensor:
         noise = torch.empty_like(x).exponential_().log_()
@@ -167,8 +171,8 @@ def topk(shape: tuple[int, int], k: int) -> Setup:
     )
 
 
-def topk_encode(B: int, d: int, H: int, k: int) -> Setup:
-    x, weight, bias = torch.randn(B, d), torch.randn(H, d) / math.sqrt(d), torch.randn(H) / 10
+def topk_encode(B: int, d: int, H: int, k: int, dtype: torch.dtype = torch.float32) -> Setup:
+    x, weight, bias = (t.to(dtype) for t in (torch.randn(B, d), torch.randn(H, d) / math.sqrt(d), torch.randn(H) / 10))
 
     def eager(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
         return torch.topk(F.relu(F.linear(x, weight, bias)), k)
@@ -271,19 +275,14 @@ def factor_scores(B: int, k: int, H: int, eps: float = 1e-8) -> Setup:
 def select(n: int, share: float) -> Setup:
     scores = torch.randn(n)
     k = int(n * share)
-    array = scores.cpu().numpy()
-
-    def numpy() -> object:
-        return array.argpartition(n - k)[n - k :]
-
-    return Setup(
-        {
-            "pysel": lambda: pysel.select(scores, k),
-            "eager": lambda: torch.topk(scores, k, sorted=False).indices,
-            "numpy": numpy,
-        },
-        nbytes(scores) + 8 * k,
-    )
+    contenders: dict[str, Call] = {
+        "pysel": lambda: pysel.select(scores, k),
+        "eager": lambda: torch.topk(scores, k, sorted=False).indices,
+    }
+    if scores.device.type == "cpu":
+        array = scores.numpy()
+        contenders["numpy"] = lambda: array.argpartition(n - k)[n - k :]
+    return Setup(contenders, nbytes(scores) + 8 * k)
 
 
 # Usage family
@@ -294,9 +293,16 @@ def ascending(n: int, k: int) -> Tensor:
     return torch.rand(n).topk(k, sorted=False).indices.sort().values
 
 
-def usage_step(n: int, form: str, share: float = 0.1, gamma: float = 0.1, decay: float = 0.99) -> Setup:
+SECTOR = 32  # bytes, the least that a GPU reads or writes anywhere
+
+
+def usage_step(
+    n: int, form: str, share: float = 0.1, gamma: float = 0.1, decay: float = 0.99, shuffled: bool = False
+) -> Setup:
     scores, start = torch.rand(n), torch.rand(n) * 10
     selected = ascending(n, int(n * share))
+    if shuffled:
+        selected = selected[torch.randperm(len(selected))]
     ones = torch.ones(len(selected))
 
     def eager(counts: Tensor, selected: Tensor, ones: Tensor, scores: Tensor) -> Tensor:
@@ -316,7 +322,7 @@ def usage_step(n: int, form: str, share: float = 0.1, gamma: float = 0.1, decay:
             "eager": call(eager),
             "compile": call(compiled(eager)),
         },
-        3 * nbytes(scores) + nbytes(ours, selected),
+        3 * nbytes(scores) + nbytes(ours, selected) + (2 * SECTOR * len(selected) if shuffled else 0),
     )
 
 
@@ -361,6 +367,12 @@ def weighted_sample(
         "pysel": lambda: pysel.weighted_sample(given, k, replacement, log_weights=log_weights, order=order),
         "eager": multinomial,
     }
+    if weights.is_cuda and not replacement and not log_weights:  # multinomial ends at 2^24 weights
+
+        def race() -> Tensor:
+            return torch.empty_like(given).exponential_().reciprocal_().mul_(given).topk(k, sorted=False).indices
+
+        contenders["race, topk"] = race
     if numpy:
         import numpy as np
 
@@ -524,5 +536,67 @@ CURVES = (
     Case("topk 32, one row", "torch.topk", lambda n: topk((1, n), 32), {}, {"n": 64}, (LINEAR,), DECADES),
     Case("usage_step_ linear over n", "mul_, index_add_, sub", usage_step, {"form": "linear"}, {"n": 60}, (LINEAR,),
          DECADES),
+)
+
+WIDE, TALL, LONG = {"shape": (4096, 32_768)}, {"shape": (1_500_000, 10)}, {"shape": (64, 1_000_000)}
+BF16 = {"dtype": torch.bfloat16}
+FLOOR_85 = Target("floor", 0.85)
+WIDE_CODES = {"B": 8192, "k": 64, "H": 65_536, "d": 1024}
+MANY_RECORDS = {"B": 4_000_000, "k": 32, "H": 65_536}
+TENTH = {"n": 100_000_000, "k": 10_000_000}
+
+CUDA_CASES = (
+    Case("gumbel_softmax float32", "F.gumbel_softmax", gumbel_softmax, WIDE, SMALL, (FLOOR_85,), comparable=sums),
+    Case("gumbel_softmax bfloat16", "F.gumbel_softmax", gumbel_softmax, {**WIDE, **BF16}, SMALL,
+         (Target("floor", 0.65),), comparable=sums),
+    Case("gumbel_softmax hard", "F.gumbel_softmax", gumbel_softmax, {**WIDE, "hard": True}, SMALL, comparable=sums),
+    Case("gumbel_softmax backward float32", "F.gumbel_softmax", gumbel_softmax_backward, WIDE, SMALL, (FLOOR_85,),
+         comparable=form),
+    Case("gumbel_softmax backward bfloat16", "F.gumbel_softmax", gumbel_softmax_backward, {**WIDE, **BF16}, SMALL,
+         (FLOOR_85,), comparable=form),
+    Case("gumbel_softmax rows of 10", "F.gumbel_softmax", gumbel_softmax, TALL, SMALL, comparable=sums),
+    Case("gumbel_softmax rows of 1e6", "F.gumbel_softmax", gumbel_softmax, LONG, SMALL, comparable=sums),
+    Case("gumbel_softmax 16 elements", "F.gumbel_softmax", gumbel_softmax, {"shape": (4, 4)}, SMALL, comparable=sums),
+    Case("gumbel_sigmoid", "rand, logit, add, div, sigmoid", gumbel_sigmoid, {"n": 100_000_000}, {"n": 8},
+         comparable=form),
+    Case("gumbel_argmax float32", "exponential, log, sub, argmax", gumbel_argmax, WIDE, SMALL,
+         (Target("floor", 0.75),), comparable=form),
+    Case("gumbel_argmax bfloat16", "exponential, log, sub, argmax", gumbel_argmax, {**WIDE, **BF16}, SMALL,
+         comparable=form),
+    Case("topk", "torch.topk", topk, {"shape": (4096, 65_536), "k": 64}, {**SMALL, "k": 3},
+         (Target("floor", 0.250 / 0.40),)),  # 0.40 ms on an H200
+    Case("topk of rows of 1e6", "torch.topk", topk, {**LONG, "k": 64}, {**SMALL, "k": 3}),
+    Case("topk_encode", "linear, relu, topk", topk_encode, {"B": 4096, "d": 4096, "H": 65_536, "k": 64, **BF16},
+         {"B": 4, "d": 8, "H": 32, "k": 3, "dtype": torch.float32},
+         (Target("linear alone", 1 / 1.10), Target("memory", 1, 160_000_000)), comparable=by_index),
+    Case("sparse_decode", "F.embedding_bag", sparse_decode, {**WIDE_CODES, "backward": False}, FEW_CODES,
+         (Target("itself", 1),)),
+    Case("sparse_decode with backward", "F.embedding_bag", sparse_decode, {**WIDE_CODES, "backward": True}, FEW_CODES,
+         (Target("itself", 1),)),
+    Case("factor_counts", "mask, bincount", factor_counts, MANY_RECORDS, FEW_RECORDS),
+    Case("factor_scores", "gather, mask, sum", factor_scores, MANY_RECORDS, FEW_RECORDS),
+    Case("select n/3 of 1e8", "torch.topk(sorted=False)", select, {"n": 100_000_000, "share": 1 / 3}, {"n": 60},
+         comparable=ordered),
+    Case("select n/3 of 1e9", "torch.topk(sorted=False)", select, {"n": 1_000_000_000, "share": 1 / 3}, {"n": 60},
+         comparable=ordered),
+    Case("usage_step_ linear, ascending", "mul_, index_add_, sub", usage_step, {"n": 100_000_000, "form": "linear"},
+         {"n": 60}, (Target("floor", 0.80),)),
+    Case("usage_step_ linear, in any order", "mul_, index_add_, sub", usage_step,
+         {"n": 100_000_000, "form": "linear", "shuffled": True}, {"n": 60}, (Target("floor", 0.80),)),
+    Case("usage_step_ exp, ascending", "mul_, index_add_, exp, mul", usage_step, {"n": 100_000_000, "form": "exp"},
+         {"n": 60}),
+    Case("usage_update_", "mul_, index_add_", usage_update, {"n": 100_000_000}, {"n": 60}),
+    Case("weighted_sample index", "torch.multinomial", weighted_sample, {**TENTH, "order": "index"}, FEW,
+         (Target("floor", 0.112 / 0.35),), comparable=form),  # 0.35 ms on an H200
+    Case("weighted_sample draw", "torch.multinomial", weighted_sample, TENTH, FEW, comparable=form),
+    Case("weighted_sample shuffled", "torch.multinomial", weighted_sample, {**TENTH, "order": "shuffled"}, FEW,
+         comparable=form),
+    Case("weighted_sample k=1000", "torch.multinomial", weighted_sample, {**TENTH, "k": 1000}, FEW, comparable=form),
+    Case("weighted_sample 8e6 of 1.6e7", "torch.multinomial", weighted_sample, {**MANY, "order": "index"}, FEW,
+         comparable=form),
+    Case("weighted_sample with replacement", "torch.multinomial", weighted_sample,
+         {**MANY, "order": "index", "replacement": True}, FEW, comparable=form),
+    Case("weighted_sample of rows", "torch.multinomial", weighted_sample, {"rows": 1024, "n": 16_384, "k": 64},
+         {"rows": 4, **FEW}, comparable=form),
 )
 # fmt: on

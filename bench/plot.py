@@ -12,7 +12,7 @@ from pathlib import Path
 
 import matplotlib
 
-from bench.report import Record, copy_share, curve, find, median, speed_up
+from bench.report import ON_GPU, Record, copy_share, curve, find, judged, median, speed_up
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -28,14 +28,15 @@ def speed_ups(results: Record, path: Path) -> None:
     """Bars: how much longer the torch op takes, with both kinds of pages, and what the target is."""
     names = case_names(results)[::-1]
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.3 * len(names)), layout="constrained")
+    pages = "" if judged(results) is ON_GPU else ", huge pages"
     series = (
-        ("torch eager, huge pages", "tab:blue", [speed_up(find(results, c), "eager") for c in names]),
+        (f"torch eager{pages}", "tab:blue", [speed_up(find(results, c), "eager") for c in names]),
         (
             "torch eager, default pages",
             "tab:cyan",
             [speed_up(find(results, c, huge_pages=False), "eager") for c in names],
         ),
-        ("torch.compile, huge pages", "tab:orange", [speed_up(find(results, c), "compile") for c in names]),
+        (f"torch.compile{pages}", "tab:orange", [speed_up(find(results, c), "compile") for c in names]),
     )
     for shift, (label, colour, values) in enumerate(series):
         rows = [(y - 0.25 * (shift - 1), value) for y, value in enumerate(values) if value]

@@ -3,6 +3,7 @@
     python -m bench.run                                          everything, up to 15 minutes on two cores
     python -m bench.run --quick                                  judged configuration, fewer rivals, 2 minutes
     python -m bench.run --only ^select --contenders pysel,eager  a look at one op, in seconds
+    python -m bench.run --device cuda                            the CUDA kernels, on a GPU, 5 minutes
     python -m bench.run --readme build/bench/results.json        put its tables into README.md
 
 Huge pages for torch's own allocations must be asked for before torch is loaded, so each configuration is measured in
@@ -13,7 +14,9 @@ also run with default pages, and on one thread.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import faulthandler
 import json
 import os
 import platform
@@ -21,28 +24,29 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from bench import report
-from bench.report import JUDGED, Record
+from bench.report import JUDGED, ON_GPU, Record
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = (JUDGED, {**JUDGED, "huge_pages": False}, {**JUDGED, "threads": 1})
 PACKAGES = ("torch", "numpy", "eai-sparsify", "torchrl", "tensordict")
+STUCK = 240  # seconds; a case on a GPU that takes longer is given up
 LONGEST_POINT = 5.0  # seconds a call; a contender that would take longer leaves its curve
 QUICK_SIZES = 10**5  # curves end here in a quick run
 CACHED = 1 << 20  # bytes; a case that moves less is not compared with copying memory
 
 
-def plan(options: argparse.Namespace) -> list[Record]:
+def plan(options: argparse.Namespace, device: str = "cpu") -> list[Record]:
     """One entry a worker: its configuration, and what to run there."""
-    from bench.cases import CASES, CURVES
+    from bench.cases import CASES, CUDA_CASES, CURVES
 
     pattern = re.compile(options.only)
-    cases = [c.name for c in CASES if pattern.search(c.name)]
+    cases = [c.name for c in (CASES if device == "cpu" else CUDA_CASES) if pattern.search(c.name)]
     curves = [c.name for c in CURVES if pattern.search(c.name)] if options.contenders is None else []
     job = {
         "contenders": options.contenders,
@@ -55,6 +59,8 @@ def plan(options: argparse.Namespace) -> list[Record]:
         "min_samples": 1 if options.quick else 3,
         "config": JUDGED,
     }
+    if device == "cuda":
+        return [{**job, "curves": [], "memory": None, "budget": job["budget"] / 4, "config": ON_GPU}]
     if options.quick or options.contenders is not None:
         return [job]
     less = {"contenders": ["pysel", "eager"], "curves": [], "memory": [], "budget": 0.5, "min_samples": 1}
@@ -76,11 +82,25 @@ def work(job: Record) -> Iterator[Record]:
     """In a worker: measure, a record at a time."""
     import torch
 
-    from bench.cases import CASES, CURVES, Case
-    from bench.timing import measure, memory_copy, peak_extra_memory, touch_memory
+    from bench.cases import CASES, CUDA_CASES, CURVES, Case
+    from bench.timing import (
+        GpuClock,
+        gpu_pace,
+        measure,
+        memory_copy,
+        peak_extra_gpu_memory,
+        peak_extra_memory,
+        seconds_of,
+        touch_memory,
+    )
 
-    torch.set_num_threads(job["config"]["threads"])
-    copy = memory_copy()
+    on_gpu = job["config"] == ON_GPU
+    device = "cuda" if on_gpu else "cpu"
+    if not on_gpu:
+        torch.set_num_threads(job["config"]["threads"])
+    clock = GpuClock() if on_gpu else seconds_of
+    peak_memory = peak_extra_gpu_memory if on_gpu else peak_extra_memory
+    copy = memory_copy(device)
 
     def wanted(name: str) -> bool:
         return name not in job["without"] and (job["contenders"] is None or name in job["contenders"])
@@ -100,7 +120,7 @@ def work(job: Record) -> Iterator[Record]:
             "same_bits": None,
         }
         try:
-            setup = case.setup(**({} if n is None else {"n": n}))
+            setup = case.setup(device, **({} if n is None else {"n": n}))
         except (MemoryError, RuntimeError) as error:  # torch says RuntimeError where memory is short
             result["left_out"]["pysel"] = str(error).splitlines()[0]
             return result
@@ -109,20 +129,25 @@ def work(job: Record) -> Iterator[Record]:
         # The copy empties the caches between its rivals' turns. What fits into them is used while it is there.
         small = n is not None or setup.bytes < CACHED
         turns = calls if small else {**calls, "copy": copy}
-        touch_memory()
-        timings, failed = measure(turns, budget, min_samples)
+        if not on_gpu:
+            touch_memory()
+        timings, failed = measure(turns, budget, min_samples, gpu_pace if on_gpu and small else clock)
+        if failed and on_gpu:
+            torch.cuda.synchronize()  # raises if the GPU cannot be used any more: the other cases get a new worker
         result["bytes"] = setup.bytes
         result["left_out"].update(failed)
         for name, timing in timings.items():
             asked = job["memory"] is None or name in job["memory"]
-            peak = peak_extra_memory(turns[name]) if asked else None
+            peak = peak_memory(turns[name]) if asked else None
             result["contenders"][name] = {**timing.summary(), "memory": peak}
         if any(target.against == "itself" for target in case.targets) and "pysel" in calls:
             result["same_bits"] = int(same_bits(calls["pysel"](), calls["pysel"]()))
         return result
 
-    for case in CASES:
+    for case in CUDA_CASES if on_gpu else CASES:
         if case.name in job["cases"]:
+            if on_gpu:
+                faulthandler.dump_traceback_later(STUCK, exit=True)
             yield record(case, None, {}, job["budget"], job["min_samples"])
     for case in CURVES:
         absent: dict[str, str] = {}
@@ -157,7 +182,7 @@ def run(job: Record) -> Iterator[Record]:
     environment = {
         # how threads wait is left to torch's default: the Makefile's choice is for machines that do other things, too
         **{name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"},
-        "THP_MEM_ALLOC_ENABLE": str(int(job["config"]["huge_pages"])),
+        "THP_MEM_ALLOC_ENABLE": str(int(job["config"].get("huge_pages", False))),
         # where torch looks for ninja
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
     }
@@ -174,12 +199,38 @@ def run(job: Record) -> Iterator[Record]:
             raise SystemExit(f"error: a worker ended with status {process.returncode}\n{log.read()[-4000:]}")
 
 
-def machine() -> Record:
+def run_while_it_lasts(job: Record) -> Iterator[Record]:
+    """The records of a worker process, the last one of the case that ended it."""
+    done = 0
+    try:
+        for record in run(job):
+            done += 1
+            yield record
+    except SystemExit as error:
+        lines = str(error).strip().splitlines()
+        record = {"family": "", "eager": "", "n": None, "targets": [], "contenders": {}, "same_bits": None}
+        left_out = {"pysel": f"{lines[0]}: {lines[-1]}"}
+        yield {**record, "case": job["cases"][done], "config": job["config"], "left_out": left_out}
+
+
+def run_on_gpu(job: Record) -> Iterator[Record]:
+    """The records of as many workers as it takes: a kernel that breaks its worker does not break the other cases."""
+    cases = job["cases"]
+    while cases:
+        for record in run_while_it_lasts({**job, "cases": cases}):
+            cases = cases[1:]
+            yield record
+
+
+def machine(device: str = "cpu") -> Record:
     def read(path: str, pattern: str) -> str:
         found = re.search(pattern, Path(path).read_text(), re.MULTILINE) if Path(path).exists() else None
         return found[1] if found else "unknown"
 
+    from bench import gpu
+
     return {
+        **({"gpu": gpu.facts()} if device == "cuda" else {}),
         "cpu": read("/proc/cpuinfo", r"^model name\s*: (.*)$"),
         "cores": os.cpu_count(),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -205,38 +256,56 @@ def versions() -> dict[str, str]:
 
 def commit() -> Record:
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        except OSError:  # no git
+            return ""
         return done.stdout.strip()
 
     return {"id": git("rev-parse", "HEAD") or "unknown", "dirty": bool(git("status", "--porcelain"))}
 
 
-def measure_all(options: argparse.Namespace) -> Record:
-    from tqdm import tqdm
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[Callable[[str, str], None]]:
+    """A bar to be told of each case, or a line a case where tqdm is not installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda where, what: print(f"{where}: {what}", file=sys.stderr, flush=True)
+        return
+    with tqdm(total=total, unit="case") as bar:
 
+        def show(where: str, what: str) -> None:
+            bar.set_description_str(where)
+            bar.set_postfix_str(what)
+            bar.update()
+
+        yield show
+
+
+def measure_all(options: argparse.Namespace) -> Iterator[Record]:
+    """The results so far, after each record."""
     import pysel
 
-    jobs = [job for job in plan(options) if steps(job)]
+    jobs = [job for job in plan(options, options.device) if steps(job)]
     if not jobs:
         raise SystemExit(f"error: no case matches {options.only!r}")
     results: Record = {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "commit": commit(),
-        "machine": machine(),
+        "machine": machine(options.device),
         "versions": versions(),
         "build": pysel.build_info(),
         "quick": options.quick,
         "records": [],
     }
-    with tqdm(total=sum(map(steps, jobs)), unit="case") as bar:
+    with progress(sum(map(steps, jobs))) as show:
         for job in jobs:
-            pages = "huge pages" if job["config"]["huge_pages"] else "default pages"
-            bar.set_description_str(f"{pages}, {job['config']['threads']} threads")
-            for record in run(job):
+            for record in run_on_gpu(job) if job["config"] == ON_GPU else run(job):
                 results["records"].append(record)
-                bar.set_postfix_str(f"{record['case']} {report.times(report.speed_up(record, 'eager'))}")
-                bar.update()
-    return results
+                faster = report.times(report.speed_up(record, "eager"))
+                show(report.configuration(job["config"]), f"{record['case']} {faster}")
+                yield results
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -251,6 +320,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="a quick look: these alone, in the judged configuration; nothing is written",
     )
     parser.add_argument("--quick", action="store_true", help="judged configuration alone, fewer samples and rivals")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="whose kernels, at whose sizes")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="where results.json and pictures go")
     parser.add_argument(
         "--readme", type=Path, metavar="RESULTS", help="only write these results' tables into README.md"
@@ -262,16 +332,21 @@ def main(arguments: list[str] | None = None) -> None:
     if options.readme:
         return report.write_readme(json.loads(options.readme.read_text()), ROOT / "README.md")
 
-    results = measure_all(options)
+    path = options.out / "results.json"
+    for results in measure_all(options):
+        if options.contenders is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\n{report.text(results)}\n")
     if options.contenders is None:
-        from bench import plot
-
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / "results.json"
-        path.write_text(json.dumps(results, indent=1) + "\n")
-        for written in (path, *plot.draw(results, options.out)):
-            print(written)
+        print(path)
+        try:
+            from bench import plot
+        except ImportError:
+            print(f"no pictures without matplotlib; where it is: python -m bench.plot {path}")
+        else:
+            for picture in plot.draw(results, options.out):
+                print(picture)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 On a machine that others use too, speed drifts over seconds. Contenders that alternate call by call drift together, so
 their ratio stays; the order changes, so that none always finds the cache as the same predecessor left it.
+
+A GPU works behind the host: there calls are timed by events on the stream, each with the cache emptied before it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 import torch
 
 Call = Callable[[], object]
+Clock = Callable[[Call, int], float]  # seconds a call, over so many of them
 
 MIN_SAMPLE_SECONDS = 2e-3  # shorter calls are repeated within a sample, or the clock would be what is measured
 MAX_SAMPLES = 25  # more hardly narrow the quartiles; also bounds how far in-place contenders drift from their data
@@ -51,26 +54,57 @@ def seconds_of(call: Call, calls: int = 1) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def first_sample(call: Call) -> Timing | str:
+def gpu_pace(call: Call, calls: int = 1) -> float:
+    """Seconds a call until the GPU is done with all of them: for calls so small that the host sets the pace."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / calls
+
+
+class GpuClock:
+    """Seconds a call that the GPU works, with nothing in its cache at the start."""
+
+    def __init__(self) -> None:
+        size = 4 * torch.cuda.get_device_properties().L2_cache_size
+        self.other = torch.ones(size // 4, device="cuda")
+
+    def __call__(self, call: Call, calls: int = 1) -> float:
+        spans = []
+        for _ in range(calls):
+            # Reading fills the cache with what need not be written back, and gives the host time to launch the call.
+            self.other.sum()
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            call()
+            end.record()
+            spans.append((begin, end))
+        torch.cuda.synchronize()
+        return sum(begin.elapsed_time(end) for begin, end in spans) / 1e3 / calls
+
+
+def first_sample(call: Call, clock: Clock) -> Timing | str:
     """Find how many calls make a sample, and take one; or say why the call raised.
 
     The first call of all compiles and imports: it is not timed.
     """
     try:
-        call()
+        clock(call, 1)
     except Exception as error:  # anything may come where a library is missing or its limits are passed
         return f"{type(error).__name__}: {str(error).strip() or '-'}".splitlines()[0][:200]
     timing = Timing(calls=1)
-    took = seconds_of(call)
+    took = clock(call, 1)
     while took * timing.calls < MIN_SAMPLE_SECONDS:
         timing.calls = max(2 * timing.calls, math.ceil(MIN_SAMPLE_SECONDS / max(took, 1e-7)))
-        took = seconds_of(call, timing.calls)
+        took = clock(call, timing.calls)
     timing.seconds.append(took)
     return timing
 
 
 def measure(
-    contenders: dict[str, Call], budget: float, min_samples: int = 3
+    contenders: dict[str, Call], budget: float, min_samples: int = 3, clock: Clock = seconds_of
 ) -> tuple[dict[str, Timing], dict[str, str]]:
     """Time contenders in turns.
 
@@ -78,27 +112,28 @@ def measure(
         contenders: what to call, by name.
         budget: seconds a contender; beyond it there are no more samples, once there are enough.
         min_samples: how many are enough.
+        clock: how time is taken.
 
     Returns:
         Timings by name, and for each contender that raised instead, why.
     """
-    first = {name: first_sample(call) for name, call in contenders.items()}
+    first = {name: first_sample(call, clock) for name, call in contenders.items()}
     failed = {name: reason for name, reason in first.items() if isinstance(reason, str)}
     timings = {name: timing for name, timing in first.items() if isinstance(timing, Timing)}
     shuffle = random.Random(0).shuffle
     while waiting := [name for name, timing in timings.items() if timing.wants_more(budget, min_samples)]:
         shuffle(waiting)
         for name in waiting:
-            timings[name].seconds.append(seconds_of(contenders[name], timings[name].calls))
+            timings[name].seconds.append(clock(contenders[name], timings[name].calls))
     return timings, failed
 
 
-COPY_BYTES = 1 << 29  # read and written, half each
+COPY_BYTES = {"cpu": 1 << 29, "cuda": 1 << 32}  # read and written, half each
 
 
-def memory_copy() -> Call:
+def memory_copy(device: str = "cpu") -> Call:
     """A copy between tensors beyond any cache, whose memory has been touched before: what the memory can do."""
-    source = torch.rand(COPY_BYTES // 8)
+    source = torch.rand(COPY_BYTES[device] // 8, device=device)
     target = source.clone()
     return lambda: target.copy_(source)
 
@@ -131,3 +166,13 @@ def peak_extra_memory(call: Call) -> int | None:
         return max(0, _status("VmHWM") - before)
     except (OSError, AttributeError):
         return None
+
+
+def peak_extra_gpu_memory(call: Call) -> int:
+    """Bytes of torch's GPU memory, results included, that a call needs on top of what there was."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before

@@ -6,12 +6,11 @@ from fractions import Fraction
 import mpmath
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 
 from pysel import reference
 from tests import golden
-from tests.statistics import accept, kolmogorov_smirnov, reject
+from tests.statistics import accept, kolmogorov_smirnov, reject, scipy_stats
 from tests.tensors import assert_same_bits, bits, opcheck
 
 KINDS = ["exponential", "gumbel", "logistic"]
@@ -305,18 +304,19 @@ def test_products_and_sums_are_not_contracted(dtype, dim):
 
 # --- distribution ---
 
-CDF = {
-    "exponential": scipy.stats.expon.cdf,
-    "gumbel": scipy.stats.gumbel_r.cdf,
-    "logistic": scipy.stats.logistic.cdf,
-}
+
+DISTRIBUTION = {"exponential": "expon", "gumbel": "gumbel_r", "logistic": "logistic"}  # scipy's names
+
+
+def cdf(kind):
+    return getattr(scipy_stats(), DISTRIBUTION[kind]).cdf
 
 
 @kinds
 @floats
 def test_noise_has_its_distribution(kind, dtype):
     def check(noise):
-        return {"all": kolmogorov_smirnov(noise, CDF[kind]), "tail": kolmogorov_smirnov(*tail_of(noise, kind))}
+        return {"all": kolmogorov_smirnov(noise, cdf(kind)), "tail": kolmogorov_smirnov(*tail_of(noise, kind))}
 
     words = words_of(0, 400_000)
     noise = native(words, kind, dtype)
@@ -331,10 +331,10 @@ def test_noise_has_its_distribution(kind, dtype):
 
 def tail_of(noise, kind):
     """The noise that wins races, the outermost 1 %, and its distribution given that."""
-    edge = {"exponential": scipy.stats.expon.ppf(0.01)} | {
-        "gumbel": scipy.stats.gumbel_r.ppf(0.99),
-        "logistic": scipy.stats.logistic.ppf(0.99),
+    edge = {"exponential": scipy_stats().expon.ppf(0.01)} | {
+        "gumbel": scipy_stats().gumbel_r.ppf(0.99),
+        "logistic": scipy_stats().logistic.ppf(0.99),
     }
     if kind == "exponential":
-        return noise[noise < edge[kind]], lambda x: CDF[kind](x) / 0.01
-    return noise[noise > edge[kind]], lambda x: (CDF[kind](x) - 0.99) / 0.01
+        return noise[noise < edge[kind]], lambda x: cdf(kind)(x) / 0.01
+    return noise[noise > edge[kind]], lambda x: (cdf(kind)(x) - 0.99) / 0.01

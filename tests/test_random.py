@@ -4,14 +4,13 @@ import pickle
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 import pysel
 from pysel import reference
 from tests import golden
-from tests.statistics import accept, chi_square, independence, kolmogorov_smirnov, reject
+from tests.statistics import accept, chi_square, independence, kolmogorov_smirnov, reject, scipy_stats
 from tests.tensors import opcheck
 
 random_words = torch.ops.pysel.random_words
@@ -131,7 +130,7 @@ def test_bad_range_of_words_is_refused(words, arguments, message, key):
 def check_words(words):
     """p-values of words of 32 bits: their distribution, every byte's, and independence of neighbours."""
     w = words.numpy().astype(np.uint64)
-    p = {"uniform": kolmogorov_smirnov((w + 0.5) / 2**32, scipy.stats.uniform.cdf)}
+    p = {"uniform": kolmogorov_smirnov((w + 0.5) / 2**32, scipy_stats().uniform.cdf)}
     for byte in range(4):
         values = (w >> np.uint64(8 * byte)) & np.uint64(255)
         p[f"byte {byte}"] = chi_square(np.bincount(values.astype(int), minlength=256), np.full(256, 1 / 256))

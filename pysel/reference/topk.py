@@ -94,7 +94,7 @@ def factor_counts(values: Tensor, indices: Tensor, num_factors: int) -> Tensor:
     """See :func:`pysel.factor_counts`."""
     _fake.factor_counts(values, indices, num_factors)
     _check_indices("factor_counts", indices, num_factors)
-    return torch.bincount(_active(values, indices, num_factors).view(-1), minlength=num_factors + 1)[:num_factors]
+    return torch.bincount(_active(values, indices, num_factors).reshape(-1), minlength=num_factors + 1)[:num_factors]
 
 
 def factor_scores(

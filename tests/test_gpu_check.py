@@ -1,0 +1,304 @@
+"""make gpu-check, as far as a machine without a GPU can tell: its steps, its table, and what they run."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import pysel
+from bench import gpu, gpu_check, report, run
+from bench.cases import CUDA_CASES, Case
+from bench.gpu_check import Outcome, Step, check, plan, run_step, run_steps, shortened, table
+from tests import identity, test_cuda
+
+ROOT = Path(__file__).parent.parent
+FACTS = {"name": "NVIDIA H200", "architecture": "90", "driver": "580.1"}
+
+
+def step(name: str, code: str, limit: float = 30, **more) -> Step:
+    return Step(name, (sys.executable, "-c", code), limit, **more)
+
+
+# --- steps ---
+
+
+def test_a_step_is_told_by_its_status_and_its_last_line():
+    steps = [
+        step("good", "print('noise'); print('== 3 passed ==')"),
+        step("bad", "print('why'); raise SystemExit(3)"),
+        step("nothing to do", "print('no tests ran'); raise SystemExit(5)", skip_status=5),
+        step("not here", "print('Device not supported.'); raise SystemExit(1)", skip_text="Device not supported"),
+        step("left out", "raise SystemExit(1)", skip="no tool"),
+        step("killed", "import os; os.kill(os.getpid(), 11)"),
+    ]
+    outcomes = [outcome for outcome, _ in run_steps(steps, 60)]
+    assert [(o.name, o.status) for o in outcomes] == [
+        ("good", "ok"),
+        ("bad", "failed"),
+        ("nothing to do", "skipped"),
+        ("not here", "skipped"),
+        ("left out", "skipped"),
+        ("killed", "failed"),
+    ]
+    assert [o.note for o in outcomes] == [
+        "3 passed",
+        "why",
+        "no tests ran",
+        "Device not supported.",
+        "no tool",
+        "SIGSEGV: ",
+    ]
+
+
+def test_a_step_ends_at_its_limit_with_its_children():
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    begin = time.monotonic()
+    outcome, output = run_step(step("slow", f"print('begun', flush=True); {child}", limit=1), 100)
+    assert time.monotonic() - begin < 20
+    assert (outcome.status, outcome.note) == ("failed", "not done after 1 s: begun")
+    assert output == "begun\n"
+
+
+def test_no_step_begins_when_time_is_up():
+    steps = [step("first", "import time; time.sleep(2)"), step("second", "")]
+    outcomes = [outcome for outcome, _ in run_steps(steps, 1.5)]
+    assert [o.status for o in outcomes] == ["failed", "skipped"]
+    assert outcomes[1].note == "no time is left"
+
+
+def test_steps_that_may_run_together_do():
+    begin = time.monotonic()
+    steps = [step(str(i), "import time; time.sleep(2); print()", together=True) for i in range(3)]
+    assert [outcome.status for outcome, _ in run_steps(steps, 60)] == ["ok"] * 3
+    assert time.monotonic() - begin < 5.5
+
+
+def test_a_failure_is_in_the_table_the_files_and_the_status(tmp_path, capsys):
+    steps = [step("bad", "print('the reason'); raise SystemExit(1)"), step("good", "print('x' * 10**6); print('fine')")]
+    assert check(steps, {"steps": []}, tmp_path, 60) == 1
+    printed = capsys.readouterr().out
+    assert "bad   failed  " in printed and "the reason" in printed and "good  ok" in printed
+    written = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert [(s["name"], s["status"], s["note"]) for s in written["steps"]] == [
+        ("bad", "failed", "the reason"),
+        ("good", "ok", "fine"),
+    ]
+    log = (tmp_path / "log.txt").read_text()
+    assert "===== bad\nthe reason" in log and len(log) < 2 * gpu_check.STEP_LOG
+
+    # a second run of one step keeps what came of the other
+    assert check([step("bad", "print('mended')")], written, tmp_path, 60) == 0
+    again = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert [(s["name"], s["note"]) for s in again["steps"]] == [("bad", "mended"), ("good", "fine")]
+    assert (tmp_path / "log.txt").read_text().startswith(log)
+
+
+def test_table_and_log_are_short():
+    rows = table([Outcome("a step", "ok", 12.3, "what"), Outcome("b", "skipped", 0, "")]).splitlines()
+    assert rows == ["step    result   s   what", "a step  ok       12  what", "b       skipped  0"]
+    assert shortened("x" * 100) == "x" * 100
+    assert len(shortened("x" * 10**6)) < gpu_check.STEP_LOG + 100
+
+
+# --- the plan ---
+
+
+def test_plan_has_everything_and_names_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "sanitizer", lambda: None)
+    steps = {step.name: step for step in plan(FACTS, tmp_path)}
+    assert steps["build"].environment == {"PYSEL_CUDA": "ON", "PYSEL_CUDA_ARCHS": "90"}
+    assert {"import", "ceilings", "identity", "tests: cuda", "tests: gumbel", "benchmarks", "pictures"} <= steps.keys()
+    assert steps["memcheck"].skip == "compute-sanitizer was not found"
+    assert steps["wheel"].skip
+    monkeypatch.setattr(gpu_check, "sanitizer", lambda: "/somewhere/compute-sanitizer")
+    steps = {step.name: step for step in plan(FACTS, tmp_path)}
+    for tool in gpu_check.SANITIZER_TOOLS:
+        assert steps[tool].command[:3] == ("/somewhere/compute-sanitizer", "--tool", tool)
+        assert not steps[tool].skip
+
+
+def test_sanitizer_is_found_in_the_toolkit(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
+    tool = tmp_path / "cuda/bin/compute-sanitizer"
+    tool.parent.mkdir(parents=True)
+    tool.touch(mode=0o755)
+    assert gpu_check.sanitizer() == str(tool)
+
+
+def test_gpus_get_folders():
+    assert gpu.slug("NVIDIA H200") == "nvidia-h200"
+    assert gpu.slug("NVIDIA GeForce RTX 4090 (Laptop)") == "nvidia-geforce-rtx-4090-laptop"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_ends_in_one_line():
+    outcome, output = run_step(Step("none", (sys.executable, "-m", "bench.gpu_check"), 60), 60)
+    assert outcome.status == "failed"
+    assert len(output.splitlines()) == 1
+    assert "needs an NVIDIA GPU" in output
+
+
+# --- what the steps run ---
+
+
+def test_identity_finds_the_cpu_and_the_reference_equal():
+    wrong = {number: identity.failure(identity.make(0, number, 5000), "cpu") for number in range(300)}
+    assert {number: what for number, what in wrong.items() if what} == {}
+
+
+def test_identity_has_every_op():
+    assert {identity.make(0, number, 100).op for number in range(400)} == set(pysel.reference.OPS)
+
+
+def test_identity_cases_are_a_function_of_seed_and_number():
+    assert str(identity.make(0, 7)) == str(identity.make(0, 7))
+    assert len({str(identity.make(0, number, 5000)) for number in range(50)}) == 50
+
+
+@pytest.mark.parametrize("op", ["topk", "gumbel_softmax", "sparse_decode", "usage_step_"])
+def test_identity_sees_a_difference(op):
+    case = next(c for n in range(10**4) if (c := identity.make(0, n, 500)).op == op and c.args[0].numel() > 20)
+    case = identity.Call(**{**vars(case), "scaled": case.scaled and case.ulps > 0})
+    wanted = identity.run(getattr(torch.ops.pysel, op), case, "cpu")
+    got = [x.clone() for x in wanted]
+    assert identity.difference(case, got, wanted) == ""
+    first = got[0].view(-1)
+    first[0] = first[0] + 1 if math.isfinite(first[0]) else 0
+    assert "1 of " in identity.difference(case, got, wanted)
+
+
+def test_identity_goes_on_behind_a_lost_process(tmp_path, monkeypatch, capsys):
+    # a stand-in for the workers: case 3 ends its process, case 5 differs
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import os, sys\n"
+        "first = int(sys.argv[sys.argv.index('--first') + 1])\n"
+        "for n in range(first, 8):\n"
+        "    print(n, 'topk', '', sep='\\t', end='', flush=True)\n"
+        "    if n == 3: os._exit(1)\n"
+        "    print('differs' if n == 5 else '', flush=True)\n"
+    )
+    real = identity.subprocess.Popen
+    monkeypatch.setattr(
+        identity.subprocess, "Popen", lambda command, **more: real([sys.executable, str(worker), *command[3:]], **more)
+    )
+    assert identity.main(["--device", "cpu", "--cases", "8", "--seconds", "60"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("topk: no answer") and lines[1].endswith("--case 3")
+    assert lines[2:4] == ["topk: differs", f"    {lines[1].strip().rsplit(' ', 1)[0]} 5"]
+    assert lines[4].startswith("8 cases in") and lines[4].endswith("2 failed topk 2")
+
+
+@pytest.mark.parametrize("name", test_cuda.ALL)
+def test_calls_of_the_cuda_tests_run(name):
+    for flat in (False, True):
+        test_cuda.calls(flat=flat, device="cpu")[name](pysel.key(0))
+
+
+@pytest.mark.parametrize("name", test_cuda.refusals("cpu"))
+def test_refusals_of_the_cuda_tests_are_refused(name):
+    bad = test_cuda.refusals("cpu")[name]
+    with pytest.raises(bad.error, match=bad.argument):
+        bad.call(True)
+    assert not bool(bad.shows(bad.call(False)))
+
+
+# --- benchmarks ---
+
+
+@pytest.mark.parametrize("case", CUDA_CASES, ids=lambda case: case.name)
+def test_cuda_cases_compute_what_their_rivals_do(case: Case) -> None:
+    setup = case.setup("cpu", **case.tiny)
+    assert list(setup.contenders)[:2] == ["pysel", "eager"]
+    ours, theirs = (case.comparable(setup.contenders[name]()) for name in ("pysel", "eager"))
+    if isinstance(ours, torch.Tensor) or (isinstance(ours, tuple) and isinstance(ours[0], torch.Tensor)):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+    else:
+        assert theirs == ours
+
+
+# what a 4.3 TB/s copy would take, in ms, for the cases whose target is a share of it
+FLOORS = {
+    "gumbel_softmax float32": (0.250, 0.85),
+    "gumbel_softmax bfloat16": (0.125, 0.65),
+    "gumbel_softmax backward float32": (0.375, 0.85),
+    "gumbel_softmax backward bfloat16": (0.187, 0.85),
+    "gumbel_argmax float32": (0.125, 0.75),
+    "topk": (0.250, 0.625),
+    "usage_step_ linear, ascending": (0.39, 0.80),
+    "usage_step_ linear, in any order": (0.54, 0.80),
+    "weighted_sample index": (0.112, 0.32),
+}
+
+
+def test_cuda_targets_are_those_promised():
+    shares = {c.name: t.ratio for c in CUDA_CASES for t in c.targets if t.against == "floor"}
+    assert shares == {name: share for name, (_, share) in FLOORS.items()}
+    (encode,) = [c for c in CUDA_CASES if c.name == "topk_encode"]
+    assert [(t.against, t.ratio, t.limit) for t in encode.targets] == [
+        ("linear alone", 1 / 1.1, 0),
+        ("memory", 1, 160_000_000),
+    ]
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_floors_count_the_bytes_that_must_move(name):
+    (case,) = [c for c in CUDA_CASES if c.name == name]
+    # a hundredth of the data has a hundredth of the bytes
+    args = case.args
+    less = {"shape": (args["shape"][0] // 64, args["shape"][1])} if "shape" in args else {"n": args["n"] // 64}
+    if "k" in args and "n" in args:
+        less["k"] = args["k"] // 64
+    milliseconds = 64 * case.setup("cpu", **less).bytes / 4.3e12 * 1e3
+    assert milliseconds == pytest.approx(FLOORS[name][0], rel=0.03)
+
+
+def test_results_of_a_gpu_are_told_with_its_name(tmp_path):
+    timing = {"median": 0.3e-3, "q1": 0.3e-3, "q3": 0.3e-3, "samples": 3, "calls": 1, "memory": 1 << 20}
+    (case,) = [c for c in CUDA_CASES if c.name == "gumbel_softmax float32"]
+    record = {
+        "case": case.name,
+        "family": case.family,
+        "eager": case.eager,
+        "n": None,
+        "targets": [vars(t) for t in case.targets],
+        "config": report.ON_GPU,
+        "bytes": 2 * 4 * 4096 * 32_768,
+        "contenders": {"pysel": timing, "eager": {**timing, "median": 3e-3}, "copy": {**timing, "median": 1e-3}},
+        "left_out": {},
+        "same_bits": None,
+    }
+    results = {
+        "date": "2000-01-01",
+        "commit": {"id": "0" * 40, "dirty": False},
+        "machine": {"gpu": FACTS, "cpu": "a cpu", "cores": 2, "memory": 2**30},
+        "versions": {"torch": "2"},
+        "records": [record],
+    }
+    text = report.text(results)
+    assert text.startswith("NVIDIA H200, driver 580.1; ")
+    assert "Copying memory, GB/s read and written: 4295.0 (4295.0 to 4295.0) with the GPU" in text
+    assert "two threads" not in text
+    assert "0.833x" in text and "NO" in text  # 0.25 of 0.3 ms, where 0.85 was wanted
+    plot = pytest.importorskip("bench.plot")
+    assert [path.name for path in plot.draw(results, tmp_path)] == ["speed_ups.png", "copy_shares.png"]
+
+
+def test_benchmarks_go_on_behind_a_lost_worker(monkeypatch):
+    def worker(job):
+        for case in job["cases"]:
+            if case == "b":
+                raise SystemExit("error: a worker ended with status 1\nmore\nRuntimeError: illegal address")
+            yield {"case": case}
+
+    monkeypatch.setattr(run, "run", worker)
+    records = list(run.run_on_gpu({"cases": ["a", "b", "c"], "config": report.ON_GPU}))
+    assert [record["case"] for record in records] == ["a", "b", "c"]
+    assert records[1]["left_out"] == {"pysel": "error: a worker ended with status 1: RuntimeError: illegal address"}
