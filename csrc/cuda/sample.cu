@@ -43,6 +43,8 @@ struct Race {
   std::int64_t n;
   bool log_weights;
 
+  Race rows_from(std::int64_t first) const { return {weights + first * n, n, log_weights}; }
+
   __device__ void keys(const Row& row, std::int64_t r, std::int64_t quad, Bits (&key)[4], Seen& seen) const {
     A z[4];
     row.load(weights + r * n, quad, nothing<A>(log_weights), z);

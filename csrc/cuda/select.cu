@@ -14,6 +14,8 @@ struct Scores {
   const T* scores;  // [n]
   Bits flip;        // all ones if the smallest are wanted
 
+  Scores rows_from(std::int64_t) const { return *this; }  // there is one row
+
   __device__ void keys(const Row& row, std::int64_t, std::int64_t quad, Bits (&key)[4], Seen& seen) const {
     T x[4];
     row.load(scores, quad, static_cast<T>(0), x);

@@ -24,6 +24,7 @@ namespace pysel {
 //   struct Source {
 //     using Bits = ...;
 //     void keys(const Row& row, int64_t r, int64_t quad, Bits (&key)[4], Seen& seen) const;
+//     Source rows_from(int64_t first) const;  // where row `first` is row 0
 //   };
 struct Seen {
   unsigned permitted = 0;  // elements that may be selected
@@ -467,55 +468,85 @@ __global__ void __launch_bounds__(kSelectBlock) expand_kernel(Selection<Bits> s)
   }
 }
 
-// The selection's launches, for n > 0. `out` is [rows, k].
+// Memory for a selection of some rows.
+template <typename Bits>
+struct SelectionRoom {
+  Room<RowTally<Bits>> tally;
+  Room<Settled<Bits>> settled;
+  Room<unsigned long long> histogram;
+  Room<SelectCandidate<Bits>> candidates;
+  Room<unsigned> bits;
+  Room<unsigned long long> place;
+
+  SelectionRoom(const Call& call, Selection<Bits>& s)
+      : tally(call.zeros<RowTally<Bits>>(s.rows)),
+        settled(call.room<Settled<Bits>>((s.digits() + 1) * s.rows)),
+        histogram(call.zeros<unsigned long long>(s.digits() * s.rows * kBins)),
+        candidates(call.room<SelectCandidate<Bits>>(s.rows * s.room)),
+        bits(call.room<unsigned>(s.rows * s.words)),
+        place(call.room<unsigned long long>(s.rows * s.parts)) {
+    s.tally = tally.data();
+    s.settled = settled.data();
+    s.histogram = histogram.data();
+    s.candidates = candidates.data();
+    s.bits = bits.data();
+    s.place = place.data();
+  }
+};
+
+template <typename Source>
+void launch_selection(const Call& call, const Source& source, const Selection<typename Source::Bits>& s,
+                      const SelectReports& reports) {
+  using Bits = typename Source::Bits;
+  if (s.n <= kFew) {
+    call.launch(no_sample_kernel<Bits>, grid_size(s.rows, kSelectBlock), kSelectBlock, s);
+  } else {
+    const double share = static_cast<double>(s.k) / static_cast<double>(s.n), rank = share * kSampled;
+    const double slack = 4 + 4 * std::sqrt(rank * (1 - share));
+    call.launch(sample_kernel<Source>, grid_size(s.rows, 1), 1024, source, s,
+                static_cast<int>(std::floor(rank - slack)), static_cast<int>(std::ceil(rank + slack)));
+  }
+  call.launch(mark_kernel<Source>, grid_size(s.rows * s.tiles, 1), kSelectBlock, source, s);
+  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(s.tiles, 1024));  // that share a row
+  const int digits = s.k > 0 ? s.digits() : 1;  // the first looks at what must be refused
+  for (int d = 0; d < digits; ++d)
+    call.launch(digit_kernel<Source>, grid_size(s.rows * blocks, 1), kSelectBlock, source, s, reports, d, blocks);
+  if (s.k == 0) return;
+  call.launch(finish_kernel<Source>, grid_size(s.rows * blocks, 1), kSelectBlock, source, s, reports, blocks);
+  call.launch(count_kernel<Bits>, grid_size(s.rows * s.parts, 1), kSelectBlock, s);
+  call.launch(place_kernel<Bits>, grid_size(s.rows, 1), kSelectBlock, s);
+  call.launch(expand_kernel<Bits>, grid_size(s.rows * s.parts, 1), kSelectBlock, s);
+}
+
+// Selects from rows of n > 0 elements into `out`, [rows, k]. Many short rows take turns, so that what a row needs
+// beside its elements (a few kilobytes) does not add up; in the interpreter a few do.
 template <typename Source>
 void select_rows(const Call& call, const Source& source, const NoiseArgument& noise, std::int64_t rows, std::int64_t n,
                  std::int64_t k, const SelectReports& reports, std::int64_t* out) {
-  using Bits = typename Source::Bits;
-  Selection<Bits> s{};
-  s.rows = rows;
+#ifdef __CUDACC__
+  constexpr std::int64_t kRoom = std::int64_t{256} << 20;
+#else
+  constexpr std::int64_t kRoom = std::int64_t{32} << 10;
+#endif
+  Selection<typename Source::Bits> s{};
   s.n = n;
   s.k = k;
-  s.noise = noise;
-  s.out = out;
   const std::int64_t quads = (n + 6) / 4;
   s.tiles = (quads - 1) / kTile + 1;
   s.words = (quads - 1) / 8 + 1;
   s.parts = (s.words - 1) / kPartWords + 1;
   s.room = n <= kFew ? n : std::max(n / 8, kFew);
-  s.key_bytes = sizeof(Bits);
+  s.key_bytes = sizeof(typename Source::Bits);
   while (s.index_bytes < 8 && (n - 1) >> 8 * s.index_bytes > 0) ++s.index_bytes;
-
-  const auto tally = call.zeros<RowTally<Bits>>(rows);
-  const auto histogram = call.zeros<unsigned long long>(rows * s.digits() * kBins);
-  const auto settled = call.room<Settled<Bits>>(rows * (s.digits() + 1));
-  const auto candidates = call.room<SelectCandidate<Bits>>(rows * s.room);
-  const auto bits = call.room<unsigned>(rows * s.words);
-  const auto place = call.room<unsigned long long>(rows * s.parts);
-  s.tally = tally.data();
-  s.histogram = histogram.data();
-  s.settled = settled.data();
-  s.candidates = candidates.data();
-  s.bits = bits.data();
-  s.place = place.data();
-
-  if (n <= kFew) {
-    call.launch(no_sample_kernel<Bits>, grid_size(rows, kSelectBlock), kSelectBlock, s);
-  } else {
-    const double share = static_cast<double>(k) / static_cast<double>(n), rank = share * kSampled;
-    const double slack = 4 + 4 * std::sqrt(rank * (1 - share));
-    call.launch(sample_kernel<Source>, grid_size(rows, 1), 1024, source, s, static_cast<int>(std::floor(rank - slack)),
-                static_cast<int>(std::ceil(rank + slack)));
+  const std::int64_t together = std::max<std::int64_t>(1, kRoom / (8 * kBins * s.digits() + 16 * s.room));
+  for (std::int64_t first = 0; first < rows; first += together) {
+    s.rows = std::min(together, rows - first);
+    s.noise = noise;
+    s.noise.start += static_cast<std::uint64_t>(first * n);
+    s.out = out + first * k;
+    const SelectionRoom room(call, s);
+    launch_selection(call, source.rows_from(first), s, reports);
   }
-  call.launch(mark_kernel<Source>, grid_size(rows * s.tiles, 1), kSelectBlock, source, s);
-  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(s.tiles, 1024));
-  for (int d = 0; d < s.digits(); ++d)
-    call.launch(digit_kernel<Source>, grid_size(rows * blocks, 1), kSelectBlock, source, s, reports, d, blocks);
-  if (k == 0) return;  // the elements have been checked
-  call.launch(finish_kernel<Source>, grid_size(rows * blocks, 1), kSelectBlock, source, s, reports, blocks);
-  call.launch(count_kernel<Bits>, grid_size(rows * s.parts, 1), kSelectBlock, s);
-  call.launch(place_kernel<Bits>, grid_size(rows, 1), kSelectBlock, s);
-  call.launch(expand_kernel<Bits>, grid_size(rows * s.parts, 1), kSelectBlock, s);
 }
 
 }  // namespace pysel
