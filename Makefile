@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 PYTHON ?= python3
 PY := .venv/bin/python
-CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 # $(call need,command that succeeds,what to say when it does not)
 need = @$(1) >/dev/null 2>&1 || { echo 'pysel: $(2)' >&2; exit 1; }

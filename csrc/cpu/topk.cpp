@@ -249,7 +249,7 @@ std::tuple<Tensor, Tensor> topk(Tensor x, int64_t k) {
 void linear_out(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out) {
   using torch::stable::detail::from;
   std::array<StableIValue, 4> stack{from(x), from(weight), from(bias), from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::linear", "out", stack.data(), TORCH_ABI_VERSION));
+  call_torch("aten::linear", "out", stack.data());
   torch::stable::detail::to<Tensor>(stack[0]);  // the dispatcher returned a handle of its own: release it
 }
 
