@@ -1,0 +1,865 @@
+// Top-k of rows, and of an encoder's activations (TopK sparse autoencoders: Gao et al., arXiv 2406.04093).
+//
+// A block reads a row once, step by step. What exceeds the gate is rare and is appended to a buffer in shared memory;
+// when the buffer is full, the block keeps the k best in it and raises the gate to the k-th of them:
+//
+//   row       |........x...|...x........|............|.......x....|   steps: all threads, 64 bytes each
+//   gate       ~~~~~~~~~~~~ ------------ ------------ ____________    from group maxima first, then from the k best
+//   buffer    [ k best | x x x ...                               ]    order key above inverted index in one integer,
+//                                                                     so ties go to the lowest index
+//
+// Few long rows are cut into parts, a block each, and the parts' best are merged. The encoder's hidden units come as
+// tiles of a GEMM; what a part has kept so far waits in global memory for the next tile:
+//
+//   State     entries [part 0: room][part 1: room] ...   count [parts]   gate [parts]
+//
+// Short rows with a small k take a warp each. A k too large for shared memory takes torch's stable sort, by order keys
+// as integers: torch sorts floats with negative NaN at the other end.
+#include <torch/csrc/stable/library.h>
+
+#include <array>
+#include <limits>
+#include <tuple>
+
+#include "common/order.h"
+#include "cuda/call.cuh"
+
+namespace pysel {
+namespace {
+
+constexpr unsigned kMostThreads = 256;
+constexpr unsigned kMostK = 1024;  // of the path in shared memory
+constexpr unsigned kLoads = 4;     // of 16 bytes, by each thread in each step
+constexpr unsigned kShortBlock = 4 * kWarp;
+constexpr std::int64_t kShortRow = 256;  // up to here, and up to a warp's k, a warp takes a row
+
+__extension__ using Wide = unsigned __int128;
+
+template <typename N>
+__device__ N larger(N a, N b) {
+  return a < b ? b : a;
+}
+template <typename N>
+__device__ N smaller(N a, N b) {
+  return a < b ? a : b;
+}
+
+// Order key above inverted index, larger is better. No key is 0, so 0 is no entry.
+template <typename T, typename Entry>
+struct Packed {
+  using Bits = OrderBits<T>;
+  static constexpr int kIndexBits = 8 * static_cast<int>(sizeof(Entry) - sizeof(T));
+  static constexpr Entry kIndexMask = (Entry{1} << kIndexBits) - 1;
+
+  __device__ static Entry pack(Bits key, std::int64_t index) {
+    return static_cast<Entry>(key) << kIndexBits | (kIndexMask - static_cast<Entry>(index));
+  }
+  __device__ static Bits key(Entry e) { return static_cast<Bits>(e >> kIndexBits); }
+  __device__ static std::int64_t index(Entry e) { return static_cast<std::int64_t>(kIndexMask - (e & kIndexMask)); }
+
+  // The largest entry that any element of this key or a better one exceeds.
+  __host__ __device__ static Entry below(Bits key) { return (static_cast<Entry>(key) << kIndexBits) - 1; }
+};
+
+__device__ int bit_width(std::uint64_t x) { return 64 - __clzll(static_cast<long long>(x)); }
+__device__ int bit_width(Wide x) {
+  const auto high = static_cast<std::uint64_t>(x >> 64);
+  return high != 0 ? 64 + bit_width(high) : bit_width(static_cast<std::uint64_t>(x));
+}
+
+template <typename Entry>
+__device__ Entry shift_right(Entry e, int by) {
+  return by < 8 * static_cast<int>(sizeof(Entry)) ? e >> by : 0;
+}
+
+// What one load takes.
+template <typename T>
+struct alignas(16) Vector {
+  static constexpr unsigned kSize = 16 / sizeof(T);
+  OrderBits<T> bits[kSize];
+};
+
+// The best entries of tasks (a row, or a part of one) between two kernels.
+template <typename Entry>
+struct State {
+  Entry* entries;     // [tasks, room]
+  unsigned* count;    // [tasks]
+  Entry* gate;        // [tasks]
+  unsigned room = 0;  // at least k; 0: no state
+};
+
+// --- the k best of what a block is shown ---
+
+template <typename Entry, unsigned kRoom>
+struct Buffer {
+  Entry entries[kRoom];
+  unsigned bins[kMostThreads];
+  unsigned warps[kMostThreads / kWarp];
+  unsigned count;  // of entries, and of those that found no room
+  unsigned digit, rest, inside;
+};
+
+// Every method is called by the whole block, a power of two of threads. Between calls no thread is writing the buffer.
+template <typename T, typename Entry, unsigned kRoom>
+class Top {
+ public:
+  using Bits = OrderBits<T>;
+  using A = Compute<T>;
+  using P = Packed<T, Entry>;
+  static constexpr unsigned kEach = kLoads * Vector<T>::kSize;  // elements of a thread in a step
+  static_assert(kEach <= 32 && kRoom >= kLoads * kMostThreads);
+
+  // Entries up to `gate` are not wanted.
+  __device__ Top(Buffer<Entry, kRoom>& buffer, unsigned k, Entry gate) : s_(buffer), k_(k), gate_(gate) {
+    __syncthreads();
+    if (threadIdx.x == 0) s_.count = 0;
+    __syncthreads();
+  }
+
+  __device__ Entry gate() const { return gate_; }
+  __device__ unsigned count() const { return s_.count; }
+  __device__ Entry* entries() { return s_.entries; }
+
+  // Raises the gate by the first step of x[0, n): k of its elements reach the k-th largest of its vectors' maxima.
+  __device__ void bound(const T* x, std::int64_t n) {
+    const unsigned groups = kLoads * blockDim.x;
+    x += to_boundary(x);
+    if (n < Vector<T>::kSize + std::int64_t{kEach} * blockDim.x || k_ > groups) return;
+    Vector<T> v[kLoads];
+    for (unsigned u = 0; u < kLoads; ++u) v[u] = load(x, u * blockDim.x + threadIdx.x);
+    for (unsigned u = 0; u < kLoads; ++u) {
+      Bits most = 0;
+      for (unsigned e = 0; e < Vector<T>::kSize; ++e) most = larger(most, order(pysel::bit_cast<T>(v[u].bits[e])));
+      const unsigned group = u * blockDim.x + threadIdx.x;
+      s_.entries[group] = P::pack(most, group);
+    }
+    __syncthreads();
+    const Cut cut = find_cut(groups);
+    const Bits key = P::key(cut.prefix << cut.shift);
+    if (key > 0) gate_ = larger(gate_, P::below(key));
+  }
+
+  // Elements x[0, n) of indices from `first` on, all above the indices that this or an earlier kernel has scanned.
+  __device__ void scan(const T* x, std::int64_t n, std::int64_t first) {
+    const unsigned full = kEach * blockDim.x;
+    unsigned step = to_boundary(x);
+    for (step = step > 0 ? step : full; n > 0; step = full) {
+      const bool whole = step == full && n >= full;
+      const A gate = value_gate();
+      unsigned pending = 0;
+      if (whole) {
+        Vector<T> v[kLoads];
+#pragma unroll
+        for (unsigned u = 0; u < kLoads; ++u) v[u] = load(x, u * blockDim.x + threadIdx.x);
+#pragma unroll
+        for (unsigned i = 0; i < kEach; ++i) {
+          const T element = pysel::bit_cast<T>(v[i / Vector<T>::kSize].bits[i % Vector<T>::kSize]);
+          pending |= static_cast<unsigned>(passes(element, gate)) << i;
+        }
+      } else {
+        const auto left = static_cast<unsigned>(smaller(n, std::int64_t{step}));
+#pragma unroll 8
+        for (unsigned i = 0; i < kEach; ++i) {
+          const unsigned at = i * blockDim.x + threadIdx.x;
+          if (at < left && passes(x[at], gate)) pending |= 1u << i;
+        }
+      }
+      add(pending, [&](unsigned i) {
+        constexpr unsigned size = Vector<T>::kSize;
+        const unsigned at =
+            whole ? (i / size * blockDim.x + threadIdx.x) * size + i % size : i * blockDim.x + threadIdx.x;
+        return P::pack(order(x[at]), first + at);
+      });
+      x += step;
+      first += step;
+      n -= step;
+    }
+  }
+
+  // What tasks [first, first + tasks), a few of them, have kept.
+  __device__ void merge(const State<Entry>& state, std::int64_t first, unsigned tasks) {
+    constexpr unsigned kSlots = 8;
+    const unsigned slots = tasks * state.room;
+    const Entry* entries = state.entries + first * state.room;
+    const unsigned* count = state.count + first;
+    for (unsigned at = threadIdx.x; at - threadIdx.x < slots; at += kSlots * blockDim.x) {
+      unsigned pending = 0;
+#pragma unroll
+      for (unsigned i = 0; i < kSlots; ++i) {
+        const unsigned slot = at + i * blockDim.x;
+        if (slot < slots && slot % state.room < count[slot / state.room] && entries[slot] > gate_) pending |= 1u << i;
+      }
+      add(pending, [&](unsigned i) { return entries[at + i * blockDim.x]; });
+    }
+  }
+
+  // Leaves at most k entries.
+  __device__ void keep() {
+    const unsigned count = s_.count;
+    if (count > k_) keep_of(count);
+  }
+
+  // Orders entries [0, count), largest first (bitonic). There is room for the next power of two.
+  __device__ void sort(unsigned count) {
+    unsigned size = 1;
+    while (size < count) size *= 2;
+    for (unsigned i = count + threadIdx.x; i < size; i += blockDim.x) s_.entries[i] = 0;
+    __syncthreads();
+    for (unsigned width = 2; width <= size; width *= 2)
+      for (unsigned stride = width / 2; stride > 0; stride /= 2) {
+        for (unsigned t = threadIdx.x; t < size / 2; t += blockDim.x) {
+          const unsigned i = 2 * t - (t & (stride - 1)), j = i + stride;
+          const Entry a = s_.entries[i], b = s_.entries[j];
+          if ((a < b) == ((i & width) == 0)) {
+            s_.entries[i] = b;
+            s_.entries[j] = a;
+          }
+        }
+        __syncthreads();
+      }
+  }
+
+ private:
+  // The k best of some entries are those of this prefix or a larger one.
+  struct Cut {
+    Entry prefix;
+    int shift;
+  };
+
+  // Elements from x to the next address that a vector may be loaded from.
+  __device__ static unsigned to_boundary(const T* x) {
+    constexpr unsigned size = sizeof(Vector<T>);
+    return (size - static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(x) % size)) % size / sizeof(T);
+  }
+
+  __device__ static Vector<T> load(const T* x, unsigned i) { return reinterpret_cast<const Vector<T>*>(x)[i]; }
+
+  // passes(x, value_gate()) holds for every x, NaN included, whose key exceeds the gate's; the few others that pass
+  // when the gate is NaN or infinite are found out by add(). Elements that come later and equal the gate lose the tie.
+  __device__ static bool passes(T x, A gate) { return !(static_cast<A>(x) <= gate); }
+  __device__ A value_gate() const {
+    constexpr Bits sign = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
+    const Bits key = P::key(gate_);
+    if (key < static_cast<Bits>(sign - Order<T>::kInfinity)) return static_cast<A>(__builtin_nan(""));
+    if (key >= static_cast<Bits>(sign + Order<T>::kInfinity)) return static_cast<A>(__builtin_inf());
+    return static_cast<A>(from_order<T>(key));
+  }
+
+  // Appends entry_of(i) for the bits i of `pending`, as far as it exceeds the gate. Threads that find no room wait
+  // until the block has made some.
+  template <typename F>
+  __device__ void add(unsigned pending, F entry_of) {
+    for (;;) {
+      unsigned left = 0;
+      for (; pending != 0; pending &= pending - 1) {
+        const auto i = static_cast<unsigned>(__ffs(static_cast<int>(pending)) - 1);
+        const Entry e = entry_of(i);
+        if (e <= gate_) continue;
+        const unsigned at = atomicAdd(&s_.count, 1u);
+        if (at < kRoom)
+          s_.entries[at] = e;
+        else
+          left |= 1u << i;
+      }
+      if (__syncthreads_or(left != 0) == 0) return;
+      keep_of(kRoom);
+      pending = left;
+    }
+  }
+
+  // Keeps the k best of entries [0, count) and raises the gate to just below the least of them.
+  __device__ void keep_of(unsigned count) {
+    const Cut cut = find_cut(count);
+    if (threadIdx.x == 0) s_.count = 0;
+    for (unsigned at = 0; at < count; at += blockDim.x) {
+      const unsigned i = at + threadIdx.x;
+      const Entry e = i < count ? s_.entries[i] : 0;
+      __syncthreads();  // entries move down, into places that have been read
+      if (i < count && shift_right(e, cut.shift) >= cut.prefix) s_.entries[atomicAdd(&s_.count, 1u)] = e;
+    }
+    __syncthreads();
+    gate_ = larger(gate_, (cut.prefix << cut.shift) - 1);
+  }
+
+  // Radix select of the k largest of entries [0, count), which are all different: digits from the highest bit in which
+  // they differ, until a digit's bin is taken whole. A thread counts a bin.
+  __device__ Cut find_cut(unsigned count) {
+    const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    const int digit_bits = bit_width(static_cast<std::uint64_t>(blockDim.x)) - 1;
+    const Entry one = s_.entries[0];
+    int shift = 0;
+    for (unsigned i = threadIdx.x; i < count; i += blockDim.x) shift = larger(shift, bit_width(s_.entries[i] ^ one));
+    for (int offset = kWarp / 2; offset > 0; offset /= 2)
+      shift = larger(shift, __shfl_xor_sync(kAllLanes, shift, offset));
+    if (lane == 0) s_.warps[warp] = static_cast<unsigned>(shift);
+    __syncthreads();
+    for (unsigned w = 0; w < blockDim.x / kWarp; ++w) shift = larger(shift, static_cast<int>(s_.warps[w]));
+
+    Entry prefix = shift_right(one, shift);
+    unsigned rest = k_;
+    do {
+      const int lower = larger(0, shift - digit_bits);
+      const unsigned mask = (1u << (shift - lower)) - 1;
+      s_.bins[threadIdx.x] = 0;
+      __syncthreads();
+      for (unsigned i = threadIdx.x; i < count; i += blockDim.x) {
+        const Entry e = s_.entries[i];
+        if (shift_right(e, shift) == prefix) atomicAdd(&s_.bins[static_cast<unsigned>(e >> lower) & mask], 1u);
+      }
+      __syncthreads();
+      const unsigned digit = blockDim.x - 1 - threadIdx.x;
+      const unsigned inside = s_.bins[digit];
+      unsigned reached = inside;  // entries of this digit or a larger one
+      for (unsigned offset = 1; offset < kWarp; offset *= 2) {
+        const unsigned before = __shfl_up_sync(kAllLanes, reached, offset);
+        if (lane >= offset) reached += before;
+      }
+      if (lane == kWarp - 1) s_.warps[warp] = reached;
+      __syncthreads();
+      for (unsigned w = 0; w < warp; ++w) reached += s_.warps[w];
+      if (reached - inside < rest && rest <= reached) {
+        s_.digit = digit;
+        s_.rest = rest - (reached - inside);
+        s_.inside = inside;
+      }
+      __syncthreads();
+      prefix = prefix << (shift - lower) | s_.digit;
+      rest = s_.rest;
+      shift = lower;
+    } while (s_.inside != rest && shift > 0);
+    return {prefix, shift};
+  }
+
+  Buffer<Entry, kRoom>& s_;
+  unsigned k_;
+  Entry gate_;
+};
+
+// --- what kernels write ---
+
+template <typename T>
+struct Output {
+  T* values;              // [rows, k]
+  std::int64_t* indices;  // [rows, k]
+  const T* x;             // [rows, n], where the values come from; null: relu'd activations, which the keys hold
+  std::int64_t n;
+};
+
+// The value of a relu'd activation: keys of positive numbers are their bits and the sign bit, and so is NaN's.
+template <typename T>
+__device__ T activation(OrderBits<T> key) {
+  using Bits = OrderBits<T>;
+  constexpr Bits magnitude = static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1);
+  return pysel::bit_cast<T>(static_cast<Bits>(key & magnitude));
+}
+
+template <typename T, typename Entry, unsigned kRoom>
+__device__ void write_row(Top<T, Entry, kRoom>& top, unsigned k, const Output<T>& out, std::int64_t row) {
+  using P = Packed<T, Entry>;
+  T* values = out.values + row * k;
+  std::int64_t* indices = out.indices + row * k;
+  Entry* entries = top.entries();
+  top.keep();
+  const unsigned count = top.count();
+  top.sort(count);
+  for (unsigned j = threadIdx.x; j < count; j += blockDim.x) {
+    const std::int64_t i = P::index(entries[j]);
+    indices[j] = i;
+    values[j] = out.x != nullptr ? out.x[row * out.n + i] : activation<T>(P::key(entries[j]));
+  }
+  if (count == k) return;
+
+  // Fewer than k positive activations: zeros, lowest index first. Of the indices taken, in ascending order, the i-th
+  // has taken[i] - i free ones below it.
+  __syncthreads();
+  for (unsigned j = threadIdx.x; j < count; j += blockDim.x) entries[j] &= P::kIndexMask;
+  top.sort(count);
+  for (unsigned j = count + threadIdx.x; j < k; j += blockDim.x) {
+    const std::int64_t free = j - count;
+    unsigned low = 0, high = count;
+    while (low < high) {
+      const unsigned middle = (low + high) / 2;
+      if (P::index(entries[middle]) - middle > free)
+        high = middle;
+      else
+        low = middle + 1;
+    }
+    indices[j] = free + low;
+    values[j] = static_cast<T>(0.0f);
+  }
+}
+
+template <typename T, typename Entry, unsigned kRoom>
+__device__ void save(Top<T, Entry, kRoom>& top, const State<Entry>& state, std::int64_t task, unsigned saved) {
+  if (saved + top.count() > state.room) {
+    __syncthreads();  // every thread has read the count
+    if (saved > 0) top.merge(state, task, 1u);
+    top.keep();
+    saved = 0;
+  }
+  Entry* entries = state.entries + task * state.room;
+  for (unsigned i = threadIdx.x; i < top.count(); i += blockDim.x) entries[saved + i] = top.entries()[i];
+  if (threadIdx.x == 0) {
+    state.count[task] = saved + top.count();
+    state.gate[task] = top.gate();
+  }
+}
+
+// --- the kernels ---
+
+// The best of each part of each row, into `state` where there is one, else written.
+template <typename T, typename Entry, unsigned kRoom>
+__global__ void __launch_bounds__(kMostThreads)
+    rows_kernel(const T* __restrict__ x,  // [rows, n]
+                std::int64_t rows, std::int64_t n, std::int64_t parts,
+                std::int64_t part,       // parts of a row, and elements of each but the last
+                std::int64_t first,      // index of a row's first element
+                unsigned k, Entry gate,  // the gate of a task without saved state
+                bool fresh,              // no task has any
+                State<Entry> state, Output<T> out) {
+  auto& buffer = shared<Buffer<Entry, kRoom>>();
+  for (std::int64_t task = blockIdx.x; task < rows * parts; task += gridDim.x) {
+    const std::int64_t row = task / parts, begin = task % parts * part;
+    const std::int64_t size = larger(smaller(part, n - begin), std::int64_t{0});  // 0: behind a tile's end
+    const T* here = x + row * n + begin;
+    const unsigned saved = fresh ? 0 : state.count[task];  // here, as barriers follow before a thread changes it
+    Top<T, Entry, kRoom> top(buffer, k, fresh ? gate : state.gate[task]);
+    if (fresh && size > kRoom) top.bound(here, size);
+    top.scan(here, size, first + begin);
+    if (state.room > 0)
+      save(top, state, task, saved);
+    else
+      write_row(top, k, out, row);
+  }
+}
+
+// The best of every `fan` parts, into `merged` where it is one, else written.
+template <typename T, typename Entry, unsigned kRoom>
+__global__ void __launch_bounds__(kMostThreads, 2)
+    merge_kernel(State<Entry> state,  // of [rows, parts] tasks
+                 std::int64_t rows, std::int64_t parts, std::int64_t fan, unsigned k,
+                 State<Entry> merged,  // of [rows, parts / fan] tasks
+                 Output<T> out) {
+  auto& buffer = shared<Buffer<Entry, kRoom>>();
+  const std::int64_t groups = (parts - 1) / fan + 1;
+  for (std::int64_t task = blockIdx.x; task < rows * groups; task += gridDim.x) {
+    const std::int64_t row = task / groups, begin = task % groups * fan;
+    Top<T, Entry, kRoom> top(buffer, k, 0);
+    top.merge(state, row * parts + begin, static_cast<unsigned>(smaller(fan, parts - begin)));
+    if (merged.room > 0)
+      save(top, merged, task, 0u);
+    else
+      write_row(top, k, out, row);
+  }
+}
+
+__device__ std::uint64_t shuffle_xor(std::uint64_t e, int offset) { return __shfl_xor_sync(kAllLanes, e, offset); }
+__device__ Wide shuffle_xor(Wide e, int offset) {
+  const std::uint64_t high = shuffle_xor(static_cast<std::uint64_t>(e >> 64), offset);
+  return Wide{high} << 64 | shuffle_xor(static_cast<std::uint64_t>(e), offset);
+}
+
+// A row of up to 32 kEach elements in the registers of a warp, which picks the best k times, k <= 32.
+template <typename T, typename Entry, unsigned kEach>
+__global__ void __launch_bounds__(kShortBlock) short_rows_kernel(std::int64_t rows, unsigned k, Output<T> out) {
+  using P = Packed<T, Entry>;
+  const auto n = static_cast<unsigned>(out.n);
+  const unsigned lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
+  for (std::int64_t row = std::int64_t{blockIdx.x} * warps + threadIdx.x / kWarp; row < rows;
+       row += std::int64_t{gridDim.x} * warps) {
+    const T* x = out.x + row * n;
+    Entry mine[kEach], most = 0, kept = 0;
+#pragma unroll
+    for (unsigned i = 0; i < kEach; ++i) {
+      const unsigned at = i * kWarp + lane;
+      mine[i] = at < n ? P::pack(order(x[at]), at) : 0;
+      most = larger(most, mine[i]);
+    }
+    for (unsigned j = 0; j < k; ++j) {
+      Entry best = most;
+      for (int offset = kWarp / 2; offset > 0; offset /= 2) best = larger(best, shuffle_xor(best, offset));
+      if (lane == j) kept = best;
+      if (most != best) continue;
+      most = 0;
+#pragma unroll
+      for (unsigned i = 0; i < kEach; ++i) {
+        if (mine[i] == best) mine[i] = 0;
+        most = larger(most, mine[i]);
+      }
+    }
+    if (lane < k) {
+      const std::int64_t i = P::index(kept);
+      out.indices[row * k + lane] = i;
+      out.values[row * k + lane] = x[i];
+    }
+  }
+}
+
+// --- launches ---
+
+constexpr std::int64_t kBlocks = 1024;  // enough for any GPU to have work everywhere
+
+// The interpreter is slow, and its cases must see several parts, several tiles and wide entries.
+#ifdef __CUDACC__
+constexpr std::int64_t kNarrowIndices = std::int64_t{1} << 32;  // what 32 bits of an entry can tell apart
+constexpr std::int64_t kLeastPart = 1 << 14;
+constexpr std::int64_t kTileRows = 4096, kLeastColumns = 512;
+constexpr std::int64_t kTileBytes = 32 << 20;  // stays in the L2 cache of the larger GPUs until it is scanned
+constexpr std::int64_t kStateBytes = 64 << 20;
+#else
+constexpr std::int64_t kNarrowIndices = 1 << 15;
+constexpr std::int64_t kLeastPart = 1 << 10;
+constexpr std::int64_t kTileRows = 8, kLeastColumns = 64;
+constexpr std::int64_t kTileBytes = 1 << 12, kStateBytes = 1 << 16;
+#endif
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a - 1) / b + 1; }
+
+// Threads for a part of this many bytes: each has a step's worth, if it can.
+unsigned block_for(std::int64_t bytes) {
+  unsigned block = kWarp;
+  while (block < kMostThreads && block * kLoads * 16 < bytes) block *= 2;
+  return block;
+}
+
+// How rows are cut into parts, so that few long ones still occupy the device.
+struct Parts {
+  std::int64_t count, size;
+
+  Parts(std::int64_t rows, std::int64_t n, std::int64_t k) {
+    const std::int64_t wanted = std::min(kBlocks / rows, n / std::max(kLeastPart, 16 * k));
+    size = wanted > 1 ? ceil_div(ceil_div(n, wanted), 64) * 64 : n;  // a multiple, so that parts stay aligned
+    count = ceil_div(n, size);
+  }
+};
+
+// Workspace of a State.
+template <typename Entry>
+class Saved {
+ public:
+  Saved(const Call& call, std::int64_t tasks, std::int64_t room)
+      : entries_(call.empty({tasks, room * kWords}, ScalarType::Long)),
+        gate_(call.empty({tasks * kWords}, ScalarType::Long)),
+        count_(call.empty({tasks}, ScalarType::Int)),
+        room_(room) {}
+
+  State<Entry> state() const {
+    return {static_cast<Entry*>(entries_.data_ptr()), static_cast<unsigned*>(count_.data_ptr()),
+            static_cast<Entry*>(gate_.data_ptr()), static_cast<unsigned>(room_)};
+  }
+
+ private:
+  static constexpr std::int64_t kWords = sizeof(Entry) / sizeof(std::int64_t);
+  Tensor entries_, gate_, count_;
+  std::int64_t room_;
+};
+
+// The best of `parts` tasks a row, merged level by level, and written.
+template <typename T, typename Entry, unsigned kRoom>
+void merge(const Call& call, Saved<Entry> saved, std::int64_t rows, std::int64_t parts, std::int64_t k,
+           const Output<T>& out) {
+  constexpr std::int64_t kFan = 32;
+  for (;;) {
+    const std::int64_t fan = std::min(parts, kFan), groups = ceil_div(parts, fan);
+    const State<Entry> state = saved.state();
+    const unsigned block = block_for(fan * state.room * static_cast<std::int64_t>(sizeof(Entry)));
+    if (groups == 1) {
+      call.launch(merge_kernel<T, Entry, kRoom>, grid_size(rows, 1), block, state, rows, parts, fan,
+                  static_cast<unsigned>(k), State<Entry>{}, out);
+      return;
+    }
+    Saved<Entry> next(call, rows * groups, k);
+    call.launch(merge_kernel<T, Entry, kRoom>, grid_size(rows * groups, 1), block, state, rows, parts, fan,
+                static_cast<unsigned>(k), next.state(), out);
+    saved = next;
+    parts = groups;
+  }
+}
+
+// f.template operator()<Entry, kRoom>(): 64-bit entries where key and index fit. A small buffer lets more blocks share
+// a multiprocessor.
+template <typename T, typename F>
+void dispatch_entry(std::int64_t n, std::int64_t k, F f) {
+  if constexpr (sizeof(T) <= 4) {
+    if (sizeof(T) < 4 || n <= kNarrowIndices) {
+      if (k <= 256)
+        f.template operator()<std::uint64_t, 1024>();
+      else
+        f.template operator()<std::uint64_t, 4096>();
+      return;
+    }
+  }
+  if constexpr (sizeof(T) >= 4) f.template operator()<Wide, 2048>();
+}
+
+// --- by sorting ---
+
+// Order keys as signed integers, for sorting by torch.
+template <typename T>
+using SortKey = std::make_signed_t<OrderBits<T>>;
+
+template <typename T>
+constexpr OrderBits<T> kSignBit = static_cast<OrderBits<T>>(OrderBits<T>{1} << (8 * sizeof(T) - 1));
+
+template <typename T>
+ScalarType sort_key_type() {
+  return sizeof(T) == 2 ? ScalarType::Short : sizeof(T) == 4 ? ScalarType::Int : ScalarType::Long;
+}
+
+// keys[row] = the keys kept so far, then those of x[row] or its relu.
+template <typename T>
+__global__ void sort_keys_kernel(const T* __restrict__ x,              // [rows, n]
+                                 const SortKey<T>* __restrict__ best,  // [rows, k]
+                                 std::int64_t rows, std::int64_t n, std::int64_t k, std::int64_t kept, bool relu,
+                                 SortKey<T>* __restrict__ keys) {  // [rows, kept + n]
+  const OrderBits<T> least = relu ? order(static_cast<T>(0.0f)) : OrderBits<T>{0};
+  const std::int64_t width = kept + n;
+  for (std::int64_t i = thread_in_grid(); i < rows * width; i += threads_in_grid()) {
+    const std::int64_t row = i / width, j = i % width;
+    keys[i] = j < kept ? best[row * k + j]
+                       : static_cast<SortKey<T>>(larger(order(x[row * n + j - kept]), least) ^ kSignBit<T>);
+  }
+}
+
+template <typename T>
+__global__ void gather_kernel(const T* __restrict__ x,                  // [rows, n]
+                              const std::int64_t* __restrict__ sorted,  // [rows, n] positions, best first
+                              std::int64_t rows, std::int64_t n, std::int64_t k,
+                              T* __restrict__ values,                // [rows, k]
+                              std::int64_t* __restrict__ indices) {  // [rows, k]
+  for (std::int64_t i = thread_in_grid(); i < rows * k; i += threads_in_grid()) {
+    const std::int64_t row = i / k, from = sorted[row * n + i % k];
+    indices[i] = from;
+    values[i] = x[row * n + from];
+  }
+}
+
+// Keeps the first `keep` of a tile's sort. Positions below `kept` are what was kept before, the others the tile's units
+// from `first` on.
+template <typename T>
+__global__ void keep_sorted_kernel(const SortKey<T>* __restrict__ keys,      // [rows, width] sorted
+                                   const std::int64_t* __restrict__ sorted,  // [rows, width] positions
+                                   const std::int64_t* __restrict__ before,  // [rows, k] indices of those kept
+                                   std::int64_t rows, std::int64_t width, std::int64_t k, std::int64_t kept,
+                                   std::int64_t keep, std::int64_t first,
+                                   SortKey<T>* __restrict__ best,       // [rows, k]
+                                   std::int64_t* __restrict__ indices,  // [rows, k]
+                                   T* __restrict__ values) {            // [rows, k]
+  for (std::int64_t i = thread_in_grid(); i < rows * keep; i += threads_in_grid()) {
+    const std::int64_t row = i / keep, j = i % keep, from = sorted[row * width + j];
+    const SortKey<T> key = keys[row * width + j];
+    best[row * k + j] = key;
+    indices[row * k + j] = from < kept ? before[row * k + from] : first + from - kept;
+    values[row * k + j] = activation<T>(static_cast<OrderBits<T>>(static_cast<OrderBits<T>>(key) ^ kSignBit<T>));
+  }
+}
+
+struct Sorted {
+  Tensor values, positions;
+};
+
+Sorted sort_descending(const Tensor& keys) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  std::array<StableIValue, 4> stack{from(keys), from(std::optional<bool>(true)), from(std::int64_t{-1}), from(true)};
+  call_torch("aten::sort", "stable", stack.data());
+  Tensor values = to<Tensor>(stack[0]), positions = to<Tensor>(stack[1]);
+  return {torch::stable::contiguous(values), torch::stable::contiguous(positions)};
+}
+
+template <typename T>
+void topk_by_sort(const Call& call, const T* x, std::int64_t rows, std::int64_t n, std::int64_t k,
+                  const Output<T>& out) {
+  constexpr std::int64_t kAtOnce = 1 << 23;  // elements; the sort takes some 40 bytes for each
+  const std::int64_t most = std::clamp<std::int64_t>(kAtOnce / n, 1, rows);
+  for (std::int64_t row = 0; row < rows; row += most) {
+    const std::int64_t r = std::min(most, rows - row);
+    const Tensor keys = call.empty({r, n}, sort_key_type<T>());
+    call.launch(sort_keys_kernel<T>, grid_size(r * n, kMostThreads), kMostThreads, x + row * n,
+                static_cast<const SortKey<T>*>(nullptr), r, n, k, std::int64_t{0}, false,
+                static_cast<SortKey<T>*>(keys.data_ptr()));
+    const Sorted sorted = sort_descending(keys);
+    call.launch(gather_kernel<T>, grid_size(r * k, kMostThreads), kMostThreads, x + row * n,
+                static_cast<const std::int64_t*>(sorted.positions.data_ptr()), r, n, k, out.values + row * k,
+                out.indices + row * k);
+  }
+}
+
+// --- topk ---
+
+template <typename T>
+void topk_rows(const Call& call, const T* x, std::int64_t rows, std::int64_t n, std::int64_t k, const Output<T>& out) {
+  if (k > kMostK) return topk_by_sort(call, x, rows, n, k, out);
+  const auto few = static_cast<unsigned>(k);
+  if (n <= kShortRow && k <= kWarp) {
+    using Entry = std::conditional_t<sizeof(T) <= 4, std::uint64_t, Wide>;
+    constexpr unsigned block = kShortBlock;
+    const unsigned grid = grid_size(rows, block / kWarp);
+    if (n <= 2 * kWarp)
+      call.launch(short_rows_kernel<T, Entry, 2>, grid, block, rows, few, out);
+    else
+      call.launch(short_rows_kernel<T, Entry, 8>, grid, block, rows, few, out);
+    return;
+  }
+  dispatch_entry<T>(n, k, [&]<typename Entry, unsigned kRoom>() {
+    const Parts parts(rows, n, k);
+    const unsigned block = block_for(parts.size * static_cast<std::int64_t>(sizeof(T)));
+    auto scan = [&](const State<Entry>& state) {
+      call.launch(rows_kernel<T, Entry, kRoom>, grid_size(rows * parts.count, 1), block, x, rows, n, parts.count,
+                  parts.size, std::int64_t{0}, few, Entry{0}, true, state, out);
+    };
+    if (parts.count == 1) return scan(State<Entry>{});
+    const Saved<Entry> saved(call, rows * parts.count, k);
+    scan(saved.state());
+    merge<T, Entry, kRoom>(call, saved, rows, parts.count, k, out);
+  });
+}
+
+std::tuple<Tensor, Tensor> topk(Tensor x, int64_t k) {
+  constexpr const char* op = "topk";
+  check_value(x.dim() >= 1, op, ": x must have shape [..., n], got ", shape(x));
+  const int64_t n = x.size(x.dim() - 1);
+  check_k(op, k, n);
+  const Call call(x);
+  std::vector<int64_t> size = sizes(x);
+  size.back() = k;
+  Tensor values = call.empty(size, x.scalar_type()), indices = call.empty(size, ScalarType::Long);
+  dispatch_floating(op, "x", x, [&]<typename T>() {
+    if (values.numel() == 0) return;
+    const Tensor rows = torch::stable::contiguous(x);
+    const T* data = static_cast<const T*>(rows.data_ptr());
+    topk_rows<T>(call, data, x.numel() / n, n, k,
+                 {static_cast<T*>(values.data_ptr()), static_cast<int64_t*>(indices.data_ptr()), data, n});
+  });
+  return {values, indices};
+}
+
+// --- topk_encode ---
+
+// Tiles of x @ weight.T + bias by torch's own GEMM, one after the other in the same memory.
+class Activations {
+ public:
+  Activations(const Call& call, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+              std::int64_t tile_rows, std::int64_t tile_hidden)
+      : x_(x), weight_(weight), bias_(bias), workspace_(call.empty({tile_rows * tile_hidden}, x.scalar_type())) {}
+
+  // Contiguous [r, h]: rows from `row` on, units from `unit` on.
+  const void* tile(std::int64_t row, std::int64_t r, std::int64_t unit, std::int64_t h) {
+    using torch::stable::narrow;
+    using torch::stable::detail::from;
+    const std::int64_t size[] = {r, h};
+    const Tensor out = torch::stable::view(narrow(workspace_, 0, 0, r * h), {size, 2});
+    std::optional<Tensor> bias;
+    if (bias_) bias = narrow(*bias_, 0, unit, h);
+    std::array<StableIValue, 4> stack{from(narrow(x_, 0, row, r)), from(narrow(weight_, 0, unit, h)), from(bias),
+                                      from(out)};
+    call_torch("aten::linear", "out", stack.data());
+    torch::stable::detail::to<Tensor>(stack[0]);  // the dispatcher returned a handle of its own: release it
+    return workspace_.data_ptr();
+  }
+
+ private:
+  Tensor x_, weight_;
+  std::optional<Tensor> bias_;
+  Tensor workspace_;
+};
+
+template <typename T, typename Entry, unsigned kRoom>
+void encode(const Call& call, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, std::int64_t k,
+            const Output<T>& out) {
+  const std::int64_t rows = x.size(0), hidden = weight.size(0);
+  const std::int64_t room = k + std::max<std::int64_t>(k, 64);
+  const std::int64_t tile_rows =
+      std::min({rows, kTileRows, kStateBytes / (room * static_cast<std::int64_t>(sizeof(Entry)))});
+  const std::int64_t columns =
+      std::max(kTileBytes / (tile_rows * static_cast<std::int64_t>(sizeof(T))), kLeastColumns) / 64 * 64;
+  const std::int64_t tile_hidden = std::min(hidden, columns);
+  const Parts parts(tile_rows, tile_hidden, k);
+  const unsigned block = block_for(parts.size * static_cast<std::int64_t>(sizeof(T)));
+  const Entry positive = Packed<T, Entry>::below(static_cast<OrderBits<T>>(order(static_cast<T>(0.0f)) + 1));
+
+  Activations activations(call, x, weight, bias, tile_rows, tile_hidden);
+  const Saved<Entry> saved(call, tile_rows * parts.count, room);
+  for (std::int64_t row = 0; row < rows; row += tile_rows) {
+    const std::int64_t r = std::min(tile_rows, rows - row);
+    for (std::int64_t unit = 0; unit < hidden; unit += tile_hidden) {
+      const std::int64_t h = std::min(tile_hidden, hidden - unit);
+      const T* tile = static_cast<const T*>(activations.tile(row, r, unit, h));
+      call.launch(rows_kernel<T, Entry, kRoom>, grid_size(r * parts.count, 1), block, tile, r, h, parts.count,
+                  parts.size, unit, static_cast<unsigned>(k), positive, unit == 0, saved.state(), Output<T>{});
+    }
+    merge<T, Entry, kRoom>(call, saved, r, parts.count, k, {out.values + row * k, out.indices + row * k, nullptr, 0});
+  }
+}
+
+// Any k: each tile is sorted together with what was kept before it. That stands first, so a stable sort leaves ties to
+// the lowest index.
+template <typename T>
+void encode_by_sort(const Call& call, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                    std::int64_t k, const Output<T>& out) {
+  constexpr std::int64_t kAtOnce = 1 << 21;
+  const std::int64_t rows = x.size(0), hidden = weight.size(0);
+  const std::int64_t tile_hidden = std::min(hidden, std::max(k, 4 * kLeastColumns));
+  const std::int64_t tile_rows = std::clamp<std::int64_t>(kAtOnce / (k + tile_hidden), 1, rows);
+  Activations activations(call, x, weight, bias, tile_rows, tile_hidden);
+  const Tensor best = call.empty({tile_rows, k}, sort_key_type<T>());
+  Tensor before = call.empty({tile_rows, k}, ScalarType::Long), after = call.empty({tile_rows, k}, ScalarType::Long);
+  auto* best_keys = static_cast<SortKey<T>*>(best.data_ptr());
+
+  for (std::int64_t row = 0; row < rows; row += tile_rows) {
+    const std::int64_t r = std::min(tile_rows, rows - row);
+    for (std::int64_t unit = 0; unit < hidden; unit += tile_hidden) {
+      const std::int64_t h = std::min(tile_hidden, hidden - unit);
+      const std::int64_t kept = std::min(k, unit), width = kept + h, keep = std::min(k, width);
+      const T* tile = static_cast<const T*>(activations.tile(row, r, unit, h));
+      const Tensor keys = call.empty({r, width}, sort_key_type<T>());
+      call.launch(sort_keys_kernel<T>, grid_size(r * width, kMostThreads), kMostThreads, tile,
+                  static_cast<const SortKey<T>*>(best_keys), r, h, k, kept, true,
+                  static_cast<SortKey<T>*>(keys.data_ptr()));
+      const Sorted sorted = sort_descending(keys);
+      const bool last = unit + h == hidden;
+      call.launch(keep_sorted_kernel<T>, grid_size(r * keep, kMostThreads), kMostThreads,
+                  static_cast<const SortKey<T>*>(sorted.values.data_ptr()),
+                  static_cast<const std::int64_t*>(sorted.positions.data_ptr()),
+                  static_cast<const std::int64_t*>(before.data_ptr()), r, width, k, kept, keep, unit, best_keys,
+                  last ? out.indices + row * k : static_cast<std::int64_t*>(after.data_ptr()), out.values + row * k);
+      std::swap(before, after);
+    }
+  }
+}
+
+std::tuple<Tensor, Tensor> topk_encode(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t k) {
+  constexpr const char* op = "topk_encode";
+  check_value(x.dim() == 2, op, ": x must have shape [B, d], got ", shape(x));
+  check_value(weight.dim() == 2, op, ": weight must have shape [H, d], got ", shape(weight));
+  check_device(op, "weight", weight, x);
+  check_value(x.size(1) == weight.size(1), op, ": weight must have shape [H, ", x.size(1), "] to go with x, got ",
+              shape(weight));
+  check_same_dtype(op, "x", x, "weight", weight);
+  const int64_t hidden = weight.size(0);
+  if (bias) {
+    check_value(bias->dim() == 1 && bias->size(0) == hidden, op, ": bias must have shape [", hidden, "], got ",
+                shape(*bias));
+    check_device(op, "bias", *bias, x);
+    check_same_dtype(op, "x", x, "bias", *bias);
+  }
+  check_k(op, k, hidden);
+  const Call call(x);
+  Tensor values = call.empty({x.size(0), k}, x.scalar_type()), indices = call.empty({x.size(0), k}, ScalarType::Long);
+  dispatch_floating(op, "x", x, [&]<typename T>() {
+    if (values.numel() == 0) return;
+    const Output<T> out{static_cast<T*>(values.data_ptr()), static_cast<int64_t*>(indices.data_ptr()), nullptr, 0};
+    if (k > kMostK) return encode_by_sort<T>(call, x, weight, bias, k, out);
+    dispatch_entry<T>(
+        hidden, k, [&]<typename Entry, unsigned kRoom>() { encode<T, Entry, kRoom>(call, x, weight, bias, k, out); });
+  });
+  return {values, indices};
+}
+
+}  // namespace
+}  // namespace pysel
+
+PYSEL_CUDA_KERNELS(m) {
+  m.impl("topk", TORCH_BOX(&pysel::topk));
+  m.impl("topk_encode", TORCH_BOX(&pysel::topk_encode));
+}
