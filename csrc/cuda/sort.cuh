@@ -9,13 +9,14 @@
 
 namespace pysel {
 
-// Stable: equal values stay in order. torch sorts NaN as largest.
+// Values and their places, contiguous. Stable: equal values stay in order.
 inline std::tuple<Tensor, Tensor> sort_rows(const Tensor& t, bool descending) {
   using torch::stable::detail::from;
   using torch::stable::detail::to;
   std::array<StableIValue, 4> stack{from(t), from(std::optional<bool>(true)), from(std::int64_t{-1}), from(descending)};
   call_torch("aten::sort", "stable", stack.data());
-  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
+  const Tensor values = to<Tensor>(stack[0]), places = to<Tensor>(stack[1]);
+  return {torch::stable::contiguous(values), torch::stable::contiguous(places)};
 }
 
 inline Tensor gather_rows(const Tensor& t, const Tensor& index) {

@@ -23,6 +23,7 @@
 
 #include "common/order.h"
 #include "cuda/call.cuh"
+#include "cuda/sort.cuh"
 
 namespace pysel {
 namespace {
@@ -654,19 +655,6 @@ __global__ void keep_sorted_kernel(const SortKey<T>* __restrict__ keys,      // 
   }
 }
 
-struct Sorted {
-  Tensor values, positions;
-};
-
-Sorted sort_descending(const Tensor& keys) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
-  std::array<StableIValue, 4> stack{from(keys), from(std::optional<bool>(true)), from(std::int64_t{-1}), from(true)};
-  call_torch("aten::sort", "stable", stack.data());
-  Tensor values = to<Tensor>(stack[0]), positions = to<Tensor>(stack[1]);
-  return {torch::stable::contiguous(values), torch::stable::contiguous(positions)};
-}
-
 template <typename T>
 void topk_by_sort(const Call& call, const T* x, std::int64_t rows, std::int64_t n, std::int64_t k,
                   const Output<T>& out) {
@@ -678,9 +666,9 @@ void topk_by_sort(const Call& call, const T* x, std::int64_t rows, std::int64_t 
     call.launch(sort_keys_kernel<T>, grid_size(r * n, kMostThreads), kMostThreads, x + row * n,
                 static_cast<const SortKey<T>*>(nullptr), r, n, k, std::int64_t{0}, false,
                 static_cast<SortKey<T>*>(keys.data_ptr()));
-    const Sorted sorted = sort_descending(keys);
+    const auto [best_first, positions] = sort_rows(keys, true);
     call.launch(gather_kernel<T>, grid_size(r * k, kMostThreads), kMostThreads, x + row * n,
-                static_cast<const std::int64_t*>(sorted.positions.data_ptr()), r, n, k, out.values + row * k,
+                static_cast<const std::int64_t*>(positions.data_ptr()), r, n, k, out.values + row * k,
                 out.indices + row * k);
   }
 }
@@ -816,11 +804,11 @@ void encode_by_sort(const Call& call, const Tensor& x, const Tensor& weight, con
       call.launch(sort_keys_kernel<T>, grid_size(r * width, kMostThreads), kMostThreads, tile,
                   static_cast<const SortKey<T>*>(best_keys), r, h, k, kept, true,
                   static_cast<SortKey<T>*>(keys.data_ptr()));
-      const Sorted sorted = sort_descending(keys);
+      const auto [best_first, positions] = sort_rows(keys, true);
       const bool last = unit + h == hidden;
       call.launch(keep_sorted_kernel<T>, grid_size(r * keep, kMostThreads), kMostThreads,
-                  static_cast<const SortKey<T>*>(sorted.values.data_ptr()),
-                  static_cast<const std::int64_t*>(sorted.positions.data_ptr()),
+                  static_cast<const SortKey<T>*>(best_first.data_ptr()),
+                  static_cast<const std::int64_t*>(positions.data_ptr()),
                   static_cast<const std::int64_t*>(before.data_ptr()), r, width, k, kept, keep, unit, best_keys,
                   last ? out.indices + row * k : static_cast<std::int64_t*>(after.data_ptr()), out.values + row * k);
       std::swap(before, after);

@@ -1,0 +1,413 @@
+"""Calls that the interpreter repeats on the CUDA kernels, family by family; the native CPU ops give the answers.
+
+Small ones: the interpreter runs about a million simple steps of CUDA threads a second, and every case runs some
+twenty-five times. A case earns its place by a path that no other takes: a short last block, a row longer than a block,
+a dtype, a tie.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+import pysel
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A call of torch.ops.pysel.<op>, its arguments on the CPU."""
+
+    op: str
+    args: tuple[Any, ...]
+    ulps: int = 0
+    """Distance of floats to the native op, in results and in arguments that the op writes; 0: the same bits."""
+    note: str = ""
+    tsan: bool = False
+    """Whether the thread sanitizer runs it, too: for cases with few threads."""
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __str__(self):
+        def word(x):
+            if isinstance(x, torch.Tensor):
+                dtype = str(x.dtype).removeprefix("torch.")
+                return f"{dtype}[{','.join(map(str, x.shape))}]" if x.dim() else str(x.item())
+            return str(x)
+
+        arguments = [*map(word, self.args), *(f"{name}={word(x)}" for name, x in self.kwargs.items())]
+        return f"{self.op}({', '.join(arguments)})" + (f" {self.note}" if self.note else "")
+
+
+FAMILIES: dict[str, Callable[[], Iterator[Case]]] = {}
+
+
+def family(generator: Callable[[], Iterator[Case]]) -> Callable[[], Iterator[Case]]:
+    FAMILIES[generator.__name__] = generator
+    return generator
+
+
+def cases(tsan: bool = False) -> list[Case]:
+    """All cases, or those for the thread sanitizer, in a fixed order."""
+    return [case for generator in FAMILIES.values() for case in generator() if case.tsan or not tsan]
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@family
+def random():
+    key = pysel.key(20_240_601)
+    for n, start in ((0, 0), (1, 3), (256, 0), (700, 2**34 + 1)):
+        yield Case("random_words", (key, 0, start, n), tsan=n == 256)
+    for stream in range(1, 5):
+        yield Case("random_words", (key, stream, 2**63 - 300, 261))
+    yield Case("random_words", (torch.stack([key, key], dim=1)[:, 0], 0, 0, 5), note="strided key")
+    for n in (0, 1, 257):
+        yield Case("split", (key, n), tsan=n == 1)
+    for data in (0, 1, 2**63 - 1):
+        yield Case("fold_in", (key, data))
+    bits = torch.randint(-(2**63), 2**63 - 1, (3, 100), generator=generator(1))
+    ends = torch.tensor([-(2**63), -1, 0, 1, 2**52 - 1, 2**52, -(2**52) - 1, 2**63 - 1])
+    for kind in ("exponential", "gumbel", "logistic"):
+        for double_precision in (False, True):
+            yield Case("noise", (bits, kind, double_precision), tsan=kind == "gumbel")
+            yield Case("noise", (ends, kind, double_precision))
+    yield Case("noise", (bits.t(), "gumbel", False), note="transposed")
+    yield Case("noise", (bits[:0], "gumbel", False))
+
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+KEY = torch.tensor([-3, 2**32 - 3000])
+"""The block counter's low word overflows within the first elements."""
+
+
+@family
+def gumbel():
+    g = generator(2)
+    tau = torch.tensor(0.7, dtype=torch.float64)
+
+    def normal(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        x = 2 * torch.randn(size, generator=g, dtype=torch.float64)
+        if x.numel() > 8:
+            x.view(-1)[3], x.view(-1)[-2], x.view(-1)[5] = -torch.inf, -15, 5
+        return x.to(dtype)
+
+    def calls(x: torch.Tensor, dim: int = -1, start: int = 0, tsan: bool = False) -> Iterator[Case]:
+        grad = torch.randint(-8, 9, x.shape, generator=g).to(x.dtype)
+        yield Case("gumbel_softmax", (x, tau, KEY, dim, False, start, None), tsan=tsan)
+        yield Case("gumbel_softmax", (x, tau, KEY, dim, True, start, None), tsan=tsan)
+        yield Case("gumbel_argmax", (x, KEY, dim, start, None), tsan=tsan)
+        yield Case("gumbel_softmax_backward", (grad, x.exp2().float().softmax(dim).to(x.dtype), tau, dim), ulps=2**40)
+        # eighths, whose products add up exactly
+        y = torch.randint(0, 9, x.shape, generator=g).to(x.dtype) / 8
+        if x.shape[dim] < 50:
+            yield Case("gumbel_softmax_backward", (grad, y, tau, dim), tsan=tsan)
+
+    # Parts of a warp a row, a warp, blocks of two sizes.
+    for dtype in FLOATS:
+        yield from calls(normal(5, 37, dtype=dtype), start=3, tsan=dtype == torch.float32)
+        yield from calls(normal(3, 200, dtype=dtype), start=1)
+    for shape in ((1,), (3, 1), (9, 2), (40, 3), (21, 10), (4, 128), (2, 1025), (1, 2050)):
+        yield from calls(normal(*shape), start=len(shape) + shape[-1])
+    yield from calls(normal(4, 1100)[:, ::2], start=2)  # strided
+    yield from calls(normal(1201)[1:].view(3, 400))  # unaligned
+    # Dimensions that are not the last.
+    for dtype in FLOATS:
+        yield from calls(normal(37, 5, dtype=dtype), 0)
+    yield from calls(normal(3, 41, 4), 1, 11)
+    # The most that a thread holds; rows in parts.
+    for dtype in (torch.float32, torch.float64):
+        yield Case("gumbel_softmax", (normal(1, 16_500, dtype=dtype), tau, KEY, -1, False, 1, None))
+    yield Case("gumbel_softmax", (normal(1, 33_000, dtype=torch.float16), tau, KEY, -1, False, 1, None))
+    yield Case("gumbel_argmax", (normal(1, 131_100), KEY, -1, 1, None))
+    yield Case("gumbel_softmax", (torch.full((2, 5000), -100.0), tau, KEY, -1, True, 0, None), note="equal logits")
+    y = torch.randint(0, 9, (1, 65_600), generator=g) / 8
+    yield Case("gumbel_softmax_backward", (torch.randint(-8, 9, y.shape, generator=g).float(), y, tau, -1))
+    # Awkward values.
+    broken = normal(4, 50)
+    broken[0, 7] = broken[0, 3] = broken[2, 49] = torch.nan
+    broken[1] = torch.where(torch.arange(50) == 20, -1e30, -torch.inf)
+    one = torch.tensor(1.0, dtype=torch.float64)
+    for t in (one, torch.tensor(1e-30), torch.tensor(1e30), torch.tensor(0.3, dtype=torch.float16)):
+        yield Case("gumbel_softmax", (broken, t, KEY, -1, False, 0, None), note="NaN and -inf")
+    yield Case("gumbel_softmax", (broken, one * 0, KEY, -1, True, 0, None), note="NaN and -inf")
+    yield Case("gumbel_argmax", (broken, KEY, -1, 0, None), note="NaN and -inf")
+    yield Case("gumbel_softmax_backward", (broken.nan_to_num(neginf=0), broken, one * 0, -1), note="tau 0")
+    infinite = broken.index_fill(1, torch.tensor([30]), torch.inf)
+    infinite[3] = -torch.inf
+    yield Case("gumbel_softmax", (infinite, one, KEY, -1, False, 0, False), ulps=1, note="unchecked: NaN of any sign")
+    yield Case("gumbel_argmax", (infinite, KEY, -1, 0, False), note="unchecked")
+    # The two-class case.
+    for dtype in FLOATS:
+        x, grad = normal(3, 333, dtype=dtype), normal(3, 333, dtype=dtype)
+        for hard in (False, True):
+            yield Case("gumbel_sigmoid", (x, tau, KEY, hard, 3, None), tsan=dtype == torch.float32)
+        yield Case("gumbel_sigmoid_backward", (grad, x, tau, KEY, 3))
+    extreme = torch.tensor([-torch.inf, torch.nan, 1e30, -1e30, 200.0, -200.0, 0.0])
+    for t in (one, one * 1e-300):
+        yield Case("gumbel_sigmoid", (extreme, t, KEY, False, 0, None))
+        yield Case("gumbel_sigmoid_backward", (torch.ones(7), extreme, t, KEY, 0))
+    yield Case("gumbel_sigmoid_backward", (torch.ones(7), extreme, one * 0, KEY, 0))
+    yield Case("gumbel_sigmoid", (normal(8, 300)[::2].t(), tau, KEY, False, 9, None), note="transposed")
+    # Into memory of the caller's.
+    x = normal(6, 70)
+    yield Case("gumbel_softmax", (x, tau, KEY, -1, False, 0, None), kwargs={"out": torch.zeros(6, 70)})
+    yield Case("gumbel_sigmoid", (x, tau, KEY, False, 0, None), kwargs={"out": torch.zeros(6, 70)})
+    for shape in ((0, 4), (3, 0)):
+        yield Case("gumbel_softmax", (torch.zeros(shape), tau, KEY, -1, False, 0, None))
+
+
+@family
+def select():
+    g = generator(3)
+
+    def scores(n: int, dtype: torch.dtype, distinct: bool = True) -> torch.Tensor:
+        x = 1000 * torch.randn(n, generator=g)
+        return (x if distinct else (x / 1000).round()).to(dtype)
+
+    for dtype in (*FLOATS, torch.int32, torch.int64):
+        for largest in (True, False):
+            yield Case("select", (scores(300, dtype), 40, largest, None), tsan=dtype == torch.float32)
+        # as many candidates as there is room for, and more
+        yield Case("select", (scores(9000, dtype, False), 4000, True, None), note="ties")
+    for n, k in ((0, 0), (1, 0), (1, 1), (5, 3), (257, 257), (8192, 100), (8193, 8192), (20_000, 10_000)):
+        yield Case("select", (scores(n, torch.float32), k, True, None))
+    yield Case("select", (torch.zeros(9001), 700, False, None), note="all equal")
+    yield Case("select", (torch.tensor([0.0, -0.0] * 50), 30, True, None), note="signed zeros")
+    nan = scores(400, torch.float64)
+    nan[::7], nan[5], nan[6] = torch.nan, torch.inf, -torch.inf
+    for largest in (True, False):
+        yield Case("select", (nan, 90, largest, False), note="NaN, unchecked")
+    yield Case("select", (scores(3000, torch.float32)[1::3], 77, True, None), note="strided")
+
+
+@family
+def sample():
+    g = generator(4)
+
+    def weights(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        x = (2 * torch.randn(size, generator=g, dtype=torch.float64)).exp()
+        if x.numel() > 8:
+            x.view(-1)[3], x.view(-1)[6] = 0, 2 * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+        return x.to(dtype)
+
+    def calls(w: torch.Tensor, k: int, start: int = 0, tsan: bool = False) -> Iterator[Case]:
+        for order in ("draw", "index", "shuffled"):
+            for log_weights in (False, True):
+                x = w.log() if log_weights else w
+                more = {"tsan": tsan and order == "draw"}
+                yield Case("weighted_sample", (x, k, False, log_weights, order, KEY, start, None), **more)
+                if order != "shuffled":
+                    yield Case("weighted_sample", (x, 2 * k, True, log_weights, order, KEY, start, None), **more)
+
+    for dtype in FLOATS:
+        yield from calls(weights(300, dtype=dtype), 40, tsan=dtype == torch.float32)
+        yield from calls(weights(4, 61, dtype=dtype), 50, 6)  # more rows than are selected from at a time
+    yield from calls(weights(1), 1, 5)
+    yield from calls(weights(9001), 8000, 3)
+    for k in (0, 1, 10_000):
+        yield Case("weighted_sample", (weights(20_001), k, False, False, "index", KEY, 1, None))
+    yield Case("weighted_sample", (weights(2, 33_000), 70, True, False, "draw", KEY, 1, None), note="parts")
+    equal = torch.full((1000,), 1e30)
+    yield Case("weighted_sample", (equal, 500, False, True, "draw", KEY, 0, None), note="equal keys")
+    few = torch.zeros(500).index_fill(0, torch.tensor([3, 255, 499]), 1.0)
+    for order in ("draw", "index"):
+        yield Case("weighted_sample", (few, 3, False, False, order, KEY, 0, None), note="all that are not 0")
+        yield Case("weighted_sample", (few, 600, True, False, order, KEY, 0, None), note="mostly 0")
+    yield Case("weighted_sample", (few, 9, False, False, "index", KEY, 0, False), note="unchecked")
+    yield Case("weighted_sample", (few * 0, 9, True, False, "index", KEY, 0, False), note="unchecked")
+    yield Case("weighted_sample", (weights(3000)[::3], 77, False, False, "draw", KEY, 2, None), note="strided")
+
+
+@family
+def usage():
+    g = generator(5)
+
+    def numbers(n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.rand(n, generator=g).to(dtype)
+
+    def counts_of(n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        counts = torch.randint(0, 50, (n,), generator=g)
+        return counts.to(dtype) + numbers(n, dtype) if dtype.is_floating_point else counts.to(dtype)
+
+    def picks(n: int, m: int) -> torch.Tensor:
+        return torch.randint(0, n, (m,), generator=g)
+
+    floats = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    for counts in (torch.float32, torch.float64, torch.int32, torch.int64):
+        for scores in floats:
+            decay = 0.9 if counts.is_floating_point else 1.0
+            for form in ("linear", "exp", "rate"):
+                yield Case("usage_penalty", (numbers(37, scores), counts_of(37, counts), 0.3, form, 7))
+            args = (counts_of(33, counts), picks(33, 40), numbers(33, scores), 0.3, decay, "exp", 1)
+            yield Case("usage_step_", args, note="in no order")
+        yield Case("usage_update_", (counts_of(300, counts), picks(300, 260), 1.0), tsan=True)
+    for n, m in ((0, 0), (1, 0), (1, 3), (31, 5), (2048, 100), (2049, 257), (5000, 1025)):
+        for order in ("ascending", "in no order"):
+            selected = picks(n, m) if n else torch.zeros(0, dtype=torch.int64)
+            selected = selected.sort().values if order == "ascending" else selected
+            for decay in (1.0, 0.75):
+                small = n == 31
+                yield Case("usage_update_", (counts_of(n), selected, decay), note=order, tsan=small)
+                args = (counts_of(n), selected, numbers(n), 0.25, decay, "linear", 1)
+                yield Case("usage_step_", args, note=order, tsan=small)
+    one = torch.full((600,), 4000)
+    args = (counts_of(5000), one, numbers(5000), 0.1, 0.5, "linear", 1)
+    yield Case("usage_step_", args, note="all at one place")
+    args = (counts_of(5000), one.index_fill(0, torch.tensor(599), 3), numbers(5000), 0.1, 0.5, "linear", 1)
+    yield Case("usage_step_", args, note="nearly all at one place")
+    full = torch.full((9,), 2.0**24 - 3)
+    for selected in (torch.tensor([4] * 8), torch.tensor([4] * 8 + [1])):
+        yield Case("usage_update_", (full, selected, 1.0), note="counts at 2**24")
+        yield Case("usage_step_", (full, selected, numbers(9), 1e-7, 0.999, "linear", 1), note="counts at 2**24")
+    negative = torch.tensor([-3.0, -0.5, -1e-30, -2000.0, 0.0, float("inf"), float("nan"), 1e30])
+    for form in ("linear", "exp", "rate"):
+        args = (negative, torch.tensor([0, 1, 1, 2]), numbers(8), 3e38, 1.0, form, 3)
+        yield Case("usage_step_", args, note="extreme counts")
+        yield Case("usage_penalty", (numbers(8), negative, 1e300, form, 3), note="a gamma beyond float32")
+    wide, odd = counts_of(9000), counts_of(2101)
+    args = (wide[::3], picks(3000, 99).sort().values, numbers(6000)[::2], 0.2, 0.9, "exp", 1)
+    yield Case("usage_step_", args, note="strided")
+    args = (wide[::3], picks(3000, 99), numbers(6000)[::2], 0.2, 0.9, "exp", 1)
+    yield Case("usage_step_", args, note="strided, in no order")
+    args = (odd[1:], picks(2100, 99).sort().values, numbers(2103)[3:], 0.2, 0.9, "rate", 4)
+    yield Case("usage_step_", args, note="unaligned")
+    yield Case("usage_penalty", (numbers(80).view(8, 10).t(), counts_of(80).view(10, 8), 0.5, "linear", 1), note="2-d")
+
+
+@family
+def codes():
+    g = generator(6)
+
+    # Eighths: products and their sums are exact, so that the order of a sum is not what decides.
+    def eighths(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return (torch.randint(-8, 9, size, generator=g) / 8).to(dtype)
+
+    def normal(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(size, generator=g).to(dtype)
+
+    def factors(b: int, k: int, h: int) -> torch.Tensor:
+        return torch.randint(0, max(h, 1), (b, k), generator=g)
+
+    shapes = [(5, 3, 40, 16), (1, 1, 1, 1), (0, 3, 5, 4), (3, 0, 5, 4), (2, 3, 5, 0), (4, 33, 300, 31), (2, 1, 7, 33)]
+    shapes += [(3, 9, 70_000, 2), (2, 257, 50, 4), (33, 65, 9, 8), (1, 3, 4, 1025), (2, 2, 3, 1028)]
+    for b, k, h, d in shapes:
+        tsan = (b, k) in ((5, 3), (2, 1))
+        indices = factors(b, k, h)
+        yield Case("sparse_decode", (normal(b, k), indices, normal(h, d), normal(d)), tsan=tsan)
+        yield Case("sddmm", (indices, eighths(h, d), eighths(b, d)), tsan=tsan)
+        yield Case("factor_counts", (normal(b, k), indices, h), tsan=tsan)
+        yield Case("factor_scores", (normal(b, k), indices, torch.rand(h, generator=g), 1e-8, True), tsan=tsan)
+        if h < 1000:
+            yield Case("spmm_t", (normal(b, k), indices, normal(b, d), h), tsan=tsan)
+        if h < 40:
+            args = (eighths(b, d), normal(b, k), indices, eighths(h, d))
+            yield Case("sparse_decode_backward", args, tsan=tsan)
+    yield Case("sparse_decode", (normal(0, 0), factors(0, 0, 0), normal(0, 5), None), note="no factors")
+    yield Case("spmm_t", (normal(0, 3), factors(0, 3, 0), normal(0, 5), 0), note="no factors")
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        for d in (24, 7):
+            indices = factors(6, 5, 20)
+            yield Case("sparse_decode", (normal(6, 5, dtype=dtype), indices, normal(20, d, dtype=dtype), None))
+            yield Case("sddmm", (indices, eighths(20, d, dtype=dtype), eighths(6, d, dtype=dtype)))
+            yield Case("spmm_t", (normal(6, 5, dtype=dtype), indices, normal(6, d, dtype=dtype), 20))
+        values, rate = normal(6, 5, dtype=dtype), torch.rand(20, generator=g, dtype=torch.float64)
+        yield Case("factor_counts", (values, indices, 20))
+        yield Case("factor_scores", (values, indices, rate, 0.0, None))
+    positive = torch.rand(4, 700, generator=g)
+    yield Case("sddmm", (factors(4, 3, 9), torch.rand(9, 700, generator=g), positive), ulps=16, note="inexact")
+
+    for b, k in ((70, 33), (2100, 2)):
+        one = torch.full((b, k), 3)
+        yield Case("spmm_t", (normal(b, k), one, normal(b, 4), 9), note="one factor")
+        yield Case("factor_counts", (normal(b, k), one, 9), note="one factor")
+    args = (normal(2100, 2), factors(2100, 2, 1000), normal(2100, 1), 1000)
+    yield Case("spmm_t", args, note="several tiles, two digits")
+    twice = factors(3, 600, 40)
+    values = normal(3, 600)
+    yield Case("factor_counts", (values, twice, 40), note="factors listed often")
+    yield Case("factor_scores", (values, twice, torch.rand(40, generator=g), 1e-3, None), note="factors listed often")
+    none = (-values.abs(), twice, torch.rand(40, generator=g), 1e-3, None)
+    yield Case("factor_scores", none, note="nothing active")
+    yield Case("factor_scores", (values, twice, torch.rand(40, generator=g) * 3 - 1, 2.0, False), note="rates beyond 1")
+    edge = torch.tensor([[0.0, -0.0, float("nan"), float("inf"), 1e-45, -1.0]])
+    yield Case("factor_counts", (edge, torch.arange(6).view(1, 6), 6), note="what is active")
+
+    indices, weight = factors(5, 8, 12), normal(13, 8)
+    flat = normal(1 + 12 * 8)
+    yield Case("sparse_decode", (normal(8, 5).t(), indices, weight[1:].t().contiguous().t(), None), note="transposed")
+    yield Case("sparse_decode", (normal(5, 8), indices, flat[1:].view(12, 8), None), note="unaligned")
+    yield Case("sparse_decode", (normal(5, 8), factors(8, 5, 7).t(), weight[::2], normal(16)[::2]), note="strided")
+    yield Case("spmm_t", (normal(8, 5).t(), factors(8, 5, 12).t(), normal(41)[1:].view(5, 8), 12), note="unaligned")
+    yield Case("sparse_decode_backward", (eighths(8, 5).t(), normal(5, 8), indices, eighths(8, 12).t()))
+    infinite = weight.index_fill(0, torch.tensor([2, 5]), float("inf"))
+    yield Case("sparse_decode", (eighths(5, 8), factors(5, 8, 13), infinite, None), note="infinite weights")
+
+
+@family
+def topk():
+    g = generator(7)
+    dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+    def rows(pattern: str, *size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        x = torch.randn(size, generator=g, dtype=torch.float64)
+        chance = torch.rand(size, generator=g)
+        if pattern == "ties":
+            x = (2 * x).round()
+        elif pattern == "equal":
+            x = torch.full(size, -1.5)
+        elif pattern == "ascending":
+            x = x.sort(dim=-1).values
+        elif pattern == "zeros":
+            x = torch.where(chance < 0.9, torch.where(chance < 0.4, 0.0, -0.0), x * 1e-44)
+        elif pattern == "nan":
+            x = torch.where(chance < 0.01, torch.nan, torch.where(chance < 0.02, -torch.nan, x))
+        elif pattern == "all nan":
+            x = torch.where(chance < 0.5, torch.nan, -torch.nan)
+        elif pattern == "infinite":
+            x = torch.where(chance < 0.01, torch.inf, torch.where(chance < 0.97, -torch.inf, x))
+        return x.to(dtype)
+
+    # A warp a row, blocks of each size, buffers of each size, rows cut into parts, the sort.
+    shapes = [(3, 1, 1), (0, 7, 3), (2, 9, 0), (5, 33, 1), (2, 64, 32), (6, 65, 7), (1, 256, 2), (2, 256, 33)]
+    shapes += [(2, 257, 32), (2, 500, 499), (1, 1025, 64), (1, 1025, 1024), (1, 1100, 1100), (1, 5000, 31)]
+    shapes += [(1, 4200, 257), (1, 2300, 2000), (1, 33_000, 2)]
+    for b, n, k in shapes:
+        for dtype in dtypes:
+            tsan = (b, n) in ((6, 65), (2, 257)) and dtype == torch.float32
+            yield Case("topk", (rows("random", b, n, dtype=dtype), k), tsan=tsan)
+    for pattern in ("ties", "equal", "ascending", "zeros", "nan", "all nan", "infinite"):
+        for dtype, n, k in zip(dtypes, (5003, 700, 5003, 900), (33, 40, 300, 9), strict=True):
+            yield Case("topk", (rows(pattern, 1, n, dtype=dtype), k), note=pattern)
+        yield Case("topk", (rows(pattern, 2, 70), 9), note=pattern)
+        yield Case("topk", (rows(pattern, 1, 1100), 1050), note=pattern)
+    yield Case("topk", (rows("random", 1025, 300)[:, :260], 33), note="more rows than make parts, strided")
+    x = rows("ties", 1, 8203, dtype=torch.float16)
+    yield Case("topk", (x[0, 1:], 20), note="unaligned")
+    yield Case("topk", (rows("ties", 300, 5).t(), 40), note="transposed")
+
+    def whole(*size: int, low: int = -2, high: int = 2, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Whole numbers: sums of their products are exact in any order."""
+        return torch.randint(low, high + 1, size, generator=g).to(dtype)
+
+    # Several tiles, of rows and of units; parts of a tile; the sort.
+    shapes = [(1, 1, 1, 1), (0, 3, 5, 2), (3, 0, 90, 70), (3, 4, 6, 0), (4, 2, 50, 50), (9, 3, 300, 20)]
+    shapes += [(2, 1, 700, 300), (1, 2, 4500, 40), (1, 3, 1200, 1030), (3, 2, 700, 64)]
+    for b, d, h, k in shapes:
+        for dtype in dtypes:
+            bias = whole(h, low=-4, high=1, dtype=dtype) if (b + dtypes.index(dtype)) % 2 == 0 else None
+            args = (whole(b, d, dtype=dtype), whole(h, d, dtype=dtype), bias, k)
+            yield Case("topk_encode", args, tsan=(b, h) == (4, 50) and dtype == torch.float32)
+    weight = whole(700, 1)
+    none = torch.full((700,), -100.0)
+    yield Case("topk_encode", (whole(3, 1), weight, none, 50), note="nothing active")
+    few = none.index_fill(0, torch.tensor([3, 4, 133, 690]), 5.0)
+    yield Case("topk_encode", (whole(3, 1), weight, few, 50), note="few active")
+    yield Case("topk_encode", (torch.ones(2, 1), weight.sort(0).values, None, 60), note="ascending")
+    yield Case("topk_encode", (torch.ones(2, 1), torch.arange(700.0).view(700, 1), None, 30), note="rising tiles")
+    broken = weight.index_fill(0, torch.tensor([7, 300, 650]), torch.nan)
+    yield Case("topk_encode", (whole(3, 1), broken, None, 5), note="nan")
+    yield Case("topk_encode", (whole(2, 3).t(), whole(8, 400)[::4].t(), whole(800)[::2], 33), note="strided")
