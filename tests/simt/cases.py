@@ -411,3 +411,13 @@ def topk():
     broken = weight.index_fill(0, torch.tensor([7, 300, 650]), torch.nan)
     yield Case("topk_encode", (whole(3, 1), broken, None, 5), note="nan")
     yield Case("topk_encode", (whole(2, 3).t(), whole(8, 400)[::4].t(), whole(800)[::2], 33), note="strided")
+
+    # What both refuse, in the same words.
+    yield Case("topk", (torch.tensor(1.0), 1))
+    yield Case("topk", (rows("random", 2, 3), 4))
+    yield Case("topk", (torch.ones(2, 3, dtype=torch.int64), 1))
+    yield Case("topk_encode", (whole(3), whole(4, 2), None, 1))
+    yield Case("topk_encode", (whole(3, 2), whole(4, 3), None, 1))
+    yield Case("topk_encode", (whole(3, 2), whole(4, 2).double(), None, 1))
+    yield Case("topk_encode", (whole(3, 2), whole(4, 2), whole(3), 1))
+    yield Case("topk_encode", (whole(3, 2), whole(4, 2), whole(4), -1))
