@@ -64,6 +64,8 @@ def _refused():
         args = (LOGITS[[0, 2, 0, 0]], TAU, KEY, -1, hard, 0)
         check = spoiled_rows(False, True, False, False)
         yield Refused("gumbel_softmax", args, ValueError, f"{softmax} {minus}", check)
+        args = (LOGITS[[3, 2]], TAU, KEY, -1, hard, 0)
+        yield Refused("gumbel_softmax", args, ValueError, f"{softmax} {minus}", lambda out: None)
         args = (LOGITS[[0, 2]].t(), TAU, KEY, 0, hard, 0)
         yield Refused("gumbel_softmax", args, ValueError, f"{softmax} {minus}", lambda out: None)
         for tau in (-1.0, NAN, INF) if hard else (-1.0, NAN, INF, 0.0):
@@ -187,6 +189,14 @@ def test_validate_raises_at_once_or_not_at_all(library, refused):
         with pytest.raises(refused.error):
             harmless()
     harmless()
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_nan_is_not_refused(library, hard):
+    for validate in (None, True):
+        out = torch.ops.pysel_simt.gumbel_softmax(LOGITS[[0, 3, 0]], TAU, KEY, -1, hard, 0, validate)
+        spoiled_rows(*ROWS_13)(out)
+        harmless()
 
 
 @pytest.mark.parametrize("op", ["usage_update_", "usage_step_"])

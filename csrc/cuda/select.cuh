@@ -265,7 +265,6 @@ __global__ void __launch_bounds__(kSelectBlock) mark_kernel(Source source, Selec
         ++to;
       }
     }
-    __syncthreads();  // before the next tile's first
   }
 }
 

@@ -112,6 +112,7 @@ def gumbel():
         yield from calls(normal(3, 200, dtype=dtype), start=1)
     for shape in ((1,), (3, 1), (9, 2), (40, 3), (21, 10), (4, 128), (2, 1025), (1, 2050)):
         yield from calls(normal(*shape), start=len(shape) + shape[-1])
+    yield from calls(normal(7, 1030), start=2, tsan=True)  # a block takes several rows, one after the other
     yield from calls(normal(4, 1100)[:, ::2], start=2)  # strided
     yield from calls(normal(1201)[1:].view(3, 400))  # unaligned
     # Dimensions that are not the last.
@@ -122,9 +123,9 @@ def gumbel():
     for dtype in (torch.float32, torch.float64):
         yield Case("gumbel_softmax", (normal(1, 16_500, dtype=dtype), tau, KEY, -1, False, 1, None))
     yield Case("gumbel_softmax", (normal(1, 33_000, dtype=torch.float16), tau, KEY, -1, False, 1, None))
-    yield Case("gumbel_argmax", (normal(1, 131_100), KEY, -1, 1, None))
+    yield Case("gumbel_argmax", (normal(2, 131_100), KEY, -1, 1, None))
     yield Case("gumbel_softmax", (torch.full((2, 5000), -100.0), tau, KEY, -1, True, 0, None), note="equal logits")
-    y = torch.randint(0, 9, (1, 65_600), generator=g) / 8
+    y = torch.randint(0, 9, (2, 65_600), generator=g) / 8
     yield Case("gumbel_softmax_backward", (torch.randint(-8, 9, y.shape, generator=g).float(), y, tau, -1))
     # Awkward values.
     broken = normal(4, 50)
