@@ -50,6 +50,27 @@ struct PenaltyArguments {
   }
 };
 
+inline void check_update(const char* op, const Tensor& counts, const Tensor& selected, double decay) {
+  check_value(counts.dim() == 1, op, ": counts must have shape [n], got ", shape(counts));
+  check_value(counts.size(0) < 2 || counts.stride(0) != 0, op,
+              ": counts must not be an expanded tensor, whose elements share memory");
+  check_value(selected.dim() == 1, op, ": selected must have shape [m], got ", shape(selected));
+  check_dtype(op, "selected", selected, ScalarType::Long, "int64");
+  check_device(op, "selected", selected, counts);
+  check_value(decay >= 0 && decay <= 1, op, ": decay must be between 0 and 1, got ", decay);
+}
+
+template <typename C>
+void check_decay(const char* op, double decay) {
+  if constexpr (std::is_integral_v<C>) check_value(decay == 1, op, ": decay must be 1 for integer counts, got ", decay);
+}
+
+inline void check_scores(const char* op, const Tensor& scores, const Tensor& counts) {
+  check_value(sizes(scores) == sizes(counts), op, ": scores must have the shape of counts, ", shape(counts), ", got ",
+              shape(scores));
+  check_device(op, "scores", scores, counts);
+}
+
 // f.template operator()<C>() for the counts' type.
 template <typename F>
 void dispatch_counts(const char* op, const Tensor& counts, F f) {

@@ -116,21 +116,11 @@ class Grouped {
   std::vector<int64_t> sorted_;
 };
 
-void check_update(const char* op, const Tensor& counts, const Tensor& selected, double decay) {
-  check_value(counts.dim() == 1, op, ": counts must have shape [n], got ", shape(counts));
-  check_value(counts.size(0) < 2 || counts.stride(0) != 0, op,
-              ": counts must not be an expanded tensor, whose elements share memory");
-  check_value(selected.dim() == 1, op, ": selected must have shape [m], got ", shape(selected));
-  check_dtype(op, "selected", selected, ScalarType::Long, "int64");
-  check_value(selected.is_cpu(), op, ": selected must be on the CPU like counts");
-  check_value(decay >= 0 && decay <= 1, op, ": decay must be between 0 and 1, got ", decay);
-}
-
 // Decays and counts; then `after(at, n, counts)` sees each chunk, if `visit_all` even where nothing changed.
 template <typename C, typename F>
 void update(const char* op, const Tensor& counts, const Tensor& selected, double decay, bool visit_all,
             const F& after) {
-  if constexpr (std::is_integral_v<C>) check_value(decay == 1, op, ": decay must be 1 for integer counts, got ", decay);
+  check_decay<C>(op, decay);
   const int64_t n = counts.size(0), stride = n > 0 ? counts.stride(0) : 1;
   const Grouped grouped(op, selected, n);
   C* data = static_cast<C*>(counts.data_ptr());
@@ -157,12 +147,6 @@ void usage_update_(Tensor counts, Tensor selected, double decay) {
   check_update(op, counts, selected, decay);
   dispatch_counts(op, counts,
                   [&]<typename C>() { update<C>(op, counts, selected, decay, false, [](int64_t, int, const C*) {}); });
-}
-
-void check_scores(const char* op, const Tensor& scores, const Tensor& counts) {
-  check_value(sizes(scores) == sizes(counts), op, ": scores must have the shape of counts, ", shape(counts), ", got ",
-              shape(scores));
-  check_value(scores.is_cpu() && counts.is_cpu(), op, ": scores must be on the device of counts, the CPU");
 }
 
 Tensor usage_penalty(Tensor scores, Tensor counts, double gamma, std::string form, int64_t step) {
