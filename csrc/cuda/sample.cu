@@ -206,24 +206,6 @@ __global__ void __launch_bounds__(kBlock) spans_kernel(Weights<T> w) {
   }
 }
 
-// From the sums of a row's parts to what comes before each. A block a row.
-template <typename T>
-__global__ void __launch_bounds__(kBlock) before_kernel(Weights<T> w) {
-  struct Before {
-    BlockSumSlots sum;
-  };
-  Before& shared_before = shared<Before>();
-  for (std::int64_t r = blockIdx.x; r < w.rows; r += gridDim.x) {
-    std::uint64_t before = 0;
-    for (std::int64_t first = 0; first < w.parts; first += kBlock) {
-      const std::int64_t p = first + threadIdx.x;
-      const BlockSum sum = block_sum(p < w.parts ? w.part_sum[r * w.parts + p] : 0, shared_before.sum);
-      if (p < w.parts) w.part_sum[r * w.parts + p] = before + sum.before;
-      before += sum.all;
-    }
-  }
-}
-
 // From the sums of spans to the sums up to their ends.
 template <typename T>
 __global__ void __launch_bounds__(kBlock) upto_kernel(Weights<T> w) {
@@ -304,7 +286,7 @@ void draw_rows(const Call& call, const T* weights, std::int64_t rows, std::int64
   const unsigned parts = grid_size(rows * w.parts, 1);
   call.launch(largest_kernel<T>, parts, kBlock, w);
   call.launch(spans_kernel<T>, parts, kBlock, w);
-  call.launch(before_kernel<T>, grid_size(rows, 1), kBlock, w);
+  call.launch(sums_before_kernel, grid_size(rows, 1), kBlock, w.part_sum, rows, w.parts);
   call.launch(upto_kernel<T>, parts, kBlock, w);
   const auto blocks = static_cast<unsigned>(std::clamp<std::int64_t>((k - 1) / kBlock + 1, 1, 4096));
   call.launch(draw_kernel<T>, grid_size(rows * blocks, 1), kBlock, w, noise, reports, k, blocks, out);

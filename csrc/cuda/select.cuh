@@ -421,21 +421,20 @@ __global__ void __launch_bounds__(kSelectBlock) count_kernel(Selection<Bits> s) 
   }
 }
 
-// From the numbers of a row's parts to the place of each. A block a row.
-template <typename Bits>
-__global__ void __launch_bounds__(kSelectBlock) place_kernel(Selection<Bits> s) {
-  struct Place {
+// Each row of sums becomes what comes before each of them. A block a row.
+static __global__ void __launch_bounds__(kSelectBlock)
+    sums_before_kernel(unsigned long long* __restrict__ sums, std::int64_t rows, std::int64_t columns) {
+  struct Before {
     BlockSumSlots sum;
   };
-  Place& place = shared<Place>();
-  for (std::int64_t r = blockIdx.x; r < s.rows; r += gridDim.x) {
-    std::uint64_t before = 0;
-    for (std::int64_t first = 0; first < s.parts; first += kSelectBlock) {
-      const std::int64_t p = first + threadIdx.x;
-      const std::uint64_t mine = p < s.parts ? s.place[r * s.parts + p] : 0;
-      const BlockSum sum = block_sum(mine, place.sum);
-      if (p < s.parts) s.place[r * s.parts + p] = before + sum.before;
-      before += sum.all;
+  Before& before = shared<Before>();
+  for (std::int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
+    std::uint64_t so_far = 0;
+    for (std::int64_t first = 0; first < columns; first += kSelectBlock) {
+      const std::int64_t c = first + threadIdx.x;
+      const BlockSum sum = block_sum(c < columns ? sums[r * columns + c] : 0, before.sum);
+      if (c < columns) sums[r * columns + c] = so_far + sum.before;
+      so_far += sum.all;
     }
   }
 }
@@ -513,7 +512,7 @@ void launch_selection(const Call& call, const Source& source, const Selection<ty
   if (s.k == 0) return;
   call.launch(finish_kernel<Source>, grid_size(s.rows * blocks, 1), kSelectBlock, source, s, reports, blocks);
   call.launch(count_kernel<Bits>, grid_size(s.rows * s.parts, 1), kSelectBlock, s);
-  call.launch(place_kernel<Bits>, grid_size(s.rows, 1), kSelectBlock, s);
+  call.launch(sums_before_kernel, grid_size(s.rows, 1), kSelectBlock, s.place, s.rows, s.parts);
   call.launch(expand_kernel<Bits>, grid_size(s.rows * s.parts, 1), kSelectBlock, s);
 }
 
