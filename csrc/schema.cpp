@@ -27,22 +27,33 @@ STABLE_TORCH_LIBRARY(pysel, m) {
   m.def("topk(Tensor x, int k) -> (Tensor, Tensor)");
   m.def("topk_encode(Tensor x, Tensor weight, Tensor? bias, int k) -> (Tensor, Tensor)");
   m.def("sparse_decode(Tensor values, Tensor indices, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("sparse_decode.out(Tensor values, Tensor indices, Tensor weight, Tensor? bias, *, Tensor(a!) out) -> ()");
   m.def("sddmm(Tensor indices, Tensor weight, Tensor grad) -> Tensor");
   m.def("spmm_t(Tensor values, Tensor indices, Tensor rows, int num_factors) -> Tensor");
   m.def("sparse_decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor weight) -> (Tensor, Tensor)");
   m.def("factor_counts(Tensor values, Tensor indices, int num_factors) -> Tensor");
   m.def("factor_scores(Tensor values, Tensor indices, Tensor rate, float eps, bool? validate) -> (Tensor, Tensor)");
   m.def("select(Tensor scores, int k, bool largest, bool? validate) -> Tensor");
+  m.def("select.out(Tensor scores, int k, bool largest, bool? validate, *, Tensor(a!) out) -> ()");
 
   // usage
   m.def("usage_update_(Tensor(a!) counts, Tensor selected, float decay) -> ()");
   m.def("usage_penalty(Tensor scores, Tensor counts, float gamma, str form, int step) -> Tensor");
+  m.def("usage_penalty.out(Tensor scores, Tensor counts, float gamma, str form, int step, *, Tensor(a!) out) -> ()");
   m.def(
       "usage_step_(Tensor(a!) counts, Tensor selected, Tensor scores, float gamma, float decay, str form, int step) "
       "-> Tensor");
+  m.def(
+      "usage_step_.out(Tensor(a!) counts, Tensor selected, Tensor scores, float gamma, float decay, str form, int "
+      "step, "
+      "*, Tensor(b!) out) -> ()");
 
   // sample
   m.def(
       "weighted_sample(Tensor weights, int k, bool replacement, bool log_weights, str order, Tensor key, int start, "
       "bool? validate) -> Tensor");
+  m.def(
+      "weighted_sample.out(Tensor weights, int k, bool replacement, bool log_weights, str order, Tensor key, int "
+      "start, "
+      "bool? validate, *, Tensor(a!) out) -> ()");
 }

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.autograd.function import once_differentiable
 
+from pysel import _fake
+
 _library = torch.library.Library("pysel", "IMPL")
 
 
@@ -77,24 +79,27 @@ def register_vmap(*names: str) -> None:
 
 
 def bump_version(*names: str) -> None:
-    """Make ops that change an argument (the first, or ``out``) bump that argument's version counter.
+    """Make ops that change arguments bump the version counters of these.
 
     Without it a backward that saved the argument would silently use the changed values.
     """
     for name in names:
         base, _, overload = name.partition(".")
         op = getattr(getattr(torch.ops.pysel, base), overload or "default")
+        arguments = enumerate(op._schema.arguments)
+        changed = [(i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write]
 
-        def kernel(*args: Any, _op: Callable[..., Any] = op, **kwargs: Any) -> Any:
+        def kernel(*args: Any, _op: Any = op, _changed: list[tuple[int, str]] = changed, **kwargs: Any) -> Any:
             with torch._C._AutoDispatchBelowADInplaceOrView():
                 result = _op(*args, **kwargs)
-            torch.autograd.graph.increment_version(kwargs.get("out", args[0]))
+            for i, argument in _changed:
+                torch.autograd.graph.increment_version(args[i] if i < len(args) else kwargs[argument])
             return result
 
         _library.impl(name, kernel, "ADInplaceOrView")
 
 
-bump_version("gumbel_softmax.out", "gumbel_sigmoid.out")
+bump_version("usage_update_", "usage_step_", *(f"{fake.__name__}.out" for fake in _fake.OUT))
 
 
 # --- gumbel ---
@@ -342,8 +347,6 @@ class usage_penalty(Function):
 
 
 usage_penalty_op = differentiable(usage_penalty)
-
-bump_version("usage_update_", "usage_step_")
 
 register_vmap(
     "topk",

@@ -72,14 +72,12 @@ def no_grad(op: str, name: str, value: Tensor) -> None:
         raise ValueError(f"{op}: {name} must not require grad (the op is not differentiable there): detach it")
 
 
-def out(op: str, value: object, shape: Sequence[int], like: Tensor) -> None:
-    """Refuse an ``out`` that is not a tensor of the result's dtype (TypeError), shape and device (ValueError)."""
-    tensor(op, "out", value, (like.dtype,))
-    assert isinstance(value, Tensor)
-    if list(value.shape) != list(shape):
-        raise ValueError(f"{op}: out must have shape {list(shape)}, got {list(value.shape)}")
-    same_device(op, "out", value, "the input", like)
-    no_grad(op, "out", value)
+def out_shape(op: str, value: Tensor, shape: Sequence[int]) -> None:
+    """Refuse an ``out`` that has not the shape of the result, with ValueError."""
+    torch._check_value(
+        list(value.shape) == list(shape),
+        lambda: f"{op}: out must have shape {list(shape)}, got {list(value.shape)}",
+    )
 
 
 def start(op: str, value: int) -> None:

@@ -18,16 +18,6 @@ def fake(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def fake_out(*functions: Callable[..., Any]) -> None:
-    """Register the fakes of ops' out overloads: the checks are those of the op itself."""
-    for function in functions:
-
-        def shape_only(*args: Any, out: Tensor, _function: Callable[..., Any] = function) -> None:
-            _function(*args)
-
-        torch.library.register_fake(f"pysel::{function.__name__}.out", shape_only)
-
-
 # --- random streams ---
 
 
@@ -117,9 +107,6 @@ def gumbel_argmax(logits: Tensor, key: Tensor, dim: int, start: int, validate: b
             lambda: f"{op}: dim must have at least one element, got shape {list(logits.shape)}",
         )
     return logits.new_empty(size, dtype=torch.int64)
-
-
-fake_out(gumbel_softmax, gumbel_sigmoid)
 
 
 # --- sample ---
@@ -350,3 +337,20 @@ def usage_step_(
     op = "usage_step_"
     _update(op, counts, selected, decay)
     return _penalty(op, scores, counts, gamma, form, step)
+
+
+# --- out overloads ---
+
+OUT = (gumbel_sigmoid, gumbel_softmax, select, sparse_decode, usage_penalty, usage_step_, weighted_sample)
+"""Fakes of the ops that have one."""
+
+
+def _register_out(function: Callable[..., Any]) -> None:
+    def checks(*args: Any, out: Tensor) -> None:
+        _checks.out_shape(function.__name__, out, function(*args).shape)
+
+    torch.library.register_fake(f"pysel::{function.__name__}.out", checks)
+
+
+for _function in OUT:
+    _register_out(_function)

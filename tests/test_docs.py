@@ -56,7 +56,7 @@ SIGNATURES = {
     "factor_scores": "(values, indices, rate, eps=1e-08",
     "usage_update_": "(counts, selected, decay=1.0)",
     "usage_penalty": "(scores, counts, gamma, form='linear', step=1",
-    "usage_step_": "(counts, selected, scores, gamma, decay=1.0, form='linear', step=1)",
+    "usage_step_": "(counts, selected, scores, gamma, decay=1.0, form='linear', step=1",
     "weighted_sample": "(weights, k, replacement=False, *, log_weights=False, order='draw', key=None, generator=None, "
     "start=0",
     "select": "(scores, k, largest=True",

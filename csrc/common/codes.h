@@ -48,6 +48,15 @@ inline void check_sparse_decode(const char* op, const Tensor& values, const Tens
   check_bias(op, bias, weight.size(1), "values", values);
 }
 
+inline void check_sparse_decode_out(const char* op, const Tensor& out, const Tensor& values, const Tensor& indices,
+                                    const Tensor& weight, const std::optional<Tensor>& bias) {
+  check_out(op, out, {values.size(0), weight.size(1)}, values.scalar_type(), values);
+  check_apart(op, out, "values", values);
+  check_apart(op, out, "indices", indices);
+  check_apart(op, out, "weight", weight);
+  if (bias) check_apart(op, out, "bias", *bias);
+}
+
 inline void check_sddmm(const char* op, const Tensor& indices, const Tensor& weight, const Tensor& grad) {
   check_codes(op, nullptr, indices);
   check_matrix(op, "weight", weight, "[H, d]", indices);

@@ -40,15 +40,17 @@ inline void call_torch(const char* op, const char* overload, StableIValue* stack
   if (torch_call_dispatcher(op, overload, stack, TORCH_ABI_VERSION) != 0) throw std::runtime_error(text(op, " failed"));
 }
 
-inline std::string shape(const Tensor& t) {
+inline std::vector<int64_t> sizes(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+
+inline std::string shape(const std::vector<int64_t>& size) {
   std::ostringstream out;
   out << '[';
-  for (int64_t d = 0; d < t.dim(); ++d) out << (d ? ", " : "") << t.size(d);
+  for (size_t d = 0; d < size.size(); ++d) out << (d ? ", " : "") << size[d];
   out << ']';
   return out.str();
 }
 
-inline std::vector<int64_t> sizes(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+inline std::string shape(const Tensor& t) { return shape(sizes(t)); }
 
 // f.template operator()<T>() for the tensor's floating type.
 template <typename F>
@@ -78,6 +80,29 @@ inline void check_same_dtype(const char* op, const char* a_name, const Tensor& a
 inline void check_device(const char* op, const char* argument, const Tensor& t, const Tensor& like) {
   check_value(t.is_cpu() == like.is_cpu() && t.get_device_index() == like.get_device_index(), op, ": ", argument,
               " must be on the device of the other arguments");
+}
+
+// Checks the caller's tensor for a result. The public functions bring a contiguous one.
+inline void check_out(const char* op, const Tensor& out, const std::vector<int64_t>& size, ScalarType dtype,
+                      const Tensor& like) {
+  check_value(sizes(out) == size, op, ": out must have shape ", shape(size), ", got ", shape(out));
+  check_value(out.scalar_type() == dtype && out.is_contiguous(), op,
+              ": out must be contiguous and of the result's dtype");
+  check_device(op, "out", out, like);
+}
+
+// Kernels read an argument while they write `out`, so that the two may share no memory. An argument whose elements are
+// read in step with the writing may be `out` itself.
+inline void check_apart(const char* op, const Tensor& out, const char* argument, const Tensor& t,
+                        bool in_step = false) {
+  if (out.numel() == 0 || t.numel() == 0) return;
+  const auto to = reinterpret_cast<uintptr_t>(out.data_ptr()), from = reinterpret_cast<uintptr_t>(t.data_ptr());
+  if (in_step && to == from && t.is_contiguous()) return;
+  int64_t last = 0;  // strides are never negative
+  for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
+  check_value(to + static_cast<uintptr_t>(out.numel()) * out.element_size() <= from ||
+                  from + static_cast<uintptr_t>(last + 1) * t.element_size() <= to,
+              op, ": out must share no memory with ", argument, in_step ? " unless it is the same tensor" : "");
 }
 
 inline int64_t wrap_dim(const char* op, int64_t dim, int64_t ndim) {

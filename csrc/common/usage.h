@@ -71,6 +71,12 @@ inline void check_scores(const char* op, const Tensor& scores, const Tensor& cou
   check_device(op, "scores", scores, counts);
 }
 
+inline void check_penalty_out(const char* op, const Tensor& out, const Tensor& scores, const Tensor& counts) {
+  check_out(op, out, sizes(scores), scores.scalar_type(), scores);
+  check_apart(op, out, "scores", scores, true);
+  check_apart(op, out, "counts", counts);
+}
+
 // f.template operator()<C>() for the counts' type.
 template <typename F>
 void dispatch_counts(const char* op, const Tensor& counts, F f) {

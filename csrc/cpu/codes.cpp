@@ -121,12 +121,10 @@ class Indices {
   Tensor tensor_;
 };
 
-Tensor sparse_decode(Tensor values, Tensor indices, Tensor weight, std::optional<Tensor> bias) {
-  constexpr const char* op = "sparse_decode";
-  check_sparse_decode(op, values, indices, weight, bias);
+void write_sparse_decode(const char* op, const Tensor& values, const Tensor& indices, const Tensor& weight,
+                         const std::optional<Tensor>& bias, const Tensor& out) {
   const int64_t rows = values.size(0), k = values.size(1), d = weight.size(1);
   const Indices which(op, indices, weight.size(0));
-  Tensor out = empty_cpu({rows, d}, values.scalar_type());
   dispatch_floating(op, "values", values, [&]<typename T>() {
     using A = Compute<T>;
     const Tensor values_c = torch::stable::contiguous(values), weight_c = torch::stable::contiguous(weight);
@@ -146,7 +144,21 @@ Tensor sparse_decode(Tensor values, Tensor indices, Tensor weight, std::optional
       }
     });
   });
+}
+
+Tensor sparse_decode(Tensor values, Tensor indices, Tensor weight, std::optional<Tensor> bias) {
+  constexpr const char* op = "sparse_decode";
+  check_sparse_decode(op, values, indices, weight, bias);
+  Tensor out = empty_cpu({values.size(0), weight.size(1)}, values.scalar_type());
+  write_sparse_decode(op, values, indices, weight, bias, out);
   return out;
+}
+
+void sparse_decode_out(Tensor values, Tensor indices, Tensor weight, std::optional<Tensor> bias, Tensor out) {
+  constexpr const char* op = "sparse_decode";
+  check_sparse_decode(op, values, indices, weight, bias);
+  check_sparse_decode_out(op, out, values, indices, weight, bias);
+  write_sparse_decode(op, values, indices, weight, bias, out);
 }
 
 Tensor sddmm(Tensor indices, Tensor weight, Tensor grad) {
@@ -365,6 +377,7 @@ std::tuple<Tensor, Tensor> factor_scores(Tensor values, Tensor indices, Tensor r
 
 STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
   m.impl("sparse_decode", TORCH_BOX(&pysel::sparse_decode));
+  m.impl("sparse_decode.out", TORCH_BOX(&pysel::sparse_decode_out));
   m.impl("sddmm", TORCH_BOX(&pysel::sddmm));
   m.impl("spmm_t", TORCH_BOX(&pysel::spmm_t));
   m.impl("sparse_decode_backward", TORCH_BOX(&pysel::sparse_decode_backward));

@@ -478,17 +478,6 @@ void check_logits(const char* op, const T* x, const Layout& layout, bool need_fi
   });
 }
 
-// Kernels read logits while they write: only the very same elements may be both. Strided logits are copied first.
-void check_out(const char* op, const Tensor& out, const Tensor& logits) {
-  check_value(
-      sizes(out) == sizes(logits) && out.scalar_type() == logits.scalar_type() && out.is_contiguous() && out.is_cpu(),
-      op, ": out must be a contiguous CPU tensor of the result's shape and dtype, got shape ", shape(out));
-  const auto to = reinterpret_cast<uintptr_t>(out.data_ptr()), from = reinterpret_cast<uintptr_t>(logits.data_ptr());
-  const uintptr_t bytes = static_cast<uintptr_t>(out.numel()) * out.element_size();
-  check_value(!logits.is_contiguous() || to == from || to + bytes <= from || from + bytes <= to, op,
-              ": out must be logits itself or share no memory with it");
-}
-
 void write_gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start, bool validate,
                           bool fresh, Tensor out) {
   constexpr const char* op = "gumbel_softmax";
@@ -526,7 +515,8 @@ Tensor gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool h
 
 void gumbel_softmax_out(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start,
                         std::optional<bool> validate, Tensor out) {
-  check_out("gumbel_softmax", out, logits);
+  check_out("gumbel_softmax", out, sizes(logits), logits.scalar_type(), logits);
+  check_apart("gumbel_softmax", out, "logits", logits, true);
   write_gumbel_softmax(logits, tau, key, dim, hard, start, validate.value_or(true), false, out);
 }
 
@@ -632,7 +622,8 @@ Tensor gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t 
 
 void gumbel_sigmoid_out(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, std::optional<bool> validate,
                         Tensor out) {
-  check_out("gumbel_sigmoid", out, logits);
+  check_out("gumbel_sigmoid", out, sizes(logits), logits.scalar_type(), logits);
+  check_apart("gumbel_sigmoid", out, "logits", logits, true);
   write_gumbel_sigmoid(logits, tau, key, hard, start, validate.value_or(true), false, out);
 }
 

@@ -169,6 +169,7 @@ double largest(const T* w, int64_t n) {
 #include "common/fixed_point.h"
 #include "common/order.h"
 #include "common/random.h"
+#include "common/sample.h"
 #include "cpu/bucket.h"
 #include "cpu/radix_select.h"
 
@@ -663,35 +664,22 @@ class Inversion {
   std::vector<uint64_t> start_;  // of each chunk, and the total
 };
 
-Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order, Tensor key,
-                       int64_t start, std::optional<bool> validate) {
+void write_weighted_sample(const Tensor& weights, int64_t k, bool replacement, bool log_weights,
+                           const std::string& order, const Tensor& key, int64_t start, bool validate,
+                           const Tensor& out) {
   const KeepSubnormals guard;
-  check_value(weights.dim() == 1 || weights.dim() == 2, kOp, ": weights must have shape [n] or [B, n], got ",
-              shape(weights));
-  check_value(order == "draw" || order == "index" || order == "shuffled", kOp,
-              ": order must be draw, index or shuffled, got ", order);
-  check_start(kOp, start);
   const int64_t n = weights.size(weights.dim() - 1);
   const int64_t rows = weights.dim() == 2 ? weights.size(0) : 1;
-  if (replacement) {
-    check_index(k >= 0, kOp, ": k must be at least 0, got ", k);
-    check_value(k == 0 || n > 0, kOp, ": weights must have at least one element a row, got shape ", shape(weights));
-  } else {
-    check_k(kOp, k, n);
-  }
   const Request request{k, log_weights,
                         order == "draw"    ? Arrangement::draw
                         : order == "index" ? Arrangement::index
                                            : Arrangement::shuffled,
                         read_key(kOp, key)};
-  std::vector<int64_t> size = sizes(weights);
-  size.back() = k;
-  Tensor out = empty_cpu(size, ScalarType::Long);
   dispatch_floating(kOp, "weights", weights, [&]<typename T>() {
     const Tensor w_c = torch::stable::contiguous(weights);
     const T* w = static_cast<const T*>(w_c.data_ptr());
     auto* index = static_cast<int64_t*>(out.data_ptr());
-    if (validate.value_or(true))
+    if (validate)
       for (int64_t r = 0; r < rows; ++r) check_weights(w + r * n, n, request, replacement);
     if (out.numel() == 0) return;
     each_row(rows, std::max(n, k), [&](int64_t r, bool) {
@@ -703,12 +691,28 @@ Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_wei
       }
     });
   });
+}
+
+Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order, Tensor key,
+                       int64_t start, std::optional<bool> validate) {
+  Tensor out = empty_cpu(check_weighted_sample(kOp, weights, k, replacement, order, start), ScalarType::Long);
+  write_weighted_sample(weights, k, replacement, log_weights, order, key, start, validate.value_or(true), out);
   return out;
+}
+
+void weighted_sample_out(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order, Tensor key,
+                         int64_t start, std::optional<bool> validate, Tensor out) {
+  check_out(kOp, out, check_weighted_sample(kOp, weights, k, replacement, order, start), ScalarType::Long, weights);
+  check_apart(kOp, out, "weights", weights);
+  write_weighted_sample(weights, k, replacement, log_weights, order, key, start, validate.value_or(true), out);
 }
 
 }  // namespace
 }  // namespace pysel
 
-STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) { m.impl("weighted_sample", TORCH_BOX(&pysel::weighted_sample)); }
+STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
+  m.impl("weighted_sample", TORCH_BOX(&pysel::weighted_sample));
+  m.impl("weighted_sample.out", TORCH_BOX(&pysel::weighted_sample_out));
+}
 
 #endif

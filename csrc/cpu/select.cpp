@@ -18,6 +18,7 @@ bool fill_keys(const T* x, int n, Bits flip, Bits* out) {
 #include <type_traits>
 
 #include "common/order.h"
+#include "common/sample.h"
 #include "cpu/parallel.h"
 #include "cpu/radix_select.h"
 
@@ -44,11 +45,9 @@ void select_from(const Tensor& scores, int64_t k, bool largest, bool validate, i
       indices);
 }
 
-Tensor select(Tensor scores, int64_t k, bool largest, std::optional<bool> validate) {
-  constexpr const char* op = "select";
-  check_value(scores.dim() == 1, op, ": scores must have shape [n], got ", shape(scores));
-  check_k(op, k, scores.size(0));
-  Tensor out = empty_cpu({k}, ScalarType::Long);
+constexpr const char* kOp = "select";
+
+void write_select(const Tensor& scores, int64_t k, bool largest, std::optional<bool> validate, const Tensor& out) {
   auto* indices = static_cast<int64_t*>(out.data_ptr());
   const bool check = validate.value_or(true);
   if (scores.scalar_type() == ScalarType::Long)
@@ -56,13 +55,27 @@ Tensor select(Tensor scores, int64_t k, bool largest, std::optional<bool> valida
   else if (scores.scalar_type() == ScalarType::Int)
     select_from<int32_t>(scores, k, largest, check, indices);
   else
-    dispatch_floating(op, "scores", scores, [&]<typename T>() { select_from<T>(scores, k, largest, check, indices); });
+    dispatch_floating(kOp, "scores", scores, [&]<typename T>() { select_from<T>(scores, k, largest, check, indices); });
+}
+
+Tensor select(Tensor scores, int64_t k, bool largest, std::optional<bool> validate) {
+  Tensor out = empty_cpu(check_select(kOp, scores, k), ScalarType::Long);
+  write_select(scores, k, largest, validate, out);
   return out;
+}
+
+void select_out(Tensor scores, int64_t k, bool largest, std::optional<bool> validate, Tensor out) {
+  check_out(kOp, out, check_select(kOp, scores, k), ScalarType::Long, scores);
+  check_apart(kOp, out, "scores", scores);
+  write_select(scores, k, largest, validate, out);
 }
 
 }  // namespace
 }  // namespace pysel
 
-STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) { m.impl("select", TORCH_BOX(&pysel::select)); }
+STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
+  m.impl("select", TORCH_BOX(&pysel::select));
+  m.impl("select.out", TORCH_BOX(&pysel::select_out));
+}
 
 #endif

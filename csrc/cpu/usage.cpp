@@ -149,11 +149,11 @@ void usage_update_(Tensor counts, Tensor selected, double decay) {
                   [&]<typename C>() { update<C>(op, counts, selected, decay, false, [](int64_t, int, const C*) {}); });
 }
 
-Tensor usage_penalty(Tensor scores, Tensor counts, double gamma, std::string form, int64_t step) {
+void usage_penalty_out(Tensor scores, Tensor counts, double gamma, std::string form, int64_t step, Tensor out) {
   constexpr const char* op = "usage_penalty";
   check_scores(op, scores, counts);
+  check_penalty_out(op, out, scores, counts);
   const PenaltyArguments penalty(op, gamma, form, step);
-  Tensor out = empty_cpu(sizes(scores), scores.scalar_type());
   dispatch_floating(op, "scores", scores, [&]<typename S>() {
     dispatch_counts(op, counts, [&]<typename C>() {
       const Tensor scores_c = torch::stable::contiguous(scores), counts_c = torch::stable::contiguous(counts);
@@ -166,16 +166,22 @@ Tensor usage_penalty(Tensor scores, Tensor counts, double gamma, std::string for
       });
     });
   });
+}
+
+Tensor usage_penalty(Tensor scores, Tensor counts, double gamma, std::string form, int64_t step) {
+  Tensor out = empty_cpu(sizes(scores), scores.scalar_type());
+  usage_penalty_out(scores, counts, gamma, form, step, out);
   return out;
 }
 
-Tensor usage_step_(Tensor counts, Tensor selected, Tensor scores, double gamma, double decay, std::string form,
-                   int64_t step) {
+void usage_step_out(Tensor counts, Tensor selected, Tensor scores, double gamma, double decay, std::string form,
+                    int64_t step, Tensor out) {
   constexpr const char* op = "usage_step_";
   check_update(op, counts, selected, decay);
   check_scores(op, scores, counts);
+  check_penalty_out(op, out, scores, counts);
+  check_apart(op, out, "selected", selected);
   const PenaltyArguments penalty(op, gamma, form, step);
-  Tensor out = empty_cpu(sizes(scores), scores.scalar_type());
   dispatch_floating(op, "scores", scores, [&]<typename S>() {
     dispatch_counts(op, counts, [&]<typename C>() {
       const Tensor scores_c = torch::stable::contiguous(scores);
@@ -185,6 +191,12 @@ Tensor usage_step_(Tensor counts, Tensor selected, Tensor scores, double gamma, 
                 [&](int64_t at, int n, const C* used) { penalise_chunk(penalty, from + at, used, n, to + at); });
     });
   });
+}
+
+Tensor usage_step_(Tensor counts, Tensor selected, Tensor scores, double gamma, double decay, std::string form,
+                   int64_t step) {
+  Tensor out = empty_cpu(sizes(scores), scores.scalar_type());
+  usage_step_out(counts, selected, scores, gamma, decay, form, step, out);
   return out;
 }
 
@@ -194,7 +206,9 @@ Tensor usage_step_(Tensor counts, Tensor selected, Tensor scores, double gamma, 
 STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
   m.impl("usage_update_", TORCH_BOX(&pysel::usage_update_));
   m.impl("usage_penalty", TORCH_BOX(&pysel::usage_penalty));
+  m.impl("usage_penalty.out", TORCH_BOX(&pysel::usage_penalty_out));
   m.impl("usage_step_", TORCH_BOX(&pysel::usage_step_));
+  m.impl("usage_step_.out", TORCH_BOX(&pysel::usage_step_out));
 }
 
 #endif

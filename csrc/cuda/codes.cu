@@ -539,21 +539,32 @@ constexpr Fault kCountsFault{Fault::index, "factor_counts: indices must be betwe
 constexpr Fault kScoresFault{Fault::index, "factor_scores: indices must be between 0 and #, got #"};
 constexpr Fault kRateFault{Fault::value, "factor_scores: rate must be between 0 and 1, got a rate outside"};
 
-Tensor sparse_decode(Tensor values, Tensor indices, Tensor weight, std::optional<Tensor> bias) {
-  constexpr const char* op = "sparse_decode";
-  check_sparse_decode(op, values, indices, weight, bias);
-  const Call call(values);
-  const std::int64_t d = weight.size(1);
-  Tensor out = call.empty({values.size(0), d}, values.scalar_type());
+void write_sparse_decode(const char* op, const Call& call, const Tensor& values, const Tensor& indices,
+                         const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out) {
   const Tensor values_c = torch::stable::contiguous(values), indices_c = torch::stable::contiguous(indices);
   const Tensor weight_c = torch::stable::contiguous(weight);
   std::optional<Tensor> bias_c;
   if (bias) bias_c = torch::stable::contiguous(*bias);
-  dispatch_columns(op, "values", values, d, {weight_c, out}, [&]<typename T, int kWidth>() {
+  dispatch_columns(op, "values", values, weight.size(1), {weight_c, out}, [&]<typename T, int kWidth>() {
     const Terms<T> terms{data<T>(values_c), data<std::int64_t>(indices_c), values.size(1), nullptr, nullptr};
     sum_rows<T, kWidth>(call, terms, weight_c, bias_c ? &*bias_c : nullptr, nullptr, call.always(kDecodeFault), out);
   });
+}
+
+Tensor sparse_decode(Tensor values, Tensor indices, Tensor weight, std::optional<Tensor> bias) {
+  constexpr const char* op = "sparse_decode";
+  check_sparse_decode(op, values, indices, weight, bias);
+  const Call call(values);
+  Tensor out = call.empty({values.size(0), weight.size(1)}, values.scalar_type());
+  write_sparse_decode(op, call, values, indices, weight, bias, out);
   return out;
+}
+
+void sparse_decode_out(Tensor values, Tensor indices, Tensor weight, std::optional<Tensor> bias, Tensor out) {
+  constexpr const char* op = "sparse_decode";
+  check_sparse_decode(op, values, indices, weight, bias);
+  check_sparse_decode_out(op, out, values, indices, weight, bias);
+  write_sparse_decode(op, Call(values), values, indices, weight, bias, out);
 }
 
 Tensor sddmm(Tensor indices, Tensor weight, Tensor grad) {
@@ -642,6 +653,7 @@ std::tuple<Tensor, Tensor> factor_scores(Tensor values, Tensor indices, Tensor r
 
 PYSEL_CUDA_KERNELS(m) {
   m.impl("sparse_decode", TORCH_BOX(&pysel::sparse_decode));
+  m.impl("sparse_decode.out", TORCH_BOX(&pysel::sparse_decode_out));
   m.impl("sddmm", TORCH_BOX(&pysel::sddmm));
   m.impl("spmm_t", TORCH_BOX(&pysel::spmm_t));
   m.impl("sparse_decode_backward", TORCH_BOX(&pysel::sparse_decode_backward));

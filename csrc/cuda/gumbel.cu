@@ -728,17 +728,6 @@ constexpr Fault kSoftmaxGradientTau{
 constexpr Fault kSigmoidGradientTau{
     Fault::value, "gumbel_sigmoid_backward: tau must be finite and above 0 (0 only with hard=True), got another value"};
 
-// Kernels read logits while they write: only the very same elements may be both. Strided logits are copied first.
-void check_out(const char* op, const Tensor& out, const Tensor& logits) {
-  check_value(sizes(out) == sizes(logits) && out.scalar_type() == logits.scalar_type() && out.is_contiguous(), op,
-              ": out must be a contiguous tensor of the result's shape and dtype, got shape ", shape(out));
-  check_device(op, "out", out, logits);
-  const auto to = reinterpret_cast<uintptr_t>(out.data_ptr()), from = reinterpret_cast<uintptr_t>(logits.data_ptr());
-  const uintptr_t bytes = static_cast<uintptr_t>(out.numel()) * out.element_size();
-  check_value(!logits.is_contiguous() || to == from || to + bytes <= from || from + bytes <= to, op,
-              ": out must be logits itself or share no memory with it");
-}
-
 void write_gumbel_softmax(const Call& call, Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard,
                           int64_t start, Tensor out) {
   constexpr const char* op = "gumbel_softmax";
@@ -780,7 +769,8 @@ Tensor gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool h
 
 void gumbel_softmax_out(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start,
                         std::optional<bool> validate, Tensor out) {
-  check_out("gumbel_softmax", out, logits);
+  check_out("gumbel_softmax", out, sizes(logits), logits.scalar_type(), logits);
+  check_apart("gumbel_softmax", out, "logits", logits, true);
   const Call call(logits, validate);
   write_gumbel_softmax(call, logits, tau, key, dim, hard, start, out);
   call.finish();
@@ -867,7 +857,8 @@ Tensor gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t 
 
 void gumbel_sigmoid_out(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, std::optional<bool> validate,
                         Tensor out) {
-  check_out("gumbel_sigmoid", out, logits);
+  check_out("gumbel_sigmoid", out, sizes(logits), logits.scalar_type(), logits);
+  check_apart("gumbel_sigmoid", out, "logits", logits, true);
   const Call call(logits, validate);
   write_gumbel_sigmoid(call, logits, tau, key, hard, start, out);
   call.finish();

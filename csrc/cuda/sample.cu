@@ -11,6 +11,7 @@
 #include <cmath>
 
 #include "common/fixed_point.h"
+#include "common/sample.h"
 #include "cuda/select.cuh"
 #include "cuda/sort.cuh"
 
@@ -302,48 +303,62 @@ constexpr Fault kTooFew{Fault::value, "weighted_sample: k must be at most the nu
 constexpr Fault kNothing{Fault::value,
                          "weighted_sample: weights must have at least one above 0 in every row, got a row of zeros"};
 
-Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order, Tensor key,
-                       int64_t start, std::optional<bool> validate) {
-  check_value(weights.dim() == 1 || weights.dim() == 2, kOp, ": weights must have shape [n] or [B, n], got ",
-              shape(weights));
-  check_value(order == "draw" || order == "index" || order == "shuffled", kOp,
-              ": order must be draw, index or shuffled, got ", order);
-  check_start(kOp, start);
-  const int64_t n = weights.size(weights.dim() - 1);
-  const int64_t rows = weights.dim() == 2 ? weights.size(0) : 1;
-  if (replacement) {
-    check_index(k >= 0, kOp, ": k must be at least 0, got ", k);
-    check_value(k == 0 || n > 0, kOp, ": weights must have at least one element a row, got shape ", shape(weights));
-  } else {
-    check_k(kOp, k, n);
-  }
-  const NoiseArgument noise{KeyArgument(kOp, key, weights), static_cast<uint64_t>(start), true};
-  const Call call(weights, validate);
-  std::vector<int64_t> size = sizes(weights);
-  size.back() = k;
-  Tensor out = call.empty({rows, k}, ScalarType::Long);
-  if (rows == 0 || n == 0) return torch::stable::view(out, {size.data(), size.size()});
-  auto* index = static_cast<int64_t*>(out.data_ptr());
+// [rows, k]: `room`, which has this shape, or a fresh tensor where an order takes further steps.
+Tensor sampled(const Call& call, const Tensor& weights, int64_t rows, int64_t n, int64_t k, bool replacement,
+               bool log_weights, const std::string& order, const NoiseArgument& noise, const Tensor& room) {
+  auto* index = static_cast<int64_t*>(room.data_ptr());
   const Report bad = call.report(log_weights ? kBadLogWeight : kBadWeight);
   const Tensor w = torch::stable::contiguous(weights);
+  Tensor result = room;
   dispatch_floating(kOp, "weights", weights, [&]<typename T>() {
     const T* data = static_cast<const T*>(w.data_ptr());
     if (replacement) {
       draw_rows<T>(call, data, rows, n, k, log_weights, noise, {bad, call.report(kNothing)}, index);
-      if (order == "index" && k > 0) out = std::get<0>(sort_rows(out, false));
+      if (order == "index" && k > 0) result = std::get<0>(sort_rows(room, false));
       return;
     }
     const Race<T> race{data, n, log_weights};
     select_rows(call, race, noise, rows, n, k, {bad, call.report(kTooFew)}, index);
     if (k == 0) return;
-    if (order == "draw") out = drawn(call, out, rows, k, race, noise);
-    if (order == "shuffled") out = shuffled(call, out, rows, n, k, noise);
+    if (order == "draw") result = drawn(call, room, rows, k, race, noise);
+    if (order == "shuffled") result = shuffled(call, room, rows, n, k, noise);
   });
+  return result;
+}
+
+Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order, Tensor key,
+                       int64_t start, std::optional<bool> validate) {
+  const std::vector<int64_t> size = check_weighted_sample(kOp, weights, k, replacement, order, start);
+  const int64_t n = weights.size(weights.dim() - 1), rows = weights.dim() == 2 ? weights.size(0) : 1;
+  const NoiseArgument noise{KeyArgument(kOp, key, weights), static_cast<uint64_t>(start), true};
+  const Call call(weights, validate);
+  Tensor result = call.empty({rows, k}, ScalarType::Long);
+  if (rows > 0 && n > 0) {
+    result = sampled(call, weights, rows, n, k, replacement, log_weights, order, noise, result);
+    call.finish();
+  }
+  return torch::stable::view(result, {size.data(), size.size()});
+}
+
+void weighted_sample_out(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order, Tensor key,
+                         int64_t start, std::optional<bool> validate, Tensor out) {
+  check_out(kOp, out, check_weighted_sample(kOp, weights, k, replacement, order, start), ScalarType::Long, weights);
+  check_apart(kOp, out, "weights", weights);
+  const int64_t n = weights.size(weights.dim() - 1), rows = weights.dim() == 2 ? weights.size(0) : 1;
+  const NoiseArgument noise{KeyArgument(kOp, key, weights), static_cast<uint64_t>(start), true};
+  const Call call(weights, validate);
+  if (rows == 0 || n == 0) return;
+  const std::array<int64_t, 2> size{rows, k};
+  Tensor room = torch::stable::view(out, {size.data(), size.size()});
+  const Tensor result = sampled(call, weights, rows, n, k, replacement, log_weights, order, noise, room);
+  if (result.data_ptr() != room.data_ptr()) torch::stable::copy_(room, result);
   call.finish();
-  return torch::stable::view(out, {size.data(), size.size()});
 }
 
 }  // namespace
 }  // namespace pysel
 
-PYSEL_CUDA_KERNELS(m) { m.impl("weighted_sample", TORCH_BOX(&pysel::weighted_sample)); }
+PYSEL_CUDA_KERNELS(m) {
+  m.impl("weighted_sample", TORCH_BOX(&pysel::weighted_sample));
+  m.impl("weighted_sample.out", TORCH_BOX(&pysel::weighted_sample_out));
+}

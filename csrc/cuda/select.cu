@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "common/sample.h"
 #include "cuda/select.cuh"
 
 namespace pysel {
@@ -29,14 +30,11 @@ struct Scores {
 
 constexpr Fault kNan{Fault::value, "select: scores must not be NaN, got NaN"};
 
-Tensor select(Tensor scores, int64_t k, bool largest, std::optional<bool> validate) {
-  constexpr const char* op = "select";
-  check_value(scores.dim() == 1, op, ": scores must have shape [n], got ", shape(scores));
+constexpr const char* kOp = "select";
+
+void write_select(const Call& call, const Tensor& scores, int64_t k, bool largest, const Tensor& out) {
   const int64_t n = scores.size(0);
-  check_k(op, k, n);
-  const Call call(scores, validate);
-  Tensor out = call.empty({k}, ScalarType::Long);
-  if (n == 0) return out;
+  if (n == 0) return;
   const Tensor x = torch::stable::contiguous(scores);
   const auto run = [&]<typename T>() {
     using Bits = OrderBits<T>;
@@ -49,12 +47,28 @@ Tensor select(Tensor scores, int64_t k, bool largest, std::optional<bool> valida
   else if (scores.scalar_type() == ScalarType::Int)
     run.template operator()<int32_t>();
   else
-    dispatch_floating(op, "scores", scores, run);
+    dispatch_floating(kOp, "scores", scores, run);
   call.finish();
+}
+
+Tensor select(Tensor scores, int64_t k, bool largest, std::optional<bool> validate) {
+  const std::vector<int64_t> size = check_select(kOp, scores, k);
+  const Call call(scores, validate);
+  Tensor out = call.empty(size, ScalarType::Long);
+  write_select(call, scores, k, largest, out);
   return out;
+}
+
+void select_out(Tensor scores, int64_t k, bool largest, std::optional<bool> validate, Tensor out) {
+  check_out(kOp, out, check_select(kOp, scores, k), ScalarType::Long, scores);
+  check_apart(kOp, out, "scores", scores);
+  write_select(Call(scores, validate), scores, k, largest, out);
 }
 
 }  // namespace
 }  // namespace pysel
 
-PYSEL_CUDA_KERNELS(m) { m.impl("select", TORCH_BOX(&pysel::select)); }
+PYSEL_CUDA_KERNELS(m) {
+  m.impl("select", TORCH_BOX(&pysel::select));
+  m.impl("select.out", TORCH_BOX(&pysel::select_out));
+}

@@ -136,10 +136,11 @@ enum class When { ascending, descending, any };  // what `selected` has to be
 // counts *= decay, +1 for each of `selected`, and the penalty of scores, each of the three only where asked for.
 template <typename S, typename C>
 __global__ void usage_kernel(const Findings* __restrict__ found, When when,
-                             const std::int64_t* __restrict__ selected,                                 // [m] ascending
-                             std::int64_t m, C* counts, std::int64_t stride, std::int64_t n, C decay,   // [n]
-                             const S* __restrict__ scores, Penalty<PenaltyType<S, C>> penalty, S* out)  // [n] or null
-{
+                             const std::int64_t* __restrict__ selected,                                // [m] ascending
+                             std::int64_t m, C* counts, std::int64_t stride, std::int64_t n, C decay,  // [n]
+                             const S* scores, Penalty<PenaltyType<S, C>> penalty, S* out) {            // [n] or null
+  // `out` may be `scores`.
+
   using A = PenaltyType<S, C>;
   const bool outside = found != nullptr && found->outside != 0;
   const bool descends = found != nullptr && found->descends != 0;
@@ -263,12 +264,10 @@ void usage_update_(Tensor counts, Tensor selected, double decay) {
   });
 }
 
-Tensor usage_penalty(Tensor scores, Tensor counts, double gamma, std::string form, int64_t step) {
+void write_usage_penalty(const Call& call, const Tensor& scores, const Tensor& counts, double gamma,
+                         const std::string& form, int64_t step, const Tensor& out) {
   constexpr const char* op = "usage_penalty";
-  check_scores(op, scores, counts);
   const PenaltyArguments arguments(op, gamma, form, step);
-  const Call call(scores);
-  Tensor out = call.empty(sizes(scores), scores.scalar_type());
   dispatch_floating(op, "scores", scores, [&]<typename S>() {
     dispatch_counts(op, counts, [&]<typename C>() {
       using A = PenaltyType<S, C>;
@@ -282,22 +281,30 @@ Tensor usage_penalty(Tensor scores, Tensor counts, double gamma, std::string for
                   static_cast<S*>(out.data_ptr()));
     });
   });
+}
+
+Tensor usage_penalty(Tensor scores, Tensor counts, double gamma, std::string form, int64_t step) {
+  check_scores("usage_penalty", scores, counts);
+  const Call call(scores);
+  Tensor out = call.empty(sizes(scores), scores.scalar_type());
+  write_usage_penalty(call, scores, counts, gamma, form, step, out);
   return out;
 }
 
-Tensor usage_step_(Tensor counts, Tensor selected, Tensor scores, double gamma, double decay, std::string form,
-                   int64_t step) {
+void usage_penalty_out(Tensor scores, Tensor counts, double gamma, std::string form, int64_t step, Tensor out) {
+  check_scores("usage_penalty", scores, counts);
+  check_penalty_out("usage_penalty", out, scores, counts);
+  write_usage_penalty(Call(scores), scores, counts, gamma, form, step, out);
+}
+
+void write_usage_step(const Call& call, const Tensor& counts, const Tensor& selected, const Tensor& scores,
+                      double gamma, double decay, const std::string& form, int64_t step, const Tensor& out) {
   constexpr const char* op = "usage_step_";
-  check_update(op, counts, selected, decay);
-  check_scores(op, scores, counts);
   const PenaltyArguments arguments(op, gamma, form, step);
-  Tensor out;
   dispatch_floating(op, "scores", scores, [&]<typename S>() {
     dispatch_counts(op, counts, [&]<typename C>() {
       using A = PenaltyType<S, C>;
       check_decay<C>(op, decay);
-      const Call call(counts);
-      out = call.empty(sizes(scores), scores.scalar_type());
       const std::int64_t n = counts.size(0), stride = n > 0 ? counts.stride(0) : 1;
       const Selected s(call, selected, n, kStepFaults);
       if (n == 0) return;
@@ -317,7 +324,25 @@ Tensor usage_step_(Tensor counts, Tensor selected, Tensor scores, double gamma, 
       pass(When::descending, 0, 1, true);
     });
   });
+}
+
+Tensor usage_step_(Tensor counts, Tensor selected, Tensor scores, double gamma, double decay, std::string form,
+                   int64_t step) {
+  check_update("usage_step_", counts, selected, decay);
+  check_scores("usage_step_", scores, counts);
+  const Call call(counts);
+  Tensor out = call.empty(sizes(scores), scores.scalar_type());
+  write_usage_step(call, counts, selected, scores, gamma, decay, form, step, out);
   return out;
+}
+
+void usage_step_out(Tensor counts, Tensor selected, Tensor scores, double gamma, double decay, std::string form,
+                    int64_t step, Tensor out) {
+  check_update("usage_step_", counts, selected, decay);
+  check_scores("usage_step_", scores, counts);
+  check_penalty_out("usage_step_", out, scores, counts);
+  check_apart("usage_step_", out, "selected", selected);
+  write_usage_step(Call(counts), counts, selected, scores, gamma, decay, form, step, out);
 }
 
 }  // namespace
@@ -326,5 +351,7 @@ Tensor usage_step_(Tensor counts, Tensor selected, Tensor scores, double gamma, 
 PYSEL_CUDA_KERNELS(m) {
   m.impl("usage_update_", TORCH_BOX(&pysel::usage_update_));
   m.impl("usage_penalty", TORCH_BOX(&pysel::usage_penalty));
+  m.impl("usage_penalty.out", TORCH_BOX(&pysel::usage_penalty_out));
   m.impl("usage_step_", TORCH_BOX(&pysel::usage_step_));
+  m.impl("usage_step_.out", TORCH_BOX(&pysel::usage_step_out));
 }

@@ -94,7 +94,7 @@ def gumbel_softmax(
     x = _full_precision(logits)
     args = (x, _tau(op, tau, logits), resolved, dim, hard, start, validate)
     if out is not None:
-        return write_out(op, torch.ops.pysel.gumbel_softmax.out, out, x.shape, x, *args)
+        return write_out(op, out, x.dtype, *args)
     return _autograd.gumbel_softmax_op(*args)
 
 
@@ -145,7 +145,7 @@ def gumbel_sigmoid(
     x = _full_precision(logits)
     args = (x, _tau(op, tau, logits), resolved, hard, start, validate)
     if out is not None:
-        return write_out(op, torch.ops.pysel.gumbel_sigmoid.out, out, x.shape, x, *args)
+        return write_out(op, out, x.dtype, *args)
     return _autograd.gumbel_sigmoid_op(*args)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from pysel import _checks
+from pysel.ops._out import write_out
 from pysel.random import resolve
 
 __all__ = ["weighted_sample"]
@@ -22,6 +23,7 @@ def weighted_sample(
     generator: Generator | None = None,
     start: int = 0,
     validate: bool | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Draw ``k`` indices with probability proportional to their weights; a drop-in for :func:`torch.multinomial`.
 
@@ -46,6 +48,7 @@ def weighted_sample(
         generator: draw the key from this generator instead; with neither, from torch's default one.
         start: number of the first weight (with replacement: of the first draw), for shards.
         validate: None checks values on the CPU; True everywhere, at the price of a wait; False nowhere.
+        out: int64, the result's shape: write the indices here and return it. On the CPU untouched by an error.
 
     Returns:
         int64 indices, [k] or [B, k].
@@ -69,6 +72,7 @@ def weighted_sample(
     _checks.integer(op, "start", start)
     _checks.choice(op, "order", order, ("draw", "index", "shuffled"))
     resolved = resolve(op, key, generator, weights.device)
-    return torch.ops.pysel.weighted_sample(
-        weights.detach(), k, replacement, log_weights, order, resolved, start, validate
-    )
+    args = (weights.detach(), k, replacement, log_weights, order, resolved, start, validate)
+    if out is not None:
+        return write_out(op, out, torch.int64, *args)
+    return torch.ops.pysel.weighted_sample(*args)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pysel import _autograd, _checks
+from pysel.ops._out import write_out
 
 __all__ = ["factor_counts", "factor_scores", "select", "sparse_decode", "topk", "topk_encode"]
 
@@ -108,7 +109,9 @@ def topk_encode(x: Tensor, weight: Tensor, bias: Tensor | None = None, k: int = 
     return _autograd.topk_encode_op(x, weight, bias, k)
 
 
-def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def sparse_decode(
+    values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None
+) -> Tensor:
     """Decode sparse codes: row b is the sum over j of ``values[b, j] * weight[indices[b, j]]``, plus the bias.
 
     Half types are summed in float32. Deterministic, the gradient included: it goes by factor in ascending row order,
@@ -119,6 +122,8 @@ def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor 
         indices: [B, k], int64, in [0, H). An index that a row lists twice counts twice.
         weight: [H, d], like ``values``.
         bias: [d], like ``values``, or None.
+        out: [B, d], like ``values``: write the sums here and return it. On the CPU untouched by an error. No gradient
+            passes through it.
 
     Returns:
         [B, d], like ``values``. Differentiable in values, weight and bias; a second derivative raises.
@@ -143,6 +148,8 @@ def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor 
         _checks.tensor(op, "bias", bias)
     values, weight, bias = _as_linear(values, weight, bias)
     _check_like(op, "values", values, weight=weight, bias=bias)
+    if out is not None:
+        return write_out(op, out, values.dtype, values, indices, weight, bias)
     return _autograd.sparse_decode_op(values, indices, weight, bias)
 
 
@@ -222,7 +229,14 @@ def factor_scores(
     return torch.ops.pysel.factor_scores(values.detach(), indices, rate.detach(), eps, validate)
 
 
-def select(scores: Tensor, k: int, largest: bool = True, *, validate: bool | None = None) -> Tensor:
+def select(
+    scores: Tensor,
+    k: int,
+    largest: bool = True,
+    *,
+    validate: bool | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
     """Select exactly k elements of one long vector, and return their indices in ascending order.
 
     Ties go to the lowest index, and -0 equals 0. Usually one pass over the scores, on all threads.
@@ -233,6 +247,7 @@ def select(scores: Tensor, k: int, largest: bool = True, *, validate: bool | Non
         largest: select the largest; else the smallest.
         validate: None refuses NaN on the CPU; True everywhere, at the price of a wait; False nowhere (NaN is then the
             largest).
+        out: int64 [k]: write the indices here and return it. On the CPU untouched by an error.
 
     Returns:
         int64 [k].
@@ -250,4 +265,5 @@ def select(scores: Tensor, k: int, largest: bool = True, *, validate: bool | Non
     op = "select"
     _checks.tensor(op, "scores", scores, (*_checks.FLOATING, torch.int64, torch.int32))
     _checks.integer(op, "k", k)
-    return torch.ops.pysel.select(scores.detach(), k, largest, validate)
+    args = (scores.detach(), k, largest, validate)
+    return torch.ops.pysel.select(*args) if out is None else write_out(op, out, torch.int64, *args)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pysel import _autograd, _checks
+from pysel.ops._out import write_out
 
 __all__ = ["usage_penalty", "usage_step_", "usage_update_"]
 
@@ -65,7 +66,15 @@ def usage_update_(counts: Tensor, selected: Tensor, decay: float = 1.0) -> Tenso
     return counts
 
 
-def usage_penalty(scores: Tensor, counts: Tensor, gamma: float, form: str = "linear", step: int = 1) -> Tensor:
+def usage_penalty(
+    scores: Tensor,
+    counts: Tensor,
+    gamma: float,
+    form: str = "linear",
+    step: int = 1,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
     """Lower the scores of samples that have been used.
 
     With n the count of a sample and s its score: ``linear`` is ``s - gamma n``, ``exp`` is ``s exp(-gamma n)``,
@@ -78,6 +87,8 @@ def usage_penalty(scores: Tensor, counts: Tensor, gamma: float, form: str = "lin
         gamma: strength, finite, 0 or more.
         form: linear, exp or rate.
         step: how many selections have been made, 1 or more (rate only).
+        out: like ``scores``, which may be ``out`` itself: write the penalised scores here and return it. Untouched by
+            an error. No gradient passes through it.
 
     Returns:
         Penalised scores like ``scores``, contiguous. Differentiable in scores, to any order.
@@ -97,6 +108,8 @@ def usage_penalty(scores: Tensor, counts: Tensor, gamma: float, form: str = "lin
     op = "usage_penalty"
     _check_penalty(op, scores, counts, gamma, form, step)
     _checks.no_grad(op, "counts", counts)
+    if out is not None:
+        return write_out(op, out, scores.dtype, scores, counts, gamma, form, step)
     return _autograd.usage_penalty_op(scores, counts, gamma, form, step)
 
 
@@ -108,6 +121,8 @@ def usage_step_(
     decay: float = 1.0,
     form: str = "linear",
     step: int = 1,
+    *,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Update counts in place and penalise scores with the updated counts, in one pass.
 
@@ -121,6 +136,8 @@ def usage_step_(
         decay: in [0, 1].
         form: linear, exp or rate.
         step: how many selections have been made, 1 or more (rate only).
+        out: [n], like ``scores``, which may be ``out`` itself: write the penalised scores here and return it. On the
+            CPU untouched by an error, as ``counts`` is everywhere.
 
     Returns:
         Penalised scores [n] like ``scores``. Not differentiable.
@@ -140,4 +157,5 @@ def usage_step_(
     _check_update(op, counts, selected, decay)
     _check_penalty(op, scores, counts, gamma, form, step)
     _checks.no_grad(op, "scores", scores)
-    return torch.ops.pysel.usage_step_(counts, selected, scores.detach(), gamma, decay, form, step)
+    args = (counts, selected, scores.detach(), gamma, decay, form, step)
+    return torch.ops.pysel.usage_step_(*args) if out is None else write_out(op, out, scores.dtype, *args)

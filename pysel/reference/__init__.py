@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pysel import _checks, _fake
 from pysel.reference.gumbel import (
     gumbel_argmax,
     gumbel_sigmoid,
@@ -61,19 +62,22 @@ OPS: dict[str, Callable[..., Any]] = {
 }
 """Reference of each op, by the op's name."""
 
-OUT = ("gumbel_sigmoid", "gumbel_softmax")
-"""Ops with an out overload."""
 
+def _into_out(fake: Callable[..., Tensor]) -> Callable[..., None]:
+    name = fake.__name__
 
-def _into_out(function: Callable[..., Tensor]) -> Callable[..., None]:
     def write(*args: Any, out: Tensor) -> None:
-        out.copy_(function(*args))
+        _checks.out_shape(name, out, fake(*args).shape)  # before anything is changed
+        out.copy_(OPS[name](*args))
 
     return write
 
 
+OUT = {fake.__name__: _into_out(fake) for fake in _fake.OUT}
+"""Reference of each out overload, by the op's name."""
+
 _library = torch.library.Library("pysel", "IMPL")
 for _name, _function in OPS.items():
     _library.impl(_name, _function, "CompositeExplicitAutograd")
-for _name in OUT:
-    _library.impl(f"{_name}.out", _into_out(OPS[_name]), "CompositeExplicitAutograd")
+for _name, _function in OUT.items():
+    _library.impl(f"{_name}.out", _function, "CompositeExplicitAutograd")

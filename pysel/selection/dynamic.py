@@ -380,9 +380,9 @@ class DynamicSelector:
         scores = torch.lerp(self.representativeness, self.rarity, self.rarity_weight(epoch))
         step = max(self._rounds, 1)
         if self._selected is None:
-            return ops.usage_penalty(scores, self._counts, self.gamma, self.penalty, step)
+            return ops.usage_penalty(scores, self._counts, self.gamma, self.penalty, step, out=scores)
         return ops.usage_step_(
-            self._counts, self._selected, scores, self.gamma, self.decay, form=self.penalty, step=step
+            self._counts, self._selected, scores, self.gamma, self.decay, self.penalty, step, out=scores
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -183,6 +183,7 @@ def select():
     for largest in (True, False):
         yield Case("select", (nan, 90, largest, False), note="NaN, unchecked")
     yield Case("select", (scores(3000, torch.float32)[1::3], 77, True, None), note="strided")
+    yield Case("select", (scores(3000, torch.float32), 77, True, None), kwargs={"out": torch.zeros(77).long()})
 
 
 @family
@@ -221,6 +222,10 @@ def sample():
     yield Case("weighted_sample", (few, 9, False, False, "index", KEY, 0, False), note="unchecked")
     yield Case("weighted_sample", (few * 0, 9, True, False, "index", KEY, 0, False), note="unchecked")
     yield Case("weighted_sample", (weights(3000)[::3], 77, False, False, "draw", KEY, 2, None), note="strided")
+    for order in ("draw", "index", "shuffled"):
+        for replacement in (False, True):
+            args = (weights(2, 300), 90, replacement, False, order, KEY, 0, None)
+            yield Case("weighted_sample", args, kwargs={"out": torch.zeros(2, 90, dtype=torch.int64)})
 
 
 @family
@@ -277,6 +282,12 @@ def usage():
     args = (odd[1:], picks(2100, 99).sort().values, numbers(2103)[3:], 0.2, 0.9, "rate", 4)
     yield Case("usage_step_", args, note="unaligned")
     yield Case("usage_penalty", (numbers(80).view(8, 10).t(), counts_of(80).view(10, 8), 0.5, "linear", 1), note="2-d")
+    # Into memory of the caller's, which may be that of the scores.
+    score, counts = numbers(5000), counts_of(5000)
+    for out in (score, torch.zeros(5001)[1:]):
+        yield Case("usage_penalty", (score, counts, 0.3, "exp", 1), kwargs={"out": out})
+        for selected in (picks(5000, 70), picks(5000, 70).sort().values):
+            yield Case("usage_step_", (counts, selected, score, 0.3, 0.9, "linear", 1), kwargs={"out": out})
 
 
 @family
@@ -341,6 +352,8 @@ def codes():
     flat = normal(1 + 12 * 8)
     yield Case("sparse_decode", (normal(8, 5).t(), indices, weight[1:].t().contiguous().t(), None), note="transposed")
     yield Case("sparse_decode", (normal(5, 8), indices, flat[1:].view(12, 8), None), note="unaligned")
+    args = (normal(5, 8), indices, normal(12, 8), normal(8))
+    yield Case("sparse_decode", args, kwargs={"out": torch.zeros(41)[1:].view(5, 8)}, note="unaligned result")
     yield Case("sparse_decode", (normal(5, 8), factors(8, 5, 7).t(), weight[::2], normal(16)[::2]), note="strided")
     yield Case("spmm_t", (normal(8, 5).t(), factors(8, 5, 12).t(), normal(41)[1:].view(5, 8), 12), note="unaligned")
     yield Case("sparse_decode_backward", (eighths(8, 5).t(), normal(5, 8), indices, eighths(8, 12).t()))
