@@ -151,7 +151,7 @@ PYSEL_HD T log_any(T x) {
   const T inf = T(__builtin_inf());
   const T finite = log_of(s);
   const T special = x == T{0} ? -inf : (x == inf ? inf : T(__builtin_nan("")));
-  return (x > T{0}) & (x < inf) ? finite : special;
+  return ((x > T{0}) & (x < inf)) ? finite : special;
 }
 
 // exp(x) for x <= 0; NaN stays NaN.

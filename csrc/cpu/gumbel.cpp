@@ -35,6 +35,13 @@ ChunkSummary<A> summarise(const A* z, int n) {
   return {max, any_nan, max == kInf};
 }
 
+template <typename T, typename A>
+bool has_plus_inf(const T* x, int n) {
+  uint32_t found = 0;
+  for (int i = 0; i < n; ++i) found |= static_cast<A>(x[i]) == static_cast<A>(__builtin_inf()) ? 1u : 0u;
+  return found != 0;
+}
+
 // z = x + g, elements [first, first + n).
 template <typename T, typename A>
 ChunkSummary<A> perturb(const T* x, Key key, uint64_t first, int n, A* z) {
@@ -360,8 +367,8 @@ class PerturbedRows {
   // the noise in logical order and keep it transposed, [outer, inner, width].
   void stage() {
     staged_.resize(static_cast<size_t>(layout_.outer * layout_.width * layout_.inner));
-    const auto [outer, width, inner] = layout_;
-    parallel_for(outer * width, std::max<int64_t>(1, kGrain / inner), [&](int64_t begin, int64_t end) {
+    const int64_t width = layout_.width, inner = layout_.inner;
+    parallel_for(layout_.outer * width, std::max<int64_t>(1, kGrain / inner), [&](int64_t begin, int64_t end) {
       std::vector<A> z(kChunk);
       for (int64_t line = begin; line < end; ++line)
         for (int64_t c = 0; c < chunks_of(inner); ++c) {
@@ -464,17 +471,19 @@ void argmax_rows(const char* op, const PerturbedRows<T>& source, const Layout& l
 // Refuses bad logits before anything is written, for outputs that a caller handed in.
 template <typename T>
 void check_logits(const char* op, const T* x, const Layout& layout, bool need_finite_rows) {
-  constexpr float inf = std::numeric_limits<float>::infinity();
-  each_row(layout.outer * layout.inner, layout.width, [&](int64_t r, bool) {
+  using A = Compute<T>;
+  const int64_t rows = layout.outer * layout.inner, n = rows * layout.width;
+  each_chunk(n, true, [&](int64_t c) {
+    check_value(!PYSEL_CHOOSE(has_plus_inf<T, A>)(x + c * kChunk, chunk_size(n, c)), op,
+                ": logits must be below +inf, got +inf");
+  });
+  if (!need_finite_rows) return;
+  each_row(rows, layout.width, [&](int64_t r, bool) {
     const RowPlace place(layout, r);
-    bool all_minus_inf = true;
-    for (int64_t i = 0; i < layout.width; ++i) {
-      const auto v = static_cast<Compute<T>>(x[place.base + i * place.step]);
-      check_value(v != inf, op, ": logits must be below +inf, got +inf");
-      all_minus_inf &= v == -inf;
-    }
-    check_value(!all_minus_inf || !need_finite_rows, op,
-                ": logits must have a finite value in every row, got a row of only -inf");
+    int64_t i = 0;  // usually the first already is above -inf
+    while (i < layout.width && static_cast<A>(x[place.base + i * place.step]) == -std::numeric_limits<A>::infinity())
+      ++i;
+    check_value(i < layout.width, op, ": logits must have a finite value in every row, got a row of only -inf");
   });
 }
 

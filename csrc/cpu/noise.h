@@ -143,7 +143,7 @@ inline void fill_log(int n, float* x) {
     for (int l = 0; l < kWide; ++l) {
       const float v = x[i + l];
       const float special = v == 0.0f ? -kInf : (v == kInf ? kInf : __builtin_nanf(""));
-      x[i + l] = (v > 0.0f) & (v < kInf) ? log[l] : special;
+      x[i + l] = ((v > 0.0f) & (v < kInf)) ? log[l] : special;
     }
   }
   for (; i < n; ++i) x[i] = log_any(x[i]);

@@ -44,7 +44,7 @@ bool high_race_keys(const T* w, bool log_weights, Key key, uint64_t first, int n
     const auto threshold = static_cast<int32_t>(bounded) - 1024;  // least has 24 bits
     for (int i = 0; i < n; ++i) {
       const auto chord = bit_cast<int32_t>(x[i]);
-      passed[i] = (chord - chord_of_rest(high[i]) >= threshold) | (chord < 0) ? 1 : 0;  // -0 and unchecked weights
+      passed[i] = ((chord - chord_of_rest(high[i]) >= threshold) | (chord < 0)) ? 1 : 0;  // -0 and unchecked weights
     }
   }
   int count = 0;
@@ -135,7 +135,7 @@ WeightSummary summarise(const T* w, int64_t n, bool log_weights) {
   for (int64_t i = 0; i < n; ++i) {
     const A v = static_cast<A>(w[i]);
     nonzero += v > floor;
-    bad |= (v >= floor) & (v < inf) ? 0u : 1u;
+    bad |= ((v >= floor) & (v < inf)) ? 0u : 1u;
   }
   return {nonzero, bad != 0};
 }
