@@ -88,12 +88,15 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 # Gumbel family
 
 
-def gumbel_softmax(shape: tuple[int, ...], hard: bool = False, dtype: torch.dtype = torch.float32) -> Setup:
+def gumbel_softmax(
+    shape: tuple[int, ...], hard: bool = False, dtype: torch.dtype = torch.float32, into_out: bool = False
+) -> Setup:
     logits = torch.randn(shape).to(dtype)
+    out = torch.zeros_like(logits) if into_out else None
     compiled_softmax = compiled(lambda x: F.gumbel_softmax(x, 1.0, hard))
     return Setup(
         {
-            "pysel": lambda: pysel.gumbel_softmax(logits, 1.0, hard),
+            "pysel": lambda: pysel.gumbel_softmax(logits, 1.0, hard, out=out),
             "eager": lambda: F.gumbel_softmax(logits, 1.0, hard),
             "compile": lambda: compiled_softmax(logits),
         },
@@ -119,18 +122,22 @@ def gumbel_softmax_backward(shape: tuple[int, ...], dtype: torch.dtype = torch.f
     )
 
 
-def gumbel_sigmoid(n: int, tau: float = 0.5) -> Setup:
+def gumbel_sigmoid(n: int, tau: float = 0.5, into_out: bool = False) -> Setup:
     logits = torch.randn(n)
 
-    def eager(x: Tensor) -> Tensor:
-        return torch.rand_like(x).logit_(eps=1e-7).add_(x).div_(tau).sigmoid_()
+    def eager(x: Tensor, out: Tensor | None) -> Tensor:
+        uniform = torch.rand_like(x) if out is None else out.uniform_()
+        return uniform.logit_(eps=1e-7).add_(x).div_(tau).sigmoid_()
 
-    compiled_eager = compiled(eager)
+    def call(function: Callable[..., Tensor], **options: Any) -> Call:
+        out = torch.zeros_like(logits) if into_out else None
+        return lambda: function(logits, **options, out=out)
+
     return Setup(
         {
-            "pysel": lambda: pysel.gumbel_sigmoid(logits, tau),
-            "eager": lambda: eager(logits),
-            "compile": lambda: compiled_eager(logits),
+            "pysel": call(pysel.gumbel_sigmoid, tau=tau),
+            "eager": call(eager),
+            "compile": call(compiled(eager)),
         },
         2 * nbytes(logits),
     )
@@ -297,7 +304,13 @@ SECTOR = 32  # bytes, the least that a GPU reads or writes anywhere
 
 
 def usage_step(
-    n: int, form: str, share: float = 0.1, gamma: float = 0.1, decay: float = 0.99, shuffled: bool = False
+    n: int,
+    form: str,
+    share: float = 0.1,
+    gamma: float = 0.1,
+    decay: float = 0.99,
+    shuffled: bool = False,
+    into_out: bool = False,
 ) -> Setup:
     scores, start = torch.rand(n), torch.rand(n) * 10
     selected = ascending(n, int(n * share))
@@ -305,20 +318,23 @@ def usage_step(
         selected = selected[torch.randperm(len(selected))]
     ones = torch.ones(len(selected))
 
-    def eager(counts: Tensor, selected: Tensor, ones: Tensor, scores: Tensor) -> Tensor:
+    def eager(counts: Tensor, selected: Tensor, ones: Tensor, scores: Tensor, out: Tensor | None) -> Tensor:
         counts.mul_(decay).index_add_(0, selected, ones)
         if form == "exp":
-            return torch.mul(counts, -gamma).exp_().mul_(scores)
-        return torch.sub(scores, counts, alpha=gamma)
+            return torch.mul(counts, -gamma, out=out).exp_().mul_(scores)
+        return torch.sub(scores, counts, alpha=gamma, out=out)
+
+    def room() -> Tensor | None:
+        return torch.zeros_like(scores) if into_out else None
 
     def call(function: Callable[..., object]) -> Call:
-        counts = start.clone()
-        return lambda: function(counts, selected, ones, scores)
+        counts, out = start.clone(), room()
+        return lambda: function(counts, selected, ones, scores, out)
 
-    ours = start.clone()
+    ours, our_out = start.clone(), room()
     return Setup(
         {
-            "pysel": lambda: pysel.usage_step_(ours, selected, scores, gamma, decay, form),
+            "pysel": lambda: pysel.usage_step_(ours, selected, scores, gamma, decay, form, out=our_out),
             "eager": call(eager),
             "compile": call(compiled(eager)),
         },
@@ -467,6 +483,8 @@ CASES = (
          (Target("eager", 20), Target("compile", 8), TWO_THREADS), comparable=sums),
     Case("gumbel_softmax hard", "F.gumbel_softmax", gumbel_softmax, {**LARGE, "hard": True}, SMALL,
          (Target("eager", 22), Target("compile", 8), TWO_THREADS), comparable=sums),
+    Case("gumbel_softmax soft, into out", "F.gumbel_softmax", gumbel_softmax, {**LARGE, "into_out": True}, SMALL,
+         comparable=sums),
     Case("gumbel_softmax backward", "F.gumbel_softmax", gumbel_softmax_backward, LARGE, SMALL,
          (Target("eager", 1.5),), comparable=form),
     Case("gumbel_softmax bfloat16", "F.gumbel_softmax", gumbel_softmax, {**LARGE, "dtype": torch.bfloat16}, SMALL,
@@ -477,6 +495,8 @@ CASES = (
          (Target("eager", 1),), comparable=sums),
     Case("gumbel_sigmoid", "rand, logit, add, div, sigmoid", gumbel_sigmoid, {"n": 16_777_216}, {"n": 8},
          comparable=form),
+    Case("gumbel_sigmoid, into out", "rand, logit, add, div, sigmoid", gumbel_sigmoid,
+         {"n": 16_777_216, "into_out": True}, {"n": 8}, comparable=form),
     Case("gumbel_argmax", "exponential, log, sub, argmax", gumbel_argmax, LARGE, SMALL, comparable=form),
     Case("topk", "torch.topk", topk, {"shape": (1024, 16_384), "k": 32}, {**SMALL, "k": 3},
          (Target("eager", 5), TWO_THREADS)),
@@ -496,6 +516,8 @@ CASES = (
          (Target("eager", 1.5), TWO_THREADS)),
     Case("usage_step_ exp", "mul_, index_add_, exp, mul", usage_step, {"n": 10_000_000, "form": "exp"}, {"n": 60},
          (Target("eager", 2.5), TWO_THREADS)),
+    Case("usage_step_ linear, into out", "mul_, index_add_, sub(out=)", usage_step,
+         {"n": 10_000_000, "form": "linear", "into_out": True}, {"n": 60}),
     Case("usage_update_", "mul_, index_add_", usage_update, {"n": 10_000_000}, {"n": 60}),
     Case("weighted_sample index", "torch.multinomial", weighted_sample, {**MANY, "order": "index"}, FEW,
          (Target("eager", 40), TWO_THREADS), comparable=form),

@@ -7,6 +7,7 @@ Messages follow csrc/common/checks.h: op, argument, what was wanted, what came. 
 from __future__ import annotations
 
 import numbers
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -44,17 +45,29 @@ def same_device(op: str, name: str, value: Tensor, other_name: str, other: Tenso
         raise ValueError(f"{op}: {name} must be on the device of {other_name}, {other.device}, got {value.device}")
 
 
-def integer(op: str, name: str, value: object) -> None:
-    """Refuse anything but an int (bool is none), with TypeError. Symbolic ints pass."""
+def integer(op: str, name: str, value: object, any_size: bool = False) -> None:
+    """Refuse anything but an int (bool is none), with TypeError; unless ``any_size`` also what int64 does not hold.
+
+    That is a ValueError. Symbolic ints pass.
+    """
     if type(value) is int:  # the abstract classes below take a microsecond
+        if not any_size and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{op}: {name} must fit into 64 bits, got {value}")
         return
     if isinstance(value, bool) or not isinstance(value, numbers.Integral | torch.SymInt):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
 
 
 def number(op: str, name: str, value: object) -> None:
-    """Refuse anything but a real number, with TypeError. Symbolic numbers pass."""
-    if type(value) is float or type(value) is int:
+    """Refuse anything but a real number, with TypeError; and what float64 does not hold, with ValueError.
+
+    Symbolic numbers pass.
+    """
+    if type(value) is float:
+        return
+    if type(value) is int:
+        if abs(value) > sys.float_info.max:
+            raise ValueError(f"{op}: {name} must fit into a float64, got an integer of {value.bit_length()} bits")
         return
     if isinstance(value, bool) or not isinstance(value, numbers.Real | torch.SymInt | torch.SymFloat):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")

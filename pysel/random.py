@@ -68,9 +68,9 @@ def key(
     if seed is not None:
         if generator is not None:
             raise ValueError("key: give seed or generator, not both")
-        _checks.integer("key", "seed", seed)
-        seed = seed % 2**64
-        return torch.tensor([seed - 2**64 if seed >= 2**63 else seed, 0], dtype=torch.int64, device=device)
+        _checks.integer("key", "seed", seed, any_size=True)
+        seed = (int(seed) + 2**63) % 2**64 - 2**63
+        return torch.tensor([seed, 0], dtype=torch.int64, device=device)
     if generator is not None:
         if not isinstance(generator, Generator):
             raise TypeError(f"key: generator must be a torch.Generator, got {type(generator).__name__}")

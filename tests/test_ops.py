@@ -330,6 +330,8 @@ def test_bad_start_is_refused(op, key):
     for bad in (1.0, True, "1"):
         with pytest.raises(TypeError, match=f"{op}: start must be an int, got {type(bad).__name__}"):
             sample.call(sample.input(), key, start=bad)
+    with pytest.raises(ValueError, match=f"{op}: start must fit into 64 bits, got {2**63}"):
+        sample.call(sample.input(), key, start=2**63)
 
 
 @ops

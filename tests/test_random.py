@@ -300,6 +300,8 @@ def test_bad_arguments_of_split_and_fold_in_are_refused(derive, key):
     for bad in (1.0, True, "1", None):
         with pytest.raises(TypeError, match=f"{derive.__name__}: {argument} must be an int"):
             derive(key, bad)
+    with pytest.raises(ValueError, match=f"{derive.__name__}: {argument} must fit into 64 bits, got {2**64}"):
+        derive(key, 2**64)
     with pytest.raises(TypeError, match=f"{derive.__name__}: key must be a Tensor, got int"):
         derive(7, 1)
     with pytest.raises(TypeError, match=f"{derive.__name__}: key must be int64 or uint64, got torch.int32"):

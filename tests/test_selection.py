@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import pysel
 from pysel.nn import TopKSAE
+from pysel.reference.random import noise_like
 from pysel.selection import (
     ASSS,
     DynamicRandomSelector,
@@ -38,6 +39,7 @@ from pysel.selection import (
     to_unit_interval,
 )
 from pysel.selection.features import pca, penultimate, random_projection, standardise
+from tests.statistics import accept, reject
 
 
 @pytest.fixture(autouse=True)
@@ -430,6 +432,70 @@ def test_stochastic_ranking_prefers_high_scores() -> None:
     # With equal chances the means of the halves differ by 1.1 (one standard deviation): sqrt(300 * 0.21 * 4 /
     # 200).
     assert float(uses[100:].mean() - uses[:100].mean()) > 20
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_importance_weights_make_the_subset_stand_for_all(classes: int) -> None:
+    """Weighted means over 4,000 subsets, each of a second epoch, against the mean of all; plain means must miss it."""
+    representativeness, rarity = tables(40)
+    labels = torch.arange(40) % classes if classes > 1 else None
+    losses = rarity + torch.arange(40.0) / 40  # high where samples are likely to be selected
+    weighted, plain, mass = [], [], []
+    for key in pysel.split(pysel.key(11), 4000):
+        selector = DynamicSelector(
+            representativeness, rarity, 0.3, 2, temperature=0.3, schedule=1.0, labels=labels, key=key
+        )
+        selector.select(0)
+        chosen = selector.select(1)
+        weights = selector.importance_weights()
+        assert weights.shape == chosen.shape
+        weighted.append(float((weights * losses[chosen]).mean()))
+        plain.append(float(losses[chosen].mean()))
+        mass.append(float(weights.mean()))
+
+    def p_value(estimates: list[float], truth: float) -> float:
+        sample = torch.tensor(estimates, dtype=torch.float64)
+        error = (sample.mean() - truth) / (sample.std() / len(sample) ** 0.5)
+        return math.erfc(abs(float(error)) / 2**0.5)
+
+    truth = float(losses.double().mean())
+    accept({"losses": p_value(weighted, truth), "mass": p_value(mass, 1.0)})
+    reject({"losses": p_value(plain, truth)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 30, 199, 200])
+def test_inclusion_goes_by_the_best_key_that_lost(dtype: torch.dtype, size: int) -> None:
+    log_weights, key = tables()[0].to(dtype).log(), pysel.key(3)
+    race = log_weights + noise_like(log_weights, key, 0, "gumbel")
+    strata = Strata(200, size)
+    probability = strata.inclusion(log_weights, key)
+    assert probability.dtype == dtype
+    if size == 200:
+        assert (probability == 1).all()
+        return
+    threshold = race.sort(descending=True).values[size]
+    chosen = strata.sample(log_weights, key)
+    assert torch.equal(chosen, (race > threshold).nonzero()[:, 0])
+    torch.testing.assert_close(probability, 1 - torch.exp(-torch.exp(log_weights[chosen] - threshold)))
+
+
+def test_importance_weights_survive_a_checkpoint() -> None:
+    options = {"temperature": 0.2, "penalty": "rate", "decay": 0.9, "labels": torch.arange(200) % 3}
+    selector = DynamicSelector(*tables(), 0.3, 6, key=pysel.key(1), **options)
+    for epoch in range(3):
+        selector.select(epoch)
+        resumed = DynamicSelector(*tables(), 0.3, 6, **options)
+        resumed.load_state_dict(selector.state_dict())
+        assert torch.equal(resumed.importance_weights(), selector.importance_weights())
+
+
+def test_importance_weights_need_a_stochastic_selection() -> None:
+    with pytest.raises(ValueError, match="DynamicSelector: temperature must be a number for importance weights"):
+        DynamicSelector(*tables(), 0.3, 6).importance_weights()
+    selector = DynamicSelector(*tables(), 0.3, 6, temperature=0.1)
+    with pytest.raises(ValueError, match=r"DynamicSelector: .* call select\(\) first"):
+        selector.importance_weights()
 
 
 def test_classes_keep_their_share() -> None:

@@ -375,9 +375,47 @@ class DynamicSelector:
             self._rounds += 1
         return self._selected.clone()
 
+    def importance_weights(self) -> Tensor:
+        """Weights of the current subset's samples under which it stands for all of them, if ranking is stochastic.
+
+        The mean of weight times loss over the subset is an unbiased estimate of the mean loss over all samples, and so
+        is its gradient: a sample's weight is the inverse of its chance to be selected, scaled to 1 on average. The
+        smaller the temperature, the more the weights, and with them the estimates, scatter.
+
+        Returns:
+            [len(self)], in the order of `select`.
+
+        Raises:
+            ValueError: ranking is deterministic (no temperature), or nothing has been selected yet.
+
+        Example:
+            >>> import pysel
+            >>> selector = DynamicSelector.from_scores(
+            ...     torch.rand(100), torch.rand(100), 0.3, epochs=10, temperature=0.5, key=pysel.key(0)
+            ... )
+            >>> subset, weights = selector.select(0), torch.zeros(100)
+            >>> weights[subset] = selector.importance_weights()  # by sample, for the losses of a batch
+
+        Source: Kool et al., arXiv 1903.06059, for the estimate; to use it here is ours.
+        """
+        if self.temperature is None:
+            raise ValueError("DynamicSelector: temperature must be a number for importance weights, got None")
+        if self._selected is None:
+            raise ValueError("DynamicSelector: importance weights are those of a selected subset: call select() first")
+        assert self._key is not None
+        scores = self._mixed(self._epoch)
+        step = max(self._rounds - 1, 1)  # as when the subset was selected
+        ops.usage_penalty(scores, self._counts, self.gamma, self.penalty, step, out=scores)
+        probability = self._strata.inclusion(scores / self.temperature, fold_in(self._key, self._epoch))
+        return self.realised_ratio / probability
+
+    def _mixed(self, epoch: int) -> Tensor:
+        """Scores [N] without the penalty."""
+        return torch.lerp(self.representativeness, self.rarity, self.rarity_weight(epoch))
+
     def _scores(self, epoch: int) -> Tensor:
         """Penalised scores [N]; takes the previous subset into the counts."""
-        scores = torch.lerp(self.representativeness, self.rarity, self.rarity_weight(epoch))
+        scores = self._mixed(epoch)
         step = max(self._rounds, 1)
         if self._selected is None:
             return ops.usage_penalty(scores, self._counts, self.gamma, self.penalty, step, out=scores)

@@ -133,3 +133,34 @@ class Strata:
             for c, (rows, k) in enumerate(zip(self.members, self.quota, strict=True))
         ]
         return torch.cat(chosen).sort().values
+
+    def inclusion(self, log_weights: Tensor, key: Tensor) -> Tensor:
+        """How likely each of `sample`'s indices was to be drawn, given the best key that lost: [size] in (0, 1].
+
+        With t the largest race key among those not drawn, i was drawn with probability P(log w_i + g_i > t). The sum
+        of x_i / probability_i over the drawn is an unbiased estimate of the sum of all x_i (Duffield, Lund and Thorup,
+        J. ACM 54(6), 2007; for Gumbel keys Kool et al., arXiv 1903.06059).
+        """
+        if not self.members:
+            return _inclusion(log_weights, self.size, key)[1]
+        by_class = [
+            (rows, *_inclusion(log_weights[rows], k, fold_in(key, c)))
+            for c, (rows, k) in enumerate(zip(self.members, self.quota, strict=True))
+        ]
+        chosen = torch.cat([rows[drawn] for rows, drawn, _ in by_class])
+        return torch.cat([probability for _, _, probability in by_class])[chosen.argsort()]
+
+
+def _inclusion(log_weights: Tensor, k: int, key: Tensor) -> tuple[Tensor, Tensor]:
+    """The k drawn, ascending, and their inclusion probabilities."""
+    n = log_weights.numel()
+    if k == n:
+        return torch.arange(n, device=log_weights.device), torch.ones_like(log_weights)
+    drawn = ops.weighted_sample(log_weights, k + 1, log_weights=True, key=key)
+    lost = int(drawn[-1])  # what one draw more would have taken
+    chosen = drawn[:-1].sort().values
+    high, low = (torch.ops.pysel.random_words(key.to(log_weights.device), stream, lost, 1) for stream in (0, 1))
+    threshold = log_weights[lost] + torch.ops.pysel.noise(
+        high << 32 | low, "gumbel", log_weights.dtype == torch.float64
+    )
+    return chosen, -torch.expm1(-torch.exp(log_weights[chosen] - threshold))
