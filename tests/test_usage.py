@@ -114,6 +114,18 @@ def test_penalty_equals_the_reference(n, counts_dtype, form, dtype, device):
         assert_same_bits(got, reference.usage_penalty(scores, counts, gamma, form, step))
 
 
+@pytest.mark.parametrize(("dtype", "half_ulp"), [(torch.float16, 2**-11), (torch.bfloat16, 2**-8)])
+def test_float64_becomes_a_half_by_way_of_float32(dtype, half_ulp, device):
+    """The last little bit is lost in float32, which leaves a tie; aarch64 would round up at once."""
+    counts = torch.full((40,), 1 + half_ulp + 2**-40, dtype=torch.float64, device=device)
+    scores = torch.zeros(40, dtype=dtype, device=device)
+    for penalty in (
+        pysel.usage_penalty(scores, counts, 1.0),
+        reference.usage_penalty(scores, counts, 1.0, "linear", 1),
+    ):
+        assert (penalty == -1).all()
+
+
 @every_form
 def test_penalty_in_any_memory_and_shape(form, layout, dtype):
     scores, counts = score(60, dtype).view(3, 4, 5), used(60).view(3, 4, 5)

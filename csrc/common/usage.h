@@ -26,6 +26,15 @@ PYSEL_HD A exp_clamped(A x) {
 template <typename S, typename C>
 using PenaltyType = std::conditional_t<std::is_same_v<C, float> && !std::is_same_v<S, double>, float, double>;
 
+// To the scores' type. Halves go by way of float everywhere: left to itself, aarch64 rounds a double to a half at once.
+template <typename S, typename A>
+PYSEL_HD S rounded(A x) {
+  if constexpr (sizeof(S) == 2)
+    return static_cast<S>(static_cast<float>(x));
+  else
+    return static_cast<S>(x);
+}
+
 struct PenaltyArguments {
   enum Form { linear, exp, rate } form;
   double gamma;

@@ -20,14 +20,13 @@ template <typename S, typename A>
 void penalise(const S* scores, const A* counts, int n, PenaltyArguments::Form form, A gamma, A step, S* out) {
   switch (form) {
     case PenaltyArguments::linear:
-      for (int i = 0; i < n; ++i) out[i] = static_cast<S>(static_cast<A>(scores[i]) - gamma * counts[i]);
+      for (int i = 0; i < n; ++i) out[i] = rounded<S>(static_cast<A>(scores[i]) - gamma * counts[i]);
       break;
     case PenaltyArguments::exp:
-      for (int i = 0; i < n; ++i)
-        out[i] = static_cast<S>(static_cast<A>(scores[i]) * exp_clamped(-(gamma * counts[i])));
+      for (int i = 0; i < n; ++i) out[i] = rounded<S>(static_cast<A>(scores[i]) * exp_clamped(-(gamma * counts[i])));
       break;
     case PenaltyArguments::rate:
-      for (int i = 0; i < n; ++i) out[i] = static_cast<S>(static_cast<A>(scores[i]) - gamma * counts[i] / step);
+      for (int i = 0; i < n; ++i) out[i] = rounded<S>(static_cast<A>(scores[i]) - gamma * counts[i] / step);
       break;
   }
 }

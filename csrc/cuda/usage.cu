@@ -183,8 +183,7 @@ __global__ void usage_kernel(const Findings* __restrict__ found, When when,
         if (m > 0) count = add_ones(count, tally.of[(p * kBlock + threadIdx.x) * kPack + e]);
         if (scores != nullptr) {
           S& score = result[p].of[e];
-          score =
-              static_cast<S>(outside ? A(__builtin_nan("")) : penalty(static_cast<A>(score), static_cast<A>(count)));
+          score = rounded<S>(outside ? A(__builtin_nan("")) : penalty(static_cast<A>(score), static_cast<A>(count)));
         }
       }
       if (!outside && (m > 0 || decay != C{1})) store(counts, stride, i, n, used[p]);

@@ -48,6 +48,8 @@ def usage_penalty(scores: Tensor, counts: Tensor, gamma: float, form: str, step:
         result = s - used / torch.full((1,), step, dtype=compute, device=used.device)
     else:
         result = s - used
+    if scores.dtype != torch.float64:
+        result = result.float()  # halves by way of float, on every machine
     return result.to(scores.dtype).contiguous()
 
 
