@@ -6,8 +6,10 @@
 #include <mutex>
 
 #include "common/tensor.h"
-#ifdef __x86_64__
+#if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace pysel {
