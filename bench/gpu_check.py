@@ -168,7 +168,7 @@ def plan(gpu: dict[str, Any], out: Path, wheel: Path | None = None, tests: Path 
         *(
             Step(
                 f"tests: {path.stem.removeprefix('test_')}",
-                (*module, "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-k", "cuda", str(path)),
+                (*module, "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "--slow", "-k", "cuda", str(path)),
                 400,
                 skip=no_pytest,
                 environment={"OMP_NUM_THREADS": "4"},
