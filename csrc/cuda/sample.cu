@@ -303,9 +303,12 @@ constexpr Fault kTooFew{Fault::value, "weighted_sample: k must be at most the nu
 constexpr Fault kNothing{Fault::value,
                          "weighted_sample: weights must have at least one above 0 in every row, got a row of zeros"};
 
-// [rows, k]: `room`, which has this shape, or a fresh tensor where an order takes further steps.
-Tensor sampled(const Call& call, const Tensor& weights, int64_t rows, int64_t n, int64_t k, bool replacement,
-               bool log_weights, const std::string& order, const NoiseArgument& noise, const Tensor& room) {
+// Draws into `room`, [rows, k], and returns it, or a fresh tensor where an order takes further steps.
+Tensor sampled(const Call& call, const Tensor& weights, int64_t k, bool replacement, bool log_weights,
+               const std::string& order, const Tensor& key, int64_t start, const Tensor& room) {
+  const int64_t n = weights.size(weights.dim() - 1), rows = room.size(0);
+  const NoiseArgument noise{KeyArgument(kOp, key, weights), static_cast<uint64_t>(start), true};
+  if (rows == 0 || n == 0) return room;
   auto* index = static_cast<int64_t*>(room.data_ptr());
   const Report bad = call.report(log_weights ? kBadLogWeight : kBadWeight);
   const Tensor w = torch::stable::contiguous(weights);
@@ -323,36 +326,31 @@ Tensor sampled(const Call& call, const Tensor& weights, int64_t rows, int64_t n,
     if (order == "draw") result = drawn(call, room, rows, k, race, noise);
     if (order == "shuffled") result = shuffled(call, room, rows, n, k, noise);
   });
+  call.finish();
   return result;
+}
+
+Tensor reshaped(Tensor t, const std::vector<int64_t>& size) {
+  return torch::stable::view(t, {size.data(), size.size()});
 }
 
 Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order, Tensor key,
                        int64_t start, std::optional<bool> validate) {
   const std::vector<int64_t> size = check_weighted_sample(kOp, weights, k, replacement, order, start);
-  const int64_t n = weights.size(weights.dim() - 1), rows = weights.dim() == 2 ? weights.size(0) : 1;
-  const NoiseArgument noise{KeyArgument(kOp, key, weights), static_cast<uint64_t>(start), true};
   const Call call(weights, validate);
-  Tensor result = call.empty({rows, k}, ScalarType::Long);
-  if (rows > 0 && n > 0) {
-    result = sampled(call, weights, rows, n, k, replacement, log_weights, order, noise, result);
-    call.finish();
-  }
-  return torch::stable::view(result, {size.data(), size.size()});
+  const Tensor room = call.empty({size.size() == 2 ? size[0] : 1, k}, ScalarType::Long);
+  return reshaped(sampled(call, weights, k, replacement, log_weights, order, key, start, room), size);
 }
 
 void weighted_sample_out(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order, Tensor key,
                          int64_t start, std::optional<bool> validate, Tensor out) {
-  check_out(kOp, out, check_weighted_sample(kOp, weights, k, replacement, order, start), ScalarType::Long, weights);
+  const std::vector<int64_t> size = check_weighted_sample(kOp, weights, k, replacement, order, start);
+  check_out(kOp, out, size, ScalarType::Long, weights);
   check_apart(kOp, out, "weights", weights);
-  const int64_t n = weights.size(weights.dim() - 1), rows = weights.dim() == 2 ? weights.size(0) : 1;
-  const NoiseArgument noise{KeyArgument(kOp, key, weights), static_cast<uint64_t>(start), true};
   const Call call(weights, validate);
-  if (rows == 0 || n == 0) return;
-  const std::array<int64_t, 2> size{rows, k};
-  Tensor room = torch::stable::view(out, {size.data(), size.size()});
-  const Tensor result = sampled(call, weights, rows, n, k, replacement, log_weights, order, noise, room);
+  Tensor room = reshaped(out, {size.size() == 2 ? size[0] : 1, k});
+  const Tensor result = sampled(call, weights, k, replacement, log_weights, order, key, start, room);
   if (result.data_ptr() != room.data_ptr()) torch::stable::copy_(room, result);
-  call.finish();
 }
 
 }  // namespace
