@@ -34,6 +34,7 @@ def test_a_step_is_told_by_its_status_and_its_last_line():
         step("bad", "print('why'); raise SystemExit(3)"),
         step("nothing to do", "print('no tests ran'); raise SystemExit(5)", skip_status=5),
         step("not here", "print('Device not supported.'); raise SystemExit(1)", skip_text="Device not supported"),
+        step("report", "print('== at f::g'); print('at f::h'); print('== 2 errors')", fail_text="f::"),
         step("left out", "raise SystemExit(1)", skip="no tool"),
         step("killed", "import os; os.kill(os.getpid(), 11)"),
     ]
@@ -43,6 +44,7 @@ def test_a_step_is_told_by_its_status_and_its_last_line():
         ("bad", "failed"),
         ("nothing to do", "skipped"),
         ("not here", "skipped"),
+        ("report", "failed"),
         ("left out", "skipped"),
         ("killed", "failed"),
     ]
@@ -51,6 +53,7 @@ def test_a_step_is_told_by_its_status_and_its_last_line():
         "why",
         "no tests ran",
         "Device not supported.",
+        "at f::g",
         "no tool",
         "SIGSEGV: ",
     ]
@@ -121,6 +124,8 @@ def test_plan_has_everything_and_names_what_is_missing(tmp_path, monkeypatch):
     for tool in gpu_check.SANITIZER_TOOLS:
         assert steps[tool].command[:3] == ("/somewhere/compute-sanitizer", "--tool", tool)
         assert not steps[tool].skip
+        # torch's kernels must be watched where what they write counts
+        assert ("--kernel-name" in steps[tool].command) == (tool != "initcheck")
 
 
 def test_sanitizer_is_found_in_the_toolkit(tmp_path, monkeypatch):
