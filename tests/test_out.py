@@ -84,12 +84,15 @@ def test_out_receives_the_result_and_is_returned(name, dtype, device):
     wanted = call()
     mirrored = torch.empty_like(wanted).permute(*reversed(range(wanted.dim()))).contiguous()
     strided = torch.empty(*wanted.shape, 2, dtype=wanted.dtype, device=device)[..., 1]
-    for out in (torch.empty_like(wanted), mirrored.permute(*reversed(range(wanted.dim()))), strided):
+    outs = [torch.empty_like(wanted), mirrored.permute(*reversed(range(wanted.dim()))), strided]
+    if wanted.is_floating_point():
+        outs.append(torch._neg_view(torch.empty_like(wanted)))
+    for out in outs:
         out.fill_(7)
         before = out._version
         assert call(out=out) is out
         assert out._version > before
-        assert_same_bits(out, wanted)
+        assert_same_bits(out.resolve_neg(), wanted)
 
 
 @every_call
@@ -172,6 +175,7 @@ def test_bad_out_is_refused_and_nothing_is_written(name):
         (wanted.new_zeros(other), ValueError, rf"out must have shape \[{str(shape)[1:-1]}\], got \["),
         (wanted.new_zeros(1, *shape), ValueError, "out must have shape"),
         (wanted.new_zeros(shape, device="meta"), ValueError, "out must be on the device of"),
+        (wanted.new_zeros(1).expand(shape), ValueError, "out must not be an expanded tensor"),
     ]:
         given = {n: t.clone() for n, t in call.tensors.items()}
         with pytest.raises(error, match=f"{op}: {message}"):

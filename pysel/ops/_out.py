@@ -11,7 +11,7 @@ from pysel import _checks
 
 
 def write_out(op: str, out: Tensor, dtype: torch.dtype, *args: Any) -> Tensor:
-    """Call an op's out overload, through a contiguous copy if ``out`` is strided, and return ``out``.
+    """Call an op's out overload, through a plain copy if ``out`` is strided or lazily negated, and return ``out``.
 
     Args:
         op: the op's name.
@@ -21,13 +21,17 @@ def write_out(op: str, out: Tensor, dtype: torch.dtype, *args: Any) -> Tensor:
 
     Raises:
         TypeError: ``out`` is not a tensor of ``dtype``.
-        ValueError: its device is another than the first argument's, or a gradient would have to pass through it.
+        ValueError: its device is another than the first argument's, its elements share memory, or a gradient would have
+            to pass through it.
     """
     _checks.tensor(op, "out", out, (dtype,))
     _checks.same_device(op, "out", out, "the input", args[0])
     _checks.no_grad(op, "out", out)
+    if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
+        raise ValueError(f"{op}: out must not be an expanded tensor, whose elements share memory")
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
         raise ValueError(f"{op}: out must be None when an argument requires grad (a gradient cannot pass through it)")
-    target = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
+    plain = out.is_contiguous() and (torch.compiler.is_compiling() or not out.is_neg())
+    target = out if plain else torch.empty_like(out, memory_format=torch.contiguous_format)
     getattr(torch.ops.pysel, op).out(*args, out=target)
     return out if target is out else out.copy_(target)
