@@ -35,7 +35,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 STEP_LOG = 20_000  # characters of a step that the log keeps: the first quarter and the last three
 LOG = 900_000  # characters of the log, the latest
-# All four watch pysel's kernels alone, but initcheck: what torch's kernels write counts only if they are watched, too.
+# Pysel's kernels alone are watched, but not by initcheck: to it, what an unwatched kernel of torch's has written would
+# be uninitialised.
 OURS = ("--kernel-name", "kns=pysel", "--error-exitcode", "1", "--print-limit", "20")
 SANITIZER_TOOLS = {"memcheck": OURS, "racecheck": OURS, "initcheck": ("--print-limit", "1000"), "synccheck": OURS}
 SMOKE = """\

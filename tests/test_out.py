@@ -12,6 +12,7 @@ from torch import Tensor
 
 import pysel
 from pysel import _fake, reference
+from tests.op_samples import RAW
 from tests.tensors import assert_same_bits
 
 
@@ -279,23 +280,13 @@ def test_compiled(name):
     assert_same_bits(out, wanted)
 
 
-def raw(name: str, call: Call) -> tuple[Any, ...]:
+def raw(call: Call) -> tuple[Any, ...]:
     """The arguments of the raw op, from those of its public function."""
-    tensors, options = [t.clone() for t in call.tensors.values()], dict(call.options)
-    op = call.function.__name__
-    if op == "gumbel_softmax":
-        tau, hard = (*call.rest, False)[:2]
-        return (*tensors, torch.tensor(tau), options["key"], options.get("dim", -1), hard, 0, None)
-    if op == "gumbel_sigmoid":
-        return (*tensors, torch.tensor(call.rest[0]), options["key"], call.rest[1], 0, None)
-    if op == "weighted_sample":
-        k, replacement = (*call.rest, False)[:2]
-        return (*tensors, k, replacement, False, options.get("order", "draw"), options["key"], 0, None)
-    if op == "select":
-        return (*tensors, *call.rest, True, None)
-    if op == "usage_penalty":
-        return (*tensors, *call.rest, 1)
-    return (*tensors, *call.rest, "linear", 1) if op == "usage_step_" else tuple(tensors)
+    op, tensors = call.function.__name__, [t.clone() for t in call.tensors.values()]
+    if op in RAW:
+        return RAW[op](*tensors, *call.rest, **dict(call.options))
+    defaults = {"select": (True, None), "usage_penalty": (1,), "usage_step_": ("linear", 1)}
+    return (*tensors, *call.rest, *defaults.get(op, ()))
 
 
 @every_call
@@ -303,16 +294,16 @@ def test_raw_op_and_reference(name):
     call = calls()[name]
     op, wanted = call.function.__name__, call()
     out = torch.zeros_like(wanted)
-    getattr(torch.ops.pysel, op).out(*raw(name, call), out=out)
+    getattr(torch.ops.pysel, op).out(*raw(call), out=out)
     assert_same_bits(out, wanted)
     fallback = reference.OUT[op]
-    fallback(*raw(name, call), out=out.zero_())
+    fallback(*raw(call), out=out.zero_())
     assert_same_bits(out, wanted)
     for run in (getattr(torch.ops.pysel, op).out, fallback):
-        arguments = raw(name, call)
+        arguments = raw(call)
         with pytest.raises(ValueError, match=f"{op}: out must have shape"):
             run(*arguments, out=wanted.new_zeros(wanted.numel() + 1))
-        for got, given in zip(arguments, raw(name, call), strict=True):
+        for got, given in zip(arguments, raw(call), strict=True):
             assert not isinstance(got, Tensor) or torch.equal(got, given)
 
 
@@ -321,4 +312,4 @@ def test_opcheck(name):
     call = calls()[name]
     op = getattr(torch.ops.pysel, call.function.__name__).out
     utilities = ["test_schema", "test_faketensor"]  # the others ask for a result to differentiate
-    torch.library.opcheck(op, raw(name, call), {"out": torch.zeros_like(call())}, test_utils=utilities)
+    torch.library.opcheck(op, raw(call), {"out": torch.zeros_like(call())}, test_utils=utilities)

@@ -63,10 +63,10 @@ def gumbel_softmax(
         key: int64 [2], see :func:`pysel.key`.
         generator: draw the key from this generator instead; with neither, from torch's default one.
         start: number of the first element, for shards.
-        validate: None checks values on the CPU; on other devices checks may come later and never wait for the device
-            once native kernels exist there. True checks at once, False never.
-        out: write the samples here and return it; like ``logits``, which may be ``out`` itself. Untouched by an
-            error. No gradient passes through it.
+        validate: None refuses bad values at once on the CPU; on a GPU the next call or :func:`pysel.check` does, and
+            the rows concerned are NaN. True refuses at once everywhere, at the price of a wait; False never.
+        out: write the samples here and return it; like ``logits``, which may be ``out`` itself. On the CPU untouched by
+            an error. No gradient passes through it.
 
     Returns:
         Samples like ``logits``, contiguous.

@@ -47,7 +47,7 @@ def weighted_sample(
         key: int64 [2], see :func:`pysel.key`.
         generator: draw the key from this generator instead; with neither, from torch's default one.
         start: number of the first weight (with replacement: of the first draw), for shards.
-        validate: None checks values on the CPU; True everywhere, at the price of a wait; False nowhere.
+        validate: as in :func:`gumbel_softmax`; on a GPU, rows that are refused later hold -1.
         out: int64, the result's shape: write the indices here and return it. On the CPU untouched by an error.
 
     Returns:

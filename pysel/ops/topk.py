@@ -199,8 +199,7 @@ def factor_scores(
         indices: [B, k], int64, in [0, H).
         rate: [H], float32 or float64, in [0, 1]: the share of rows in which each factor is active.
         eps: keeps the logarithm finite; finite, 0 or more.
-        validate: None checks ``rate`` on the CPU; True everywhere, at the price of a wait; False nowhere. Indices are
-            always checked.
+        validate: whether and when ``rate`` is checked, as in :func:`gumbel_softmax`. Indices are always checked.
 
     Returns:
         representativeness [B] and rarity [B], like ``rate``. Not differentiable.
@@ -245,8 +244,7 @@ def select(
         scores: [n], float32, float64, bfloat16, float16, int64 or int32.
         k: between 0 and n.
         largest: select the largest; else the smallest.
-        validate: None refuses NaN on the CPU; True everywhere, at the price of a wait; False nowhere (NaN is then the
-            largest).
+        validate: as in :func:`gumbel_softmax`; what is refused later on a GPU holds -1. Unrefused, NaN is the largest.
         out: int64 [k]: write the indices here and return it. On the CPU untouched by an error.
 
     Returns:

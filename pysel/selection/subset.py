@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pysel import _checks, ops
 from pysel.random import fold_in
+from pysel.reference.random import HIGH, LOW
 
 
 def subset_size(keep_ratio: Any, num_samples: int) -> int:
@@ -159,8 +160,7 @@ def _inclusion(log_weights: Tensor, k: int, key: Tensor) -> tuple[Tensor, Tensor
     drawn = ops.weighted_sample(log_weights, k + 1, log_weights=True, key=key)
     lost = int(drawn[-1])  # what one draw more would have taken
     chosen = drawn[:-1].sort().values
-    high, low = (torch.ops.pysel.random_words(key.to(log_weights.device), stream, lost, 1) for stream in (0, 1))
-    threshold = log_weights[lost] + torch.ops.pysel.noise(
-        high << 32 | low, "gumbel", log_weights.dtype == torch.float64
-    )
+    high, low = (torch.ops.pysel.random_words(key.to(log_weights.device), stream, lost, 1) for stream in (HIGH, LOW))
+    noise = torch.ops.pysel.noise(high << 32 | low, "gumbel", log_weights.dtype == torch.float64)
+    threshold = log_weights[lost] + noise
     return chosen, -torch.expm1(-torch.exp(log_weights[chosen] - threshold))
