@@ -20,14 +20,14 @@ from pysel import _checks, ops
 from pysel.random import fold_in
 from pysel.random import key as new_key
 
-__all__ = ["SelectionSampler", "Selector", "WeightedSampler"]
+__all__ = ["SelectionSampler", "Selects", "WeightedSampler"]
 
 _LIST_ROWS = 1 << 16  # indices turned into Python ints at a time: a list of 1e9 ints would take 40 GB
 
 
 @runtime_checkable
-class Selector(Protocol):
-    """What `SelectionSampler` needs: a rule for which samples to train on in each epoch."""
+class Selects(Protocol):
+    """What `SelectionSampler` needs of a selector: a part of `pysel.selection.Selector`."""
 
     def select(self, epoch: int) -> Tensor:
         """Ascending int64 indices of the samples of this epoch; asking twice changes nothing."""
@@ -267,7 +267,7 @@ class SelectionSampler(_RankedSampler):
     and world size.
 
     Args:
-        selector: a `Selector`, for instance `pysel.selection.DynamicSelector`.
+        selector: a `pysel.selection.Selector`, for instance `pysel.selection.DynamicSelector`.
         shuffle: random order; False yields ascending indices.
         key: int64 [2] for the order; drawn once from torch's default generator when missing.
         rank, num_replicas: this process and the number of processes.
@@ -290,7 +290,7 @@ class SelectionSampler(_RankedSampler):
 
     def __init__(
         self,
-        selector: Selector,
+        selector: Selects,
         *,
         shuffle: bool = True,
         key: Tensor | None = None,
@@ -298,7 +298,7 @@ class SelectionSampler(_RankedSampler):
         num_replicas: int = 1,
         drop_last: bool = False,
     ) -> None:
-        if not isinstance(selector, Selector):
+        if not isinstance(selector, Selects):
             raise TypeError(
                 "SelectionSampler: selector must have select, __len__, state_dict and load_state_dict, "
                 f"got {type(selector).__name__}"

@@ -689,7 +689,7 @@ def test_asss_regression_stratification_and_state() -> None:
     chosen = fitted.select()
     counts = torch.bincount(y)
     assert torch.bincount(y[chosen]).tolist() == quotas(counts.tolist(), 50)
-    assert isinstance(fitted, Selector) and torch.equal(fitted.select(9), chosen)
+    assert isinstance(fitted, pysel.samplers.Selects) and torch.equal(fitted.select(9), chosen)
     resumed = ASSS(0.25)
     with pytest.raises(RuntimeError, match="call fit first"):
         resumed.select()
@@ -870,7 +870,7 @@ def test_thinning_drops_near_duplicates() -> None:
 )
 def test_protocol(make: Callable[[], Selector]) -> None:
     selector, resumed = make(), make()
-    assert isinstance(selector, Selector)
+    assert isinstance(selector, pysel.samplers.Selects)
     chosen = selector.select(1)
     assert len(selector) == len(chosen) and chosen.dtype == torch.int64
     assert torch.equal(selector.select(1), chosen)

@@ -1,9 +1,8 @@
 """Data selection: two systems, the baselines to hold them against, and their parts.
 
-Every selector follows the `Selector` protocol and plugs into `pysel.SelectionSampler`.
+Every method is a `Selector` and plugs into `pysel.SelectionSampler`.
 """
 
-from pysel.samplers import Selector
 from pysel.selection import features, schedule
 from pysel.selection.asss import ASSS, performance_retention_rate
 from pysel.selection.baselines import (
@@ -18,6 +17,7 @@ from pysel.selection.baselines import (
     kmeans,
 )
 from pysel.selection.dynamic import DynamicSelector, FactorTables, factor_tables, to_unit_interval
+from pysel.selection.protocol import Selector
 from pysel.selection.subset import Strata, quotas, subset_size
 
 __all__ = [

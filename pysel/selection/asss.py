@@ -61,7 +61,7 @@ class ASSS:
     """Learns which samples a task needs, then keeps the best ``ceil(keep_ratio * N)``.
 
     After arXiv 2601.02081; this module's docstring says what is the paper's and what is ours. Once fitted it
-    is a static `pysel.Selector`.
+    is a static `pysel.selection.Selector`.
 
     The cooperative game keeps samples that the task network fits, and so drops wrong labels first. The
     adversarial one keeps those that it does not fit. Sources speak of an adversarial game while the published

@@ -1,6 +1,6 @@
 """Rivals that any selection method has to be compared with.
 
-Each is a `pysel.Selector`. In all of them ``keep_ratio`` is the fraction **kept**, and nothing touches the
+Each is a `pysel.selection.Selector`. In all of them ``keep_ratio`` is the fraction **kept**, and nothing touches the
 global random state.
 """
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from pysel import _checks, ops
 from pysel.random import fold_in
 from pysel.random import key as new_key
+from pysel.selection.protocol import Selector
 from pysel.selection.subset import Strata, subset_size
 
 
@@ -22,36 +23,38 @@ def _equal_sample(n: int, k: int, key: Tensor, order: str) -> Tensor:
     return ops.weighted_sample(torch.ones(n), k, order=order, key=key)
 
 
-class FixedSelector:
+class FixedSelector(Selector):
     """The same subset in every epoch: the base of all static selectors.
 
     Args:
         indices: int64 [k] ascending.
+        num_samples: N, of which they are; default: just enough.
 
     Example:
         >>> FixedSelector(torch.tensor([2, 5])).select(7)
         tensor([2, 5])
     """
 
-    def __init__(self, indices: Tensor) -> None:
+    def __init__(self, indices: Tensor, num_samples: int | None = None) -> None:
         _checks.tensor(type(self).__name__, "indices", indices, (torch.int64,))
+        if num_samples is None:
+            num_samples = int(indices.max()) + 1 if indices.numel() else 0
+        super().__init__(num_samples, {})
         self._indices = indices
 
     def __len__(self) -> int:
         """Samples in each epoch's subset."""
         return self._indices.numel()
 
-    def select(self, epoch: int) -> Tensor:
+    def select(self, epoch: int = 0) -> Tensor:
         """int64 [len(self)] ascending indices, whatever the epoch."""
         return self._indices.clone()
 
-    def state_dict(self) -> dict[str, Any]:
-        """The subset."""
+    def _state(self) -> dict[str, Any]:
         return {"indices": self._indices.clone()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the subset of a `state_dict`."""
-        self._indices = state_dict["indices"].clone()
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self._indices = state["indices"].clone()
 
 
 class FullSelector(FixedSelector):
@@ -63,7 +66,7 @@ class FullSelector(FixedSelector):
     """
 
     def __init__(self, num_samples: int) -> None:
-        super().__init__(torch.arange(num_samples))
+        super().__init__(torch.arange(num_samples), num_samples)
 
 
 class StaticRandomSelector(FixedSelector):
@@ -86,7 +89,7 @@ class StaticRandomSelector(FixedSelector):
     ) -> None:
         strata = Strata(num_samples, subset_size(keep_ratio, num_samples), labels)
         key = new_key(device="cpu") if key is None else key
-        super().__init__(strata.sample(torch.zeros(num_samples), key))
+        super().__init__(strata.sample(torch.zeros(num_samples), key), num_samples)
 
 
 class DynamicRandomSelector:
@@ -180,7 +183,7 @@ class ScoreSelector(FixedSelector):
         self, scores: Tensor, keep_ratio: float, *, largest: bool = True, labels: Tensor | None = None
     ) -> None:
         strata = Strata(scores.numel(), subset_size(keep_ratio, scores.numel()), labels, device=scores.device)
-        super().__init__(strata.best(scores if largest else -scores))
+        super().__init__(strata.best(scores if largest else -scores), scores.numel())
 
 
 def el2n(logits: Tensor, labels: Tensor) -> Tensor:
@@ -300,7 +303,7 @@ class KMeansSelector(FixedSelector):
     ) -> None:
         n = features.size(0)
         _, cluster, distance = kmeans(features, num_clusters, iterations=iterations, key=key)
-        super().__init__(Strata(n, subset_size(keep_ratio, n), cluster).best(-distance))
+        super().__init__(Strata(n, subset_size(keep_ratio, n), cluster).best(-distance), n)
 
 
 class NearestNeighbourThinning(FixedSelector):
@@ -334,4 +337,4 @@ class NearestNeighbourThinning(FixedSelector):
             keep = torch.ones_like(left, dtype=torch.bool)
             keep[later[closest]] = False
             left = left[keep]
-        super().__init__(left)
+        super().__init__(left, features.size(0))
