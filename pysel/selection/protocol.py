@@ -127,26 +127,25 @@ class Selector:
         Raises:
             ValueError: an argument is a function, which cannot be written; nothing has been.
         """
+        name = type(self).__name__
         for argument, value in self._arguments.items():
             if callable(value):
-                raise ValueError(
-                    f"{type(self).__name__}: {argument} must be a name or a number to be saved, got {value!r}"
-                )
+                raise ValueError(f"{name}: {argument} must be a name or a number to be saved, got {value!r}")
         state = self._state()
-        tensors = {f"state.{name}": value for name, value in state.items() if isinstance(value, Tensor)}
+        tensors = {f"state.{entry}": value for entry, value in state.items() if isinstance(value, Tensor)}
         text = json.dumps(
             {
                 "format": _FORMAT,
                 "selector": name,
                 "arguments": self._arguments,
                 "fingerprint": self.fingerprint,
-                "state": {name: value for name, value in state.items() if not isinstance(value, Tensor)},
+                "state": {entry: value for entry, value in state.items() if not isinstance(value, Tensor)},
             },
             indent=2,
         )
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        stored = {name: t.detach().cpu().contiguous() for name, t in {**self._tables, **tensors}.items()}
+        stored = {entry: t.detach().cpu().contiguous() for entry, t in {**self._tables, **tensors}.items()}
         save_file(stored, folder / "tables.safetensors")
         (folder / "selector.json").write_text(text + "\n")
 
