@@ -9,6 +9,7 @@ from __future__ import annotations
 import numbers
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,14 @@ def integer(op: str, name: str, value: object, any_size: bool = False) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, numbers.Integral | torch.SymInt):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+
+
+def in_range(op: str, name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Refuse anything but an int, with TypeError, and one outside [low, high], with ValueError."""
+    integer(op, name, value)
+    if value < low or (high is not None and value > high):
+        wanted = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"{op}: {name} must be {wanted}, got {value}")
 
 
 def number(op: str, name: str, value: object) -> None:
