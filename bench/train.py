@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 import pysel
 from bench import datasets
-from pysel.selection import DynamicRandomSelector, DynamicSelector, FullSelector, Selector, factor_tables
+from pysel.selection import DynamicRandom, DynamicSelector, FullSelector, Selector, factor_tables
 from pysel.selection.features import pca
 
 
@@ -225,7 +225,7 @@ def run(data: datasets.Dataset, settings: Settings) -> list[Result]:
     methods: list[tuple[str, float, float, Callable[[float], Selector]]] = [
         ("full data", 1.0, 0.0, lambda ratio: FullSelector(n)),
         *(
-            ("dynamic random", ratio, 0.0, lambda ratio: DynamicRandomSelector(n, ratio, key=walk_key))
+            ("dynamic random", ratio, 0.0, lambda ratio: DynamicRandom(n, ratio, key=walk_key))
             for ratio in settings.keep_ratios
         ),
         *(("DynamicSelector", ratio, offline_seconds, dynamic) for ratio in settings.keep_ratios),

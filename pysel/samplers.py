@@ -279,7 +279,7 @@ class SelectionSampler(_RankedSampler):
 
     Example:
         >>> import pysel
-        >>> selector = pysel.selection.DynamicRandomSelector(10, keep_ratio=0.3, key=pysel.key(0))
+        >>> selector = pysel.selection.DynamicRandom(10, keep_ratio=0.3, key=pysel.key(0))
         >>> sampler = SelectionSampler(selector, key=pysel.key(1))
         >>> for epoch in range(2):
         ...     sampler.set_epoch(epoch)

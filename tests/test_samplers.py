@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 import pysel
 from pysel import SelectionSampler, WeightedSampler
-from pysel.selection import DynamicRandomSelector, DynamicSelector, FixedSelector, FullSelector
+from pysel.selection import DynamicRandom, DynamicSelector, FixedSelector, FullSelector
 
 N = 103  # prime: never divides over ranks
 
@@ -224,7 +224,7 @@ def test_selection_yields_the_selectors_subset() -> None:
 
 
 def test_iteration_alone_is_epoch_zero() -> None:
-    selector = DynamicRandomSelector(N, 0.25, key=pysel.key(0))
+    selector = DynamicRandom(N, 0.25, key=pysel.key(0))
     sampler = SelectionSampler(selector, key=pysel.key(0))
     assert len(sampler) == 26 and sorted(sampler) == selector.select(0).tolist()
 

@@ -19,10 +19,11 @@ from pysel.nn import TopKSAE
 from pysel.reference.random import noise_like
 from pysel.selection import (
     ASSS,
-    DynamicRandomSelector,
+    DynamicRandom,
     DynamicSelector,
     FixedSelector,
     FullSelector,
+    InfoBatch,
     KMeansSelector,
     NearestNeighbourThinning,
     ScoreSelector,
@@ -771,33 +772,6 @@ def test_static_random() -> None:
     assert torch.bincount(labels[even]).tolist() == [25] * 4
 
 
-@pytest.mark.parametrize("ratio", [0.01, 0.3, 0.5, 0.7, 0.99, 1.0])
-def test_dynamic_random_walks_evenly(ratio: float) -> None:
-    selector = DynamicRandomSelector(101, ratio, key=pysel.key(0))
-    counts = torch.zeros(101, dtype=torch.int64)
-    for epoch in range(50):
-        chosen = selector.select(epoch)
-        assert len(chosen) == len(chosen.unique()) == len(selector) == math.ceil(ratio * 101)
-        assert torch.equal(chosen, chosen.sort().values)
-        counts[chosen] += 1
-        assert int(counts.max() - counts.min()) <= 1
-    if ratio < 1:
-        assert not torch.equal(selector.select(0), selector.select(1))
-
-
-def test_dynamic_random_answers_in_any_order() -> None:
-    forward = DynamicRandomSelector(101, 0.3, key=pysel.key(0))
-    expected = [forward.select(epoch) for epoch in range(20)]
-    jumping = DynamicRandomSelector(101, 0.3, key=pysel.key(0))
-    for epoch in (19, 3, 3, 11, 0, 19):
-        assert torch.equal(jumping.select(epoch), expected[epoch])
-    resumed = DynamicRandomSelector(101, 0.3)
-    resumed.load_state_dict(forward.state_dict())
-    assert torch.equal(resumed.select(7), expected[7])
-    with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
-        resumed.select(-1)
-
-
 def test_el2n_and_score_selector() -> None:
     logits = torch.randn(20, 5, generator=generator(), dtype=torch.float64)
     labels = torch.arange(20) % 5
@@ -861,7 +835,8 @@ def test_thinning_drops_near_duplicates() -> None:
     [
         lambda: FullSelector(40),
         lambda: StaticRandomSelector(40, 0.3),
-        lambda: DynamicRandomSelector(40, 0.3),
+        lambda: DynamicRandom(40, 0.3),
+        lambda: InfoBatch(40, 4),
         lambda: ScoreSelector(torch.rand(40), 0.3),
         lambda: KMeansSelector(torch.rand(40, 2), 0.3, 4),
         lambda: NearestNeighbourThinning(torch.rand(40, 2), 0.3),

@@ -6,7 +6,6 @@ Every method is a `Selector` and plugs into `pysel.SelectionSampler`.
 from pysel.selection import features, schedule
 from pysel.selection.asss import ASSS, performance_retention_rate
 from pysel.selection.baselines import (
-    DynamicRandomSelector,
     FixedSelector,
     FullSelector,
     KMeansSelector,
@@ -16,17 +15,27 @@ from pysel.selection.baselines import (
     el2n,
     kmeans,
 )
-from pysel.selection.dynamic import DynamicSelector, FactorTables, factor_tables, to_unit_interval
+from pysel.selection.dynamic import (
+    DynamicRandom,
+    DynamicRandomSelector,
+    DynamicSelector,
+    FactorTables,
+    InfoBatch,
+    factor_tables,
+    to_unit_interval,
+)
 from pysel.selection.protocol import Selector
 from pysel.selection.subset import Strata, quotas, subset_size
 
 __all__ = [
     "ASSS",
+    "DynamicRandom",
     "DynamicRandomSelector",
     "DynamicSelector",
     "FactorTables",
     "FixedSelector",
     "FullSelector",
+    "InfoBatch",
     "KMeansSelector",
     "NearestNeighbourThinning",
     "ScoreSelector",

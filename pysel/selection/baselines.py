@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pysel import _checks, ops
-from pysel.random import fold_in
 from pysel.random import key as new_key
 from pysel.selection.protocol import Selector
 from pysel.selection.subset import Strata, subset_size
@@ -90,79 +89,6 @@ class StaticRandomSelector(FixedSelector):
         strata = Strata(num_samples, subset_size(keep_ratio, num_samples), labels)
         key = new_key(device="cpu") if key is None else key
         super().__init__(strata.sample(torch.zeros(num_samples), key), num_samples)
-
-
-class DynamicRandomSelector:
-    """A fresh random subset each epoch, walking through permutations of the data.
-
-    Repeated random sampling (RS2; Okanovic et al., arXiv 2305.18424): the strongest simple method, on a par
-    with many elaborate ones. Samples are used as evenly as can be: after any epoch their numbers of uses
-    differ by at most 1.
-
-    Where an epoch reaches over the end of a permutation, its samples from the old one move to the end of the
-    new one, so that no epoch holds a sample twice (this detail is ours). The subset is a function of (key,
-    epoch) alone.
-
-    Args:
-        num_samples: N.
-        keep_ratio: fraction kept.
-        key: int64 [2]; drawn from torch's default generator when missing.
-
-    Example:
-        >>> import pysel
-        >>> selector = DynamicRandomSelector(10, 0.5, key=pysel.key(0))
-        >>> torch.cat([selector.select(0), selector.select(1)]).sort().values
-        tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
-    """
-
-    def __init__(self, num_samples: int, keep_ratio: float, *, key: Tensor | None = None) -> None:
-        self.num_samples = num_samples
-        self._size = subset_size(keep_ratio, num_samples)
-        self._set_key(new_key(device="cpu") if key is None else key)
-
-    def _set_key(self, key: Tensor) -> None:
-        self._key = key.clone()
-        self._walk = 0  # number of the permutation held in _order: a cache, never part of the answer
-        self._order = _equal_sample(self.num_samples, self.num_samples, fold_in(key, 0), "draw")
-
-    def __len__(self) -> int:
-        """Samples in each epoch's subset."""
-        return self._size
-
-    def _permutation(self, walk: int) -> Tensor:
-        """The order of the data in the given walk, int64 [N]."""
-        if walk < self._walk:
-            self._set_key(self._key)
-        while self._walk < walk:
-            self._walk += 1
-            fresh = _equal_sample(self.num_samples, self.num_samples, fold_in(self._key, self._walk), "draw")
-            # samples of the old walk that share an epoch with the beginning of the new one
-            shared = self._walk * self.num_samples % self._size
-            late = torch.zeros(self.num_samples, dtype=torch.bool)
-            late[self._order[self.num_samples - shared :]] = True
-            late = late[fresh]
-            self._order = torch.cat([fresh[~late], fresh[late]])
-        return self._order
-
-    def select(self, epoch: int) -> Tensor:
-        """int64 [len(self)] ascending indices of an epoch, in any order of epochs."""
-        _checks.integer("DynamicRandomSelector", "epoch", epoch)
-        if epoch < 0:
-            raise ValueError(f"DynamicRandomSelector: epoch must be at least 0, got {epoch}")
-        walk, first = divmod(epoch * self._size, self.num_samples)
-        chosen = self._permutation(walk)[first : first + self._size]
-        missing = self._size - chosen.numel()
-        if missing:
-            chosen = torch.cat([chosen, self._permutation(walk + 1)[:missing]])
-        return chosen.sort().values
-
-    def state_dict(self) -> dict[str, Any]:
-        """The key: the walk follows from it."""
-        return {"key": self._key.clone()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the key of a `state_dict`."""
-        self._set_key(state_dict["key"])
 
 
 class ScoreSelector(FixedSelector):

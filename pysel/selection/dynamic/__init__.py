@@ -1,5 +1,7 @@
 """Methods that choose a subset anew for each epoch, one a file."""
 
+from pysel.selection.dynamic.infobatch import InfoBatch
+from pysel.selection.dynamic.random import DynamicRandom, DynamicRandomSelector
 from pysel.selection.dynamic.representativeness_diversity import (
     DynamicSelector,
     FactorTables,
@@ -7,4 +9,12 @@ from pysel.selection.dynamic.representativeness_diversity import (
     to_unit_interval,
 )
 
-__all__ = ["DynamicSelector", "FactorTables", "factor_tables", "to_unit_interval"]
+__all__ = [
+    "DynamicRandom",
+    "DynamicRandomSelector",
+    "DynamicSelector",
+    "FactorTables",
+    "InfoBatch",
+    "factor_tables",
+    "to_unit_interval",
+]

@@ -1,0 +1,184 @@
+"""InfoBatch: leave out some of what is learned already, and weigh the rest of it accordingly."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pysel import _checks, ops
+from pysel.random import fold_in
+from pysel.selection.dynamic.random import as_key
+from pysel.selection.protocol import Selector
+
+
+class InfoBatch(Selector):
+    """Leaves out samples of small loss at random, and scales up those of them that stay.
+
+    Before each epoch the samples whose latest loss lies below the mean are left out with probability ``prune_ratio``
+    r, independently of each other; those that stay weigh ``1 / (1 - r)``, so that the expected sum of weighted losses,
+    and with it the expected gradient, is that of all samples. In the last ``1 - delta`` of the epochs nothing is left
+    out. Tell it the losses, unweighted, as training sees them, and multiply them by the weights::
+
+        losses = F.cross_entropy(model(x), y, reduction="none")
+        (losses * selector.weights(indices)).mean().backward()
+        selector.update(indices, losses=losses)
+
+    ``prune_ratio`` is the share left out of the samples *below the mean*: of all samples it is r times the share that
+    lies there, commonly 0.6 to 0.8, and changes from epoch to epoch, and so does the number of steps. It is told by
+    ``len``, ``steps`` and `stats`, not chosen. A learning rate that follows the steps must be sized to the real ones.
+
+    The draws are a function of (key, epoch), the subset of what was observed before its epoch was first selected, too;
+    so earlier epochs cannot be selected again. Ours: samples without a loss yet are kept, and count in no mean (the
+    authors' code gives all samples the same made-up loss, whose rounded mean can exceed it).
+
+    Args:
+        num_samples: N.
+        epochs: length of training.
+        prune_ratio: r in [0, 1), the share **left out** of the samples of small loss.
+        delta: the share of the epochs in which samples are left out; in epoch e while ``e < delta * epochs``.
+        key: int64 [2] or an int; drawn from torch's default generator when missing.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range.
+
+    Example:
+        >>> selector = InfoBatch(4, epochs=10, key=0)
+        >>> selector.update(torch.arange(4), losses=torch.tensor([0.1, 5.0, 0.2, 6.0]))
+        >>> subset = selector.select(1)
+        >>> subset, selector.weights(subset)
+        (tensor([0, 1, 3]), tensor([2., 1., 1.]))
+
+    Source: Qin et al., arXiv 2303.04947.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        epochs: int,
+        *,
+        prune_ratio: float = 0.5,
+        delta: float = 0.875,
+        key: Tensor | int | None = None,
+    ) -> None:
+        name = "InfoBatch"
+        for argument, value in (("num_samples", num_samples), ("epochs", epochs)):
+            _checks.integer(name, argument, value)
+            if value < 1:
+                raise ValueError(f"{name}: {argument} must be at least 1, got {value}")
+        _checks.number(name, "prune_ratio", prune_ratio)
+        if not 0 <= prune_ratio < 1:
+            raise ValueError(f"{name}: prune_ratio, the fraction left out, must be in [0, 1), got {prune_ratio!r}")
+        _checks.number(name, "delta", delta)
+        if not 0 <= delta <= 1:
+            raise ValueError(f"{name}: delta must be between 0 and 1, got {delta!r}")
+        super().__init__(
+            num_samples,
+            {"num_samples": num_samples, "epochs": epochs, "prune_ratio": prune_ratio, "delta": delta},
+        )
+        self.epochs, self.prune_ratio, self.delta = epochs, prune_ratio, delta
+        self._full_from = math.ceil(Fraction(str(delta)) * epochs)
+        self._key = as_key(key)
+        self._epoch = -1
+        self._losses = torch.full((num_samples,), math.nan)  # the latest; NaN: none yet
+        self._weights = torch.ones(num_samples)  # of the current epoch; 0: left out
+
+    def __len__(self) -> int:
+        """Samples of the epoch that was selected last; before any, of the first."""
+        return int(torch.count_nonzero(self._weights))
+
+    @property
+    def realised_ratio(self) -> float:
+        """Fraction kept in the epoch that was selected last."""
+        return len(self) / self.num_samples
+
+    def update(self, indices: Tensor, *, losses: Tensor | None = None, logits: Tensor | None = None) -> None:
+        """Take over the losses of a batch.
+
+        Args:
+            indices: int64 [B], each sample once.
+            losses: [B], unweighted.
+            logits: not used.
+
+        Raises:
+            ValueError: no losses, or not one for each index, or one that is not finite.
+            IndexError: an index out of range.
+        """
+        if losses is None:
+            raise ValueError("InfoBatch.update: losses must be given")
+        _checks.tensor("InfoBatch.update", "losses", losses)
+        _checks.tensor("InfoBatch.update", "indices", indices, (torch.int64,))
+        if indices.dim() != 1 or losses.shape != indices.shape:
+            raise ValueError(
+                "InfoBatch.update: losses must be [B] for indices [B], "
+                f"got {list(losses.shape)} and {list(indices.shape)}"
+            )
+        losses = losses.detach().to(self._losses)
+        if not bool(torch.isfinite(losses).all()):
+            raise ValueError("InfoBatch.update: losses must be finite, got NaN or infinity")
+        self._losses[indices.to(self._losses.device)] = losses
+
+    def select(self, epoch: int = 0) -> Tensor:
+        """The subset of an epoch.
+
+        Args:
+            epoch: from 0; the one selected last or a later one. The same again gives the same subset, whatever has been
+                observed in between.
+
+        Returns:
+            int64 [len(self)] ascending indices.
+
+        Raises:
+            ValueError: an earlier epoch, whose losses are gone.
+        """
+        _checks.integer("InfoBatch", "epoch", epoch)
+        if epoch < 0:
+            raise ValueError(f"InfoBatch: epoch must be at least 0, got {epoch}")
+        if epoch < self._epoch:
+            raise ValueError(
+                f"InfoBatch: epoch must be at least {self._epoch}, the last one selected, got {epoch}: "
+                "its losses are gone"
+            )
+        if epoch > self._epoch:
+            self._weights = torch.ones(self.num_samples)
+            if epoch < self._full_from and self.prune_ratio > 0:
+                self._prune(fold_in(self._key, epoch))
+            self._epoch = epoch
+        return torch.nonzero(self._weights).flatten()
+
+    def _prune(self, key: Tensor) -> None:
+        seen = ~self._losses.isnan()
+        if not bool(seen.any()):
+            return
+        low = self._losses.double() < self._losses[seen].double().mean()  # NaN is not below anything
+        r = self.prune_ratio
+        odds = torch.full((self.num_samples,), math.log1p(-r) - math.log(r), dtype=torch.float64)
+        stays = ops.gumbel_sigmoid(odds, 0.0, True, key=key).float()  # 1 with probability 1 - r, otherwise 0
+        self._weights = torch.where(low, stays / (1 - r), self._weights)
+
+    def weights(self, indices: Tensor) -> Tensor:
+        """Factors for the losses of samples of the current subset: float32 [B] for int64 [B]."""
+        return self._weights[indices.cpu()].to(indices.device)
+
+    def stats(self) -> dict[str, Any]:
+        """Realised ratio of the current epoch, the mean loss, and the share of samples below it."""
+        losses = self._losses[~self._losses.isnan()].double()
+        mean = float(losses.mean()) if losses.numel() else math.nan
+        below = float((losses < mean).double().mean()) if losses.numel() else math.nan
+        return {"realised_ratio": self.realised_ratio, "mean_loss": mean, "below_mean": below}
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "key": self._key.clone(),
+            "epoch": self._epoch,
+            "losses": self._losses.clone(),
+            "weights": self._weights.clone(),
+        }
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self._key, self._epoch = state["key"].clone(), state["epoch"]
+        self._losses, self._weights = state["losses"].clone(), state["weights"].clone()

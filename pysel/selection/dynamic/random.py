@@ -1,0 +1,227 @@
+"""Dynamic random selection: a fresh subset each epoch from a walk through permutations of the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pysel import _checks, ops
+from pysel.random import fold_in
+from pysel.random import key as new_key
+from pysel.selection.protocol import Selector
+from pysel.selection.subset import quotas, subset_size
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+
+
+class DynamicRandom(Selector):
+    """A fresh random subset each epoch, walking through permutations of the data.
+
+    Repeated random sampling without replacement (RS2): the strongest simple method, on a par with many elaborate ones.
+    Samples are used as evenly as can be: within what is walked (all samples, or those of a class) their numbers of uses
+    differ by at most 1 after any epoch.
+
+    Ours: where an epoch reaches over the end of a permutation no sample comes twice; class balance; the full-data tail
+    (of arXiv 2603.04981). The subset is a function of the arguments, the key and the epoch alone: any epoch can be
+    asked for, at the cost of one. With balance every class costs a few calls an epoch.
+
+    Args:
+        num_samples: N.
+        keep_ratio: fraction **kept**, in (0, 1]; a subset holds exactly ``ceil(keep_ratio * N)``.
+        epochs: length of training; only ``refine`` needs it.
+        labels: integers [N], for ``balance``.
+        balance: None walks through all samples together. With "equal" every class gives as many as the others (one
+            smaller than that gives all that it has, and the rest is spread over the others), with "proportional" its
+            share.
+        refine: all samples are used in this last fraction of the epochs, and after them.
+        key: int64 [2] or an int; drawn from torch's default generator when missing.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range, labels of another length, or an argument that needs another one.
+
+    Example:
+        >>> selector = DynamicRandom(10, 0.5, key=0)
+        >>> torch.cat([selector.select(0), selector.select(1)]).sort().values
+        tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+
+    Source: Okanovic et al., arXiv 2305.18424.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        keep_ratio: float,
+        *,
+        epochs: int | None = None,
+        labels: Tensor | None = None,
+        balance: str | None = None,
+        refine: float = 0.0,
+        key: Tensor | int | None = None,
+    ) -> None:
+        name = "DynamicRandom"
+        size = subset_size(keep_ratio, num_samples)
+        if epochs is not None:
+            _checks.integer(name, "epochs", epochs)
+            if epochs < 1:
+                raise ValueError(f"{name}: epochs must be at least 1, got {epochs}")
+        _checks.number(name, "refine", refine)
+        if not 0 <= refine <= 1:
+            raise ValueError(f"{name}: refine must be between 0 and 1, got {refine!r}")
+        if refine > 0 and epochs is None:
+            raise ValueError(f"{name}: epochs must be given with refine={refine!r}: it says which are the last")
+        if balance is not None:
+            _checks.choice(name, "balance", balance, ("equal", "proportional"))
+            if labels is None:
+                raise ValueError(f"{name}: labels must be given with balance={balance!r}")
+        if labels is not None:
+            _checks.tensor(name, "labels", labels, _INTEGERS)
+            if labels.shape != (num_samples,):
+                raise ValueError(f"{name}: labels must have shape [{num_samples}], got {list(labels.shape)}")
+        super().__init__(
+            num_samples,
+            {
+                "num_samples": num_samples,
+                "keep_ratio": keep_ratio,
+                "epochs": epochs,
+                "balance": balance,
+                "refine": refine,
+            },
+            {"labels": labels},
+        )
+        self.keep_ratio, self.epochs, self.refine = keep_ratio, epochs, refine
+        self._size = size
+        self._full_from = math.inf if epochs is None else epochs - full_epochs(refine, epochs)
+        if refine == 0:
+            self._full_from = math.inf
+        self._members: list[Tensor | None] = [None]  # ascending indices of each class; None are all samples
+        self._quotas = [size]
+        if balance is not None:
+            assert labels is not None
+            labels = labels.cpu()
+            by_class = torch.argsort(labels, stable=True)
+            counts = torch.unique(labels, return_counts=True)[1].tolist()
+            self._members = list(by_class.split(counts))
+            self._quotas = equal_quotas(counts, size) if balance == "equal" else quotas(counts, size)
+        self._key = as_key(key)
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        """Samples of the epoch that was selected last; before any, of the first."""
+        return self.num_samples if self._epoch >= self._full_from else self._size
+
+    @property
+    def realised_ratio(self) -> float:
+        """Fraction kept, on average over the planned epochs where ``epochs`` is given."""
+        if self.refine == 0 or self.epochs is None:
+            return self._size / self.num_samples
+        full = full_epochs(self.refine, self.epochs)
+        return (full + (self.epochs - full) * self._size / self.num_samples) / self.epochs
+
+    def select(self, epoch: int = 0) -> Tensor:
+        """int64 ascending indices of an epoch, in any order of epochs."""
+        _checks.integer("DynamicRandom", "epoch", epoch)
+        if epoch < 0:
+            raise ValueError(f"DynamicRandom: epoch must be at least 0, got {epoch}")
+        self._epoch = epoch
+        if epoch >= self._full_from:
+            return torch.arange(self.num_samples)
+        parts = []
+        for c, (members, quota) in enumerate(zip(self._members, self._quotas, strict=True)):
+            n = self.num_samples if members is None else members.numel()
+            rows = _walk(n, quota, epoch, fold_in(self._key, c))
+            parts.append(rows if members is None else members[rows])
+        return torch.cat(parts).sort().values
+
+    def stats(self) -> dict[str, Any]:
+        """Realised ratio, samples in the current epoch and quotas of the classes."""
+        return {"realised_ratio": self.realised_ratio, "samples": len(self), "quotas": list(self._quotas)}
+
+    def _state(self) -> dict[str, Any]:
+        return {"key": self._key.clone(), "epoch": self._epoch}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self._key = state["key"].clone()
+        self._epoch = state["epoch"]
+
+
+def as_key(value: Tensor | int | None) -> Tensor:
+    """A selector's own copy, on the CPU, of the key given: a key, an int, or None for a fresh one."""
+    if value is None:
+        return new_key(device="cpu")
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else new_key(value)
+
+
+def full_epochs(refine: float, epochs: int) -> int:
+    """How many of ``epochs`` are in their last fraction ``refine``: those of number (from 1) above (1 - refine) epochs.
+
+    Example:
+        >>> full_epochs(0.15, 200), full_epochs(0.15, 10)
+        (30, 2)
+    """
+    return epochs - math.floor((1 - Fraction(str(refine))) * epochs)
+
+
+def equal_quotas(counts: Sequence[int], size: int) -> list[int]:
+    """Split ``size`` over classes as evenly as their ``counts`` allow; what does not divide goes to the first.
+
+    Example:
+        >>> equal_quotas([90, 9, 30], 60)
+        [26, 9, 25]
+    """
+    quota, left, classes = [0] * len(counts), size, len(counts)
+    for c in sorted(range(len(counts)), key=lambda c: (counts[c], -c)):  # the smallest class first
+        quota[c] = min(counts[c], left // classes)
+        left, classes = left - quota[c], classes - 1
+    return quota
+
+
+def _walk(n: int, k: int, epoch: int, key: Tensor) -> Tensor:
+    """``k`` distinct ones of ``n``: elements [epoch * k, (epoch + 1) * k) of a walk from one permutation to the next.
+
+    ::
+
+        |<----- permutation 0 ----->|<----- permutation 1 ----->| ...
+        |  epoch 0  |  epoch 1  |  epoch 2  |  epoch 3  |
+                                |old|  new  |
+                                    |   first k     |            where 1 is put in order
+
+    An epoch that reaches over the end takes ``old`` elements from one permutation and ``new`` from the next, whose
+    first k are put in order: those that the old one has given come last. As there are at most ``old`` of them, they
+    miss the epoch; and as 2 k <= n they stay clear of the end, so that no permutation depends on one before the last.
+    """
+    if 2 * k > n:  # walk through those that are left out: their uses differ by at most 1, and so do the others'
+        kept = torch.ones(n, dtype=torch.bool)
+        kept[_walk(n, n - k, epoch, key)] = False
+        return torch.nonzero(kept).flatten()
+    if k == 0:
+        return torch.empty(0, dtype=torch.int64)
+    walk, first = divmod(epoch * k, n)
+    chosen = _order(n, k, walk, key)[first : first + k]
+    if chosen.numel() == k:
+        return chosen
+    return torch.cat([chosen, _order(n, k, walk + 1, key)[: k - chosen.numel()]])
+
+
+def _order(n: int, k: int, walk: int, key: Tensor) -> Tensor:
+    """A walk's permutation, put in order where an epoch of ``k`` reaches into it."""
+    order = _permutation(n, fold_in(key, walk))
+    old = walk * n % k
+    if old:
+        given = torch.zeros(n, dtype=torch.bool)
+        given[_permutation(n, fold_in(key, walk - 1))[n - old :]] = True
+        late = given[order[:k]]
+        order = torch.cat([order[:k][~late], order[:k][late], order[k:]])
+    return order
+
+
+def _permutation(n: int, key: Tensor) -> Tensor:
+    return ops.weighted_sample(torch.ones(n), n, order="draw", key=key)
+
+
+DynamicRandomSelector = DynamicRandom

@@ -1,0 +1,255 @@
+"""pysel/selection/dynamic/random.py and infobatch.py: who is used how often, and what the weights make of it."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import pysel
+from pysel.selection import DynamicRandom, DynamicRandomSelector, InfoBatch
+from pysel.selection.dynamic.random import equal_quotas, full_epochs
+from tests.statistics import accept, chi_square, reject
+
+RATIOS = [0.01, 0.3, 1 / 3, 0.5, 0.7, 0.99, 1.0]
+
+
+# --- random.py -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("num_samples", [1, 2, 7, 101])
+def test_a_walk_uses_samples_evenly(num_samples: int, ratio: float) -> None:
+    selector = DynamicRandom(num_samples, ratio, key=0)
+    counts = torch.zeros(num_samples, dtype=torch.int64)
+    for epoch in range(50):
+        chosen = selector.select(epoch)
+        assert len(chosen) == len(chosen.unique()) == len(selector) == math.ceil(Fraction(str(ratio)) * num_samples)
+        assert chosen.dtype == torch.int64 and torch.equal(chosen, chosen.sort().values)
+        counts[chosen] += 1
+        assert int(counts.max() - counts.min()) <= 1
+    if ratio < 1 and num_samples == 101:
+        assert not torch.equal(selector.select(0), selector.select(1))
+
+
+def test_every_subset_is_equally_likely() -> None:
+    """Of 5 samples in epochs of 2, also where an epoch reaches over the end of a permutation (epoch 2)."""
+    pairs = {pair: i for i, pair in enumerate((a, b) for a in range(5) for b in range(a + 1, 5))}
+    p_values = {}
+    for epoch in range(4):
+        counts = np.zeros(10)
+        for seed in range(2000):
+            counts[pairs[tuple(DynamicRandom(5, 0.4, key=seed).select(epoch).tolist())]] += 1
+        p_values[f"epoch {epoch}"] = chi_square(counts, np.full(10, 0.1))
+    accept(p_values)
+    reject({"one pair twice as likely": chi_square([2000 * 2 / 11, *[2000 / 11] * 9], np.full(10, 0.1))})
+
+
+def test_epochs_in_any_order() -> None:
+    forward = DynamicRandom(101, 0.3, key=pysel.key(0))
+    expected = [forward.select(epoch) for epoch in range(20)]
+    jumping = DynamicRandom(101, 0.3, key=0)
+    for epoch in (19, 3, 3, 11, 0, 19):
+        assert torch.equal(jumping.select(epoch), expected[epoch])
+    resumed = DynamicRandom(101, 0.3)
+    resumed.load_state_dict(forward.state_dict())
+    assert torch.equal(resumed.select(7), expected[7])
+    assert DynamicRandomSelector is DynamicRandom
+    key = pysel.key(0)
+    own = DynamicRandom(101, 0.3, key=key)
+    key += 1
+    assert torch.equal(own.select(0), expected[0]), "the key is copied"
+
+
+@pytest.mark.parametrize("balance", ["equal", "proportional"])
+def test_balance(balance: str) -> None:
+    sizes = [60, 3, 25, 1, 11]
+    labels = torch.arange(5).repeat_interleave(torch.tensor(sizes))[torch.randperm(100)] * 7 - 3
+    selector = DynamicRandom(100, 0.4, labels=labels, balance=balance, key=1)
+    wanted = {"equal": [13, 3, 12, 1, 11], "proportional": [24, 1, 10, 1, 4]}[balance]
+    counts = torch.zeros(100, dtype=torch.int64)
+    for epoch in range(30):
+        chosen = selector.select(epoch)
+        assert [int((labels[chosen] == 7 * c - 3).sum()) for c in range(5)] == wanted
+        counts[chosen] += 1
+        for c in range(5):
+            uses = counts[labels == 7 * c - 3]
+            assert int(uses.max() - uses.min()) <= 1
+    assert selector.stats()["quotas"] == wanted
+    unbalanced = DynamicRandom(100, 0.4, labels=labels, key=1)
+    assert torch.equal(unbalanced.select(5), DynamicRandom(100, 0.4, key=1).select(5))
+
+
+def test_equal_quotas_against_giving_one_at_a_time() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        counts = generator.integers(1, 20, generator.integers(1, 9)).tolist()
+        size = int(generator.integers(0, sum(counts) + 1))
+        quota = [0] * len(counts)
+        for _ in range(size):  # the next sample goes to the class that has given least and has one left
+            quota[min((c for c in range(len(counts)) if quota[c] < counts[c]), key=lambda c: quota[c])] += 1
+        assert sorted(equal_quotas(counts, size)) == sorted(quota)
+        assert sum(equal_quotas(counts, size)) == size
+        assert all(q <= n for q, n in zip(equal_quotas(counts, size), counts, strict=True))
+
+
+def test_the_tail_uses_everything() -> None:
+    selector = DynamicRandom(100, 0.3, epochs=20, refine=0.15, key=0)
+    sizes = [len(selector.select(epoch)) for epoch in range(22)]
+    assert sizes == [30] * 17 + [100] * 5
+    assert selector.realised_ratio == pytest.approx((17 * 0.3 + 3) / 20)
+    selector.select(16)
+    assert len(selector) == 30 and selector.steps(7) == 5 and selector.steps(7, drop_last=True) == 4
+    selector.select(17)
+    assert len(selector) == 100 and selector.steps(7) == 15
+    resumed = DynamicRandom(100, 0.3, epochs=20, refine=0.15)
+    resumed.load_state_dict(selector.state_dict())
+    assert len(resumed) == 100
+    without = DynamicRandom(100, 0.3, epochs=20, key=0)
+    assert [len(without.select(epoch)) for epoch in range(22)] == [30] * 22 and without.realised_ratio == 0.3
+    assert [full_epochs(refine, 10) for refine in (0.0, 0.01, 0.1, 0.15, 0.3, 1.0)] == [0, 1, 1, 2, 3, 10]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"keep_ratio": 0}, ValueError, r"keep_ratio, the fraction kept, must be in \(0, 1\], got 0"),
+        ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
+        ({"refine": 0.1}, ValueError, "epochs must be given with refine=0.1"),
+        ({"refine": 1.5, "epochs": 3}, ValueError, "refine must be between 0 and 1, got 1.5"),
+        ({"balance": "equal"}, ValueError, "labels must be given with balance='equal'"),
+        ({"balance": "even", "labels": torch.zeros(10).long()}, ValueError, "balance must be equal or proportional"),
+        ({"labels": torch.zeros(9).long()}, ValueError, r"labels must have shape \[10\], got \[9\]"),
+        ({"labels": torch.zeros(10)}, TypeError, "labels must be int64, int32, int16, uint8 or int8, got"),
+    ],
+)
+def test_bad_random_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        DynamicRandom(10, **{"keep_ratio": 0.5, **arguments})
+    with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
+        DynamicRandom(10, 0.5).select(-1)
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    labels = torch.arange(100) % 3
+    walk = DynamicRandom(100, 0.3, epochs=10, labels=labels, balance="equal", refine=0.2, key=4)
+    walk.save(tmp_path / "walk")
+    again = DynamicRandom.load(tmp_path / "walk")
+    assert all(torch.equal(again.select(epoch), walk.select(epoch)) for epoch in (0, 5, 9))
+    pruned = InfoBatch(100, 10, key=4)
+    pruned.update(torch.arange(100), losses=torch.rand(100))
+    chosen = pruned.select(1)
+    pruned.save(tmp_path / "pruned")
+    resumed = InfoBatch.load(tmp_path / "pruned")
+    assert torch.equal(resumed.select(1), chosen) and torch.equal(resumed.weights(chosen), pruned.weights(chosen))
+    assert torch.equal(resumed.select(2), pruned.select(2))
+
+
+# --- infobatch.py --------------------------------------------------------------------
+
+
+def test_infobatch_against_an_oracle() -> None:
+    """The rule in numpy, from the losses that were told; only whether a coin fell is taken from the selector."""
+    n, epochs, r = 400, 8, 0.4
+    selector = InfoBatch(n, epochs, prune_ratio=r, delta=0.75, key=3)
+    generator = np.random.default_rng(0)
+    latest = np.full(n, np.nan)
+    p_values = {}
+    for epoch in range(epochs):
+        chosen = selector.select(epoch).numpy()
+        known = ~np.isnan(latest)
+        low = np.zeros(n, bool)
+        if known.any() and epoch < 6:
+            low[known] = latest[known] < latest[known].mean()
+        kept = np.zeros(n, bool)
+        kept[chosen] = True
+        assert kept[~low].all(), "only samples of small loss are left out"
+        weights = selector.weights(torch.from_numpy(chosen)).numpy()
+        np.testing.assert_allclose(weights, np.where(low[chosen], 1 / (1 - r), 1), rtol=1e-6)
+        if low.any():
+            p_values[f"epoch {epoch}"] = chi_square([kept[low].sum(), (~kept[low]).sum()], [1 - r, r])
+        assert len(selector) == len(chosen) and selector.realised_ratio == len(chosen) / n
+        for batch in torch.from_numpy(generator.permutation(chosen)).split(64):
+            losses = torch.from_numpy(generator.gamma(1.0, size=len(batch)))
+            selector.update(batch, losses=losses)
+            latest[batch] = losses.float()
+    accept(p_values)
+    assert len(selector.select(epochs + 3)) == n
+
+
+def test_infobatch_is_unbiased() -> None:
+    """Over keys, the sum of weighted gradients is on average that of all samples; without the weights it is not."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(50, 3, generator=generator, dtype=torch.float64) + 1
+    losses = torch.rand(50, generator=generator)
+    weighted, plain = [], []
+    for seed in range(1000):
+        selector = InfoBatch(50, 2, key=seed)
+        selector.update(torch.arange(50), losses=losses)
+        chosen = selector.select(0)
+        weighted.append(selector.weights(chosen).double() @ gradients[chosen])
+        plain.append(gradients[chosen].sum(0))
+    for sums, fits in ((torch.stack(weighted), True), (torch.stack(plain), False)):
+        z = (sums.mean(0) - gradients.sum(0)) / (sums.std(0) / 1000**0.5)
+        assert bool((z.abs() < 4.5).all()) == fits
+
+
+def test_infobatch_keeps_its_subset_while_losses_arrive_and_resumes() -> None:
+    selector = InfoBatch(100, 10, key=0)
+    assert len(selector) == 100 and torch.equal(selector.select(0), torch.arange(100))
+    selector.update(torch.arange(100), losses=torch.arange(100.0))
+    assert len(selector.select(0)) == 100, "an epoch's subset is settled when it is first asked for"
+    first = selector.select(1)
+    assert set(range(50, 100)) <= set(first.tolist()) and 60 < len(first) < 90
+    selector.update(first, losses=torch.zeros(len(first)))
+    assert torch.equal(selector.select(1), first)
+    resumed = InfoBatch(100, 10)
+    resumed.load_state_dict(selector.state_dict())
+    assert torch.equal(resumed.select(1), first)
+    assert torch.equal(resumed.weights(first), selector.weights(first))
+    assert torch.equal(resumed.select(2), selector.select(2))
+    with pytest.raises(ValueError, match="epoch must be at least 2, the last one selected, got 1"):
+        selector.select(1)
+
+
+def test_infobatch_leaves_nothing_out_of_equal_losses_or_at_ratio_zero() -> None:
+    equal = InfoBatch(7, 10, key=0)
+    equal.update(torch.arange(7), losses=torch.full((7,), 0.1))
+    assert len(equal.select(1)) == 7
+    none = InfoBatch(7, 10, prune_ratio=0, key=0)
+    none.update(torch.arange(7), losses=torch.arange(7.0))
+    assert len(none.select(1)) == 7 and none.weights(torch.arange(7)).tolist() == [1] * 7
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: InfoBatch(0, 3), ValueError, "num_samples must be at least 1, got 0"),
+        (lambda: InfoBatch(5, 0), ValueError, "epochs must be at least 1, got 0"),
+        (
+            lambda: InfoBatch(5, 3, prune_ratio=1),
+            ValueError,
+            r"prune_ratio, the fraction left out, must be in \[0, 1\)",
+        ),
+        (lambda: InfoBatch(5, 3, delta=2), ValueError, "delta must be between 0 and 1, got 2"),
+        (lambda: InfoBatch(5, 3).update(torch.arange(2)), ValueError, "losses must be given"),
+        (
+            lambda: InfoBatch(5, 3).update(torch.arange(2), losses=torch.ones(3)),
+            ValueError,
+            r"losses must be \[B\] for indices \[B\], got \[3\] and \[2\]",
+        ),
+        (
+            lambda: InfoBatch(5, 3).update(torch.arange(2), losses=torch.tensor([1.0, math.nan])),
+            ValueError,
+            "losses must be finite",
+        ),
+    ],
+)
+def test_bad_infobatch_calls(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
