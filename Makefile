@@ -1,6 +1,7 @@
 # make demo   train on real data with and without selection (DEMO_ARGS=... for bench.train)
 # make test   run the tests (PYTEST_ARGS=... for pytest)
 # make bench  measure every op against its rivals, 15 minutes on two cores; make bench-quick: 2
+# make experiments  compare selection methods on real data, 90 minutes on two cores; what is there is not done again
 # make gpu-check  on a machine with an NVIDIA GPU: build, tests, benchmarks; with PYTHON=... in that Python, no .venv
 # make lint   ruff, clang-format and mypy
 # make build  compile the extension into pysel/
@@ -19,7 +20,7 @@ CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 # $(call need,command that succeeds,what to say when it does not)
 need = @$(1) >/dev/null 2>&1 || { echo 'pysel: $(2)' >&2; exit 1; }
 
-.PHONY: demo test bench bench-quick gpu-check lint build clean
+.PHONY: demo test bench bench-quick experiments gpu-check lint build clean
 
 demo: .venv/built
 	@$(PY) -m bench.train $(DEMO_ARGS)
@@ -32,6 +33,9 @@ bench: .venv/built .venv/rivals
 
 bench-quick: .venv/built .venv/rivals
 	@$(PY) -m bench.run --quick $(BENCH_ARGS)
+
+experiments: .venv/built
+	@$(PY) -m bench.experiments.run $(EXPERIMENT_ARGS)
 
 # The Python that was asked for, as it is; otherwise the one in .venv.
 ASKED := $(if $(filter command environment,$(firstword $(origin PYTHON))),$(PYTHON))
