@@ -243,39 +243,41 @@ def sparse_decode(B: int, k: int, H: int, d: int, backward: bool) -> Setup:
     )
 
 
-def factor_counts(B: int, k: int, H: int) -> Setup:
+def factor_counts(B: int, k: int, H: int, G: int | None = None) -> Setup:
     values, indices = codes(B, k, H)
+    groups = None if G is None else torch.randint(G, (B,))
 
-    def eager(values: Tensor, indices: Tensor) -> Tensor:
-        return torch.bincount(indices[values > 0], minlength=H)
+    def eager() -> Tensor:
+        if G is None or groups is None:
+            return torch.bincount(indices[values > 0], minlength=H)
+        cells = indices + H * groups.unsqueeze(1)
+        return torch.bincount(cells[values > 0], minlength=G * H).view(G, H)
 
     return Setup(
         {
-            "pysel": lambda: pysel.factor_counts(values, indices, H),
-            "eager": lambda: eager(values, indices),
+            "pysel": lambda: pysel.factor_counts(values, indices, H, groups=groups, num_groups=G),
+            "eager": eager,
         },
-        nbytes(values, indices) + 8 * H,
+        nbytes(values, indices, *([] if groups is None else [groups])) + 8 * (G or 1) * H,
     )
 
 
-def factor_scores(B: int, k: int, H: int, eps: float = 1e-8) -> Setup:
+def factor_scores(B: int, k: int, H: int, T: int) -> Setup:
     values, indices = codes(B, k, H)
-    rate = torch.rand(H)
+    tables = torch.rand(T, H)
 
-    def eager(values: Tensor, indices: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    def eager(values: Tensor, indices: Tensor, tables: Tensor) -> Tensor:
         active = values > 0
-        count = active.sum(1).clamp_min(1)
-        rarity = -torch.log(rate + eps)
-        return (rate[indices] * active).sum(1) / count, (rarity[indices] * active).sum(1) / count
+        return torch.stack([(table[indices] * active).sum(1) for table in tables], 1)
 
     compiled_eager = compiled(eager)
     return Setup(
         {
-            "pysel": lambda: pysel.factor_scores(values, indices, rate, eps),
-            "eager": lambda: eager(values, indices, rate),
-            "compile": lambda: compiled_eager(values, indices, rate),
+            "pysel": lambda: pysel.factor_scores(values, indices, tables),
+            "eager": lambda: eager(values, indices, tables),
+            "compile": lambda: compiled_eager(values, indices, tables),
         },
-        nbytes(values, indices, rate) + 8 * B,
+        nbytes(values, indices, tables) + 4 * B * T,
     )
 
 
@@ -509,7 +511,9 @@ CASES = (
     Case("sparse_decode with backward", "F.embedding_bag", sparse_decode, {**CODES, "backward": True}, FEW_CODES,
          (Target("eager", 2.5), Target("itself", 1), TWO_THREADS)),
     Case("factor_counts", "mask, bincount", factor_counts, RECORDS, FEW_RECORDS),
-    Case("factor_scores", "gather, mask, sum", factor_scores, RECORDS, FEW_RECORDS),
+    Case("factor_counts of 100 groups", "mask, bincount", factor_counts, {**RECORDS, "G": 100}, FEW_RECORDS),
+    Case("factor_scores", "gather, mask, sum", factor_scores, {**RECORDS, "T": 2}, FEW_RECORDS),
+    Case("factor_scores of 8 tables", "gather, mask, sum", factor_scores, {**RECORDS, "T": 8}, FEW_RECORDS),
     Case("select", "torch.topk(sorted=False)", select, {"n": 10_000_000, "share": 1 / 3}, {"n": 60},
          (Target("eager", 10), TWO_THREADS), comparable=ordered),
     Case("usage_step_ linear", "mul_, index_add_, sub", usage_step, {"n": 10_000_000, "form": "linear"}, {"n": 60},
@@ -596,7 +600,8 @@ CUDA_CASES = (
     Case("sparse_decode with backward", "F.embedding_bag", sparse_decode, {**WIDE_CODES, "backward": True}, FEW_CODES,
          (Target("itself", 1),)),
     Case("factor_counts", "mask, bincount", factor_counts, MANY_RECORDS, FEW_RECORDS),
-    Case("factor_scores", "gather, mask, sum", factor_scores, MANY_RECORDS, FEW_RECORDS),
+    Case("factor_counts of 100 groups", "mask, bincount", factor_counts, {**MANY_RECORDS, "G": 100}, FEW_RECORDS),
+    Case("factor_scores", "gather, mask, sum", factor_scores, {**MANY_RECORDS, "T": 2}, FEW_RECORDS),
     Case("select n/3 of 1e8", "torch.topk(sorted=False)", select, {"n": 100_000_000, "share": 1 / 3}, {"n": 60},
          comparable=ordered),
     Case("select n/3 of 1e9", "torch.topk(sorted=False)", select, {"n": 1_000_000_000, "share": 1 / 3}, {"n": 60},

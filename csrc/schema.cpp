@@ -31,8 +31,8 @@ STABLE_TORCH_LIBRARY(pysel, m) {
   m.def("sddmm(Tensor indices, Tensor weight, Tensor grad) -> Tensor");
   m.def("spmm_t(Tensor values, Tensor indices, Tensor rows, int num_factors) -> Tensor");
   m.def("sparse_decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor weight) -> (Tensor, Tensor)");
-  m.def("factor_counts(Tensor values, Tensor indices, int num_factors) -> Tensor");
-  m.def("factor_scores(Tensor values, Tensor indices, Tensor rate, float eps, bool? validate) -> (Tensor, Tensor)");
+  m.def("factor_counts(Tensor values, Tensor indices, int num_factors, Tensor? groups, int? num_groups) -> Tensor");
+  m.def("factor_scores(Tensor values, Tensor indices, Tensor tables, str reduce, bool weighted) -> Tensor");
   m.def("select(Tensor scores, int k, bool largest, bool? validate) -> Tensor");
   m.def("select.out(Tensor scores, int k, bool largest, bool? validate, *, Tensor(a!) out) -> ()");
 

@@ -258,23 +258,39 @@ def sparse_decode_backward(grad: Tensor, values: Tensor, indices: Tensor, weight
 
 
 @fake
-def factor_counts(values: Tensor, indices: Tensor, num_factors: int) -> Tensor:
+def factor_counts(
+    values: Tensor, indices: Tensor, num_factors: int, groups: Tensor | None, num_groups: int | None
+) -> Tensor:
     op = "factor_counts"
     _codes(op, values, indices)
     _num_factors(op, num_factors)
-    return indices.new_empty(num_factors)
+    if groups is None or num_groups is None:
+        given, missing = ("groups", "num_groups") if num_groups is None else ("num_groups", "groups")
+        torch._check_value(
+            groups is None and num_groups is None, lambda: f"{op}: {missing} must be given with {given}, got None"
+        )
+        return indices.new_empty(num_factors)
+    torch._check_value(
+        groups.dim() == 1 and groups.shape[0] == values.shape[0],
+        lambda: f"{op}: groups must have shape [{values.shape[0]}], got {list(groups.shape)}",
+    )
+    _int64(op, "groups", groups)
+    torch._check_value(num_groups >= 0, lambda: f"{op}: num_groups must be at least 0, got {num_groups}")
+    return indices.new_empty(num_groups, num_factors)
 
 
 @fake
-def factor_scores(
-    values: Tensor, indices: Tensor, rate: Tensor, eps: float, validate: bool | None
-) -> tuple[Tensor, Tensor]:
+def factor_scores(values: Tensor, indices: Tensor, tables: Tensor, reduce: str, weighted: bool) -> Tensor:
     op = "factor_scores"
     _codes(op, values, indices)
-    torch._check_value(rate.dim() == 1, lambda: f"{op}: rate must have shape [H], got {list(rate.shape)}")
-    torch._check_value(0 <= eps < math.inf, lambda: f"{op}: eps must be finite and at least 0, got {eps:g}")
-    torch._check_value(rate.dtype in (torch.float32, torch.float64), lambda: f"{op}: rate must be float32 or float64")
-    return rate.new_empty(values.shape[0]), rate.new_empty(values.shape[0])
+    torch._check_value(
+        tables.dim() in (1, 2), lambda: f"{op}: tables must have shape [H] or [T, H], got {list(tables.shape)}"
+    )
+    torch._check_value(
+        tables.dtype in (torch.float32, torch.float64), lambda: f"{op}: tables must be float32 or float64"
+    )
+    _checks.choice(op, "reduce", reduce, ("sum", "mean"))
+    return tables.new_empty((values.shape[0], *tables.shape[:-1]))
 
 
 @fake

@@ -289,14 +289,16 @@ def codes(r: Random) -> tuple[Tensor, Tensor, int]:
 
 @op
 def factor_counts(r: Random) -> Call:
-    return Call("factor_counts", codes(r))
+    values, indices, H = codes(r)
+    G = r.size(max(1, min(1000, r.largest // H)))
+    return Call("factor_counts", (values, indices, H, *r.choice(((None, None), (r.integers(0, G, len(values)), G)))))
 
 
 @op
 def factor_scores(r: Random) -> Call:
     values, indices, H = codes(r)
-    rate = r.uniform_(H).to(r.choice((torch.float32, torch.float64)))
-    return Call("factor_scores", (values, indices, rate, r.choice((1e-8, 1e-3)), None), ULPS)
+    tables = r.normal(*r.choice(((H,), (r.size(5), H)))).to(r.choice((torch.float32, torch.float64)))
+    return Call("factor_scores", (values, indices, r.laid_out(tables), r.choice(("sum", "mean")), r.random() < 0.5))
 
 
 def counted(r: Random, n: int) -> tuple[Tensor, float]:

@@ -48,7 +48,7 @@ def calls(seed: int = 0, flat: bool = False, device: str = "cuda") -> dict[str, 
     n = 200_000
     logits, weights, scores, counts = normal(64, 5000), normal(n).exp(), normal(n), normal(n).abs()
     x, encoder, bias = normal(50, 64), normal(2000, 64), normal(2000)
-    values, indices, rate = normal(50, 8).relu(), below(2000, 50, 8), normal(2000).sigmoid()
+    values, indices, groups, tables = normal(50, 8).relu(), below(2000, 50, 8), below(4, 50), normal(3, 2000)
     selected = below(n, 1000)
     return {
         "gumbel_softmax": lambda key: pysel.gumbel_softmax(logits, 0.5, key=key),
@@ -61,8 +61,8 @@ def calls(seed: int = 0, flat: bool = False, device: str = "cuda") -> dict[str, 
         "topk": lambda key: pysel.topk(logits, 30),
         "topk_encode": lambda key: pysel.topk_encode(x, encoder, bias, 16),
         "sparse_decode": lambda key: pysel.sparse_decode(values, indices, encoder),
-        "factor_counts": lambda key: pysel.factor_counts(values, indices, 2000),
-        "factor_scores": lambda key: pysel.factor_scores(values, indices, rate),
+        "factor_counts": lambda key: pysel.factor_counts(values, indices, 2000, groups=groups, num_groups=4),
+        "factor_scores": lambda key: pysel.factor_scores(values, indices, tables, reduce="mean", weighted=True),
         "select": lambda key: pysel.select(scores, n // 3),
         "usage_update_": lambda key: pysel.usage_update_(counts.clone(), selected, 0.9),
         "usage_penalty": lambda key: pysel.usage_penalty(scores, counts, 0.1),
@@ -254,8 +254,8 @@ def spoilt(x: Tensor, bad: bool, value: float, at: Any = (1, 7)) -> Tensor:
 def refusals(device: str = "cuda") -> dict[str, Bad]:
     logits, key = torch.randn(6, 300, device=device), pysel.key(1, device=device)
     weights, scores = torch.rand(5000, device=device) + 0.1, torch.randn(5000, device=device)
-    values, weight, rate = (torch.rand(shape, device=device) for shape in ((4, 3), (10, 5), (10,)))
-    indices = torch.randint(10, (4, 3), device=device)
+    values, weight, tables = (torch.rand(shape, device=device) for shape in ((4, 3), (10, 5), (2, 10)))
+    indices, groups = torch.randint(10, (4, 3), device=device), torch.arange(4, device=device) % 3
     selected, counts = torch.arange(0, 5000, 50, device=device), torch.ones(5000, device=device)
 
     def tau(bad: bool) -> Tensor:
@@ -315,21 +315,23 @@ def refusals(device: str = "cuda") -> dict[str, Bad]:
             "weights",
             lambda result: (result[1] == -1).all(),
         ),
-        "factor_scores, rate": Bad(
-            lambda bad, **v: pysel.factor_scores(values, indices, spoilt(rate, bad, 2.0, indices[1, 1]), **v),
-            "rate",
-            lambda result: torch.isnan(result[0]).any() & torch.isnan(result[1]).any(),
-        ),
         "factor_scores, index": Bad(
-            lambda bad: pysel.factor_scores(values, spoilt(indices, bad, 10, (1, 1)), rate),
+            lambda bad: pysel.factor_scores(values, spoilt(indices, bad, 10, (1, 1)), tables),
             "indices",
-            lambda result: torch.isnan(result[0]).any() & torch.isnan(result[1]).any(),
+            lambda result: torch.isnan(result).any(),
             IndexError,
             validate=False,
         ),
         "factor_counts, index": Bad(
             lambda bad: pysel.factor_counts(values, spoilt(indices, bad, -1, (1, 1)), 10),
             "indices",
+            lambda result: (result == -1).any(),
+            IndexError,
+            validate=False,
+        ),
+        "factor_counts, group": Bad(
+            lambda bad: pysel.factor_counts(values, indices, 10, groups=spoilt(groups, bad, 3, 1), num_groups=3),
+            "groups",
             lambda result: (result == -1).any(),
             IndexError,
             validate=False,

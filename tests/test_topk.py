@@ -274,42 +274,138 @@ def test_decode_agrees_with_embedding_bag():
 # --- factors ---
 
 
-@pytest.mark.parametrize("size", [(0, 3, 5), (4, 0, 5), (1, 1, 1), (40, 6, 9), (3000, 5, 40), (20, 3, 50_000)])
-def test_factors_equal_the_reference(size, dtype, device):
+FACTOR_SIZES = [(0, 3, 5), (4, 0, 5), (1, 1, 1), (40, 6, 9), (3000, 5, 40), (20, 3, 50_000)]
+
+
+def grouped(rows, groups, pattern="random", dtype=torch.int64):
+    """The group of each row."""
+    if pattern == "one":  # the others are empty
+        return torch.full((rows,), groups // 2, dtype=dtype)
+    if pattern == "skewed":  # most rows in one, that several threads share
+        return torch.where(torch.arange(rows) % 8 == 0, torch.arange(rows) % groups, groups - 1).to(dtype)
+    chosen = torch.randint(groups, (rows,), generator=generator(rows + groups)).to(dtype)
+    return chosen.sort().values if pattern == "ascending" else chosen
+
+
+def tables_of(count, factors, dtype=torch.float32):
+    """Numbers of both signs for each factor: [H], or [T, H]."""
+    shape = (factors,) if count is None else (count, factors)
+    return torch.randn(shape, generator=generator(factors), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("size", FACTOR_SIZES)
+def test_factor_counts_equal_the_reference(size, dtype, device):
     values, indices = (t.to(device) for t in codes(*size, dtype))
-    rate = torch.rand(size[2], generator=generator(), dtype=torch.float64).to(device)
-    counts = pysel.factor_counts(values, indices, size[2])
-    assert_same_bits(counts, reference.factor_counts(values, indices, size[2]))
-    for r in (rate, rate.float()):
-        got, wanted = pysel.factor_scores(values, indices, r), reference.factor_scores(values, indices, r, 1e-8, None)
-        for g, w in zip(got, wanted, strict=True):
-            # both sum in float64, in another order
-            assert_within_ulps(g, w, 8 if r.dtype == torch.float64 else 1)
+    rows, _, factors = size
+    assert_same_bits(
+        pysel.factor_counts(values, indices, factors), reference.factor_counts(values, indices, factors, None, None)
+    )
+    for pattern in ("random", "ascending", "skewed", "one"):
+        for count in (1, 7, 300):
+            groups = grouped(rows, count, pattern).to(device)
+            got = pysel.factor_counts(values, indices, factors, groups=groups, num_groups=count)
+            assert_same_bits(got, reference.factor_counts(values, indices, factors, groups, count))
+
+
+def test_factor_counts_of_groups_are_those_of_their_rows(threads):
+    values, indices = codes(20_000, 5, 600)
+    for pattern in ("random", "skewed"):
+        groups = grouped(20_000, 40, pattern)
+        wanted = torch.stack([pysel.factor_counts(values[groups == g], indices[groups == g], 600) for g in range(40)])
+        for n in (1, 2, 3):
+            threads(n)
+            got = pysel.factor_counts(values, indices, 600, groups=groups.int(), num_groups=40)
+            assert_same_bits(got, wanted)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+@pytest.mark.parametrize("size", FACTOR_SIZES)
+def test_factor_scores_equal_the_reference(size, reduce, weighted, dtype, device):
+    values, indices = (t.to(device) for t in codes(*size, dtype))
+    for count in (None, 0, 1, 2, 5):
+        for tables_dtype in (torch.float32, torch.float64):
+            tables = tables_of(count, size[2], tables_dtype).to(device)
+            got = pysel.factor_scores(values, indices, tables, reduce=reduce, weighted=weighted)
+            assert got.is_contiguous()
+            assert_same_bits(got, reference.factor_scores(values, indices, tables, reduce, weighted))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_factor_scores_are_products_with_a_dense_matrix(weighted):
+    values, indices = torch.rand(50, 6, generator=generator(), dtype=torch.float64) - 0.3, torch.randperm(300)
+    indices = indices.view(50, 6)
+    weights = values.relu() if weighted else (values > 0).double()
+    dense = torch.zeros(50, 300, dtype=torch.float64).scatter(1, indices, weights)
+    tables = tables_of(3, 300, torch.float64)
+    sums = pysel.factor_scores(values, indices, tables, weighted=weighted)
+    torch.testing.assert_close(sums, dense @ tables.T, rtol=1e-13, atol=1e-13)
+    means = pysel.factor_scores(values, indices, tables, reduce="mean", weighted=weighted)
+    wanted = dense @ tables.T / dense.sum(1, keepdim=True)
+    torch.testing.assert_close(means, wanted.nan_to_num(0.0), rtol=1e-13, atol=1e-13)
 
 
 def test_factors_in_any_memory(layout):
     values, indices = codes(12, 6, 9)
-    rate = torch.rand(9, generator=generator())
+    tables, groups = tables_of(3, 9), grouped(12, 4)
     given = laid_out(values, layout), indices if layout == "negated" else laid_out(indices, layout)
-    assert_same_bits(pysel.factor_counts(*given, 9), reference.factor_counts(values, indices, 9))
-    got = pysel.factor_scores(*given, laid_out(rate, layout))
-    for g, w in zip(got, reference.factor_scores(values, indices, rate, 1e-8, None), strict=True):
-        assert_within_ulps(g, w, 1)
+    assert_same_bits(pysel.factor_counts(*given, 9), reference.factor_counts(values, indices, 9, None, None))
+    given_groups = groups if layout == "negated" else laid_out(groups, layout)
+    got = pysel.factor_counts(*given, 9, groups=given_groups, num_groups=4)
+    assert_same_bits(got, reference.factor_counts(values, indices, 9, groups, 4))
+    for t in (tables, tables[0]):
+        got = pysel.factor_scores(*given, laid_out(t, layout), weighted=True)
+        assert_same_bits(got, reference.factor_scores(values, indices, t, "sum", True))
 
 
 def test_factor_rules():
     # Twice in a row counts once, inactive values do not count, NaN is not above 0, a row of nothing scores 0.
-    values = torch.tensor([[1.0, 2.0, -1.0], [0.0, math.nan, -0.0], [1.0, 1.0, 1.0]])
-    indices = torch.tensor([[0, 0, 1], [0, 1, 2], [0, 1, 2]])
-    assert pysel.factor_counts(values, indices, 4).tolist() == [2, 1, 1, 0]
-    rate = torch.tensor([0.5, 0.25, 0.0, 1.0], dtype=torch.float64)
-    common, rare = pysel.factor_scores(values, indices, rate, eps=0.0)
-    assert common.tolist() == [0.5, 0.0, 0.25]
-    assert rare[:2].tolist() == [math.log(2), 0]
-    assert rare[2] == math.inf
-    rare = pysel.factor_scores(values, indices, rate, eps=1e-3)[1]
-    wanted = -(math.log(0.501) + math.log(0.251) + math.log(0.001)) / 3
-    assert rare[2].item() == pytest.approx(wanted, rel=1e-14)
+    values = torch.tensor([[1.0, 2.0, -1.0], [0.0, math.nan, -0.0], [-1.0, 3.0, 1.0], [4.0, 1.0, 2.0]])
+    indices = torch.tensor([[0, 0, 1], [0, 1, 2], [2, 2, 2], [0, 1, 2]])
+    assert pysel.factor_counts(values, indices, 4).tolist() == [2, 1, 2, 0]
+    counts = pysel.factor_counts(values, indices, 4, groups=torch.tensor([2, 2, 0, 2]), num_groups=3)
+    assert counts.tolist() == [[0, 0, 1, 0], [0, 0, 0, 0], [2, 1, 1, 0]]
+    table = torch.tensor([0.5, 0.25, -1.0, math.nan], dtype=torch.float64)
+    assert pysel.factor_scores(values, indices, table).tolist() == [0.5, 0, -1, -0.25]
+    assert pysel.factor_scores(values, indices, table, reduce="mean").tolist() == [0.5, 0, -1, -0.25 / 3]
+    # of a factor that is listed twice, the first value above 0 is its weight
+    assert pysel.factor_scores(values, indices, table, weighted=True).tolist() == [0.5, 0, -3, 0.25]
+    means = pysel.factor_scores(values, indices, table, reduce="mean", weighted=True)
+    assert means.tolist() == [0.5, 0, -1, 0.25 / 7]
+
+
+def test_entries_that_are_not_finite_reach_the_rows_of_their_factor_only():
+    values, indices = torch.tensor([[1.0, -1.0], [1.0, 1.0], [1.0, 0.0]]), torch.tensor([[0, 1], [0, 1], [2, 1]])
+    table = torch.tensor([1.0, math.inf, math.nan])
+    for weighted in (False, True):
+        got = pysel.factor_scores(values, indices, table, weighted=weighted)
+        assert got[:2].tolist() == [1, math.inf]
+        assert math.isnan(got[2])
+
+
+def test_sums_of_scores_are_exact_where_float32_would_drop_them():
+    values, indices = torch.ones(1, 4), torch.arange(4).view(1, 4)
+    tables = torch.tensor([[2.0**30, 1.0, 1.0, -(2.0**30)], [1e38, 3e38, -3e38, -1e38]])
+    assert pysel.factor_scores(values, indices, tables).tolist() == [[2, 0]]
+
+
+_GROUPS_MEMORY = """
+import resource, torch, pysel
+rows, groups, factors = 40_000, 1000, 16_384
+values, indices = torch.rand(rows, 8), torch.randint(factors, (rows, 8))
+group = torch.randint(groups, (rows,))
+torch.set_num_threads(8)
+pysel.factor_counts(values[:9], indices[:9], factors, groups=group[:9], num_groups=1000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+pysel.factor_counts(values, indices, factors, groups=group, num_groups=groups)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_counting_groups_needs_no_counts_of_all_groups_in_each_thread():
+    command = [sys.executable, "-c", _GROUPS_MEMORY]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 24, f"{done.stdout} MiB beyond the first call's result"  # a [G, H] has 125
 
 
 # --- select ---
@@ -405,7 +501,7 @@ def calls(dtype):
         for op, arguments in products(**sizes, dtype=dtype).items()
     }
     values, indices = floats["spmm_t"][:2]
-    rate = torch.rand(300, generator=generator())
+    tables, groups = tables_of(3, 300), grouped(500, 7)
     x = scores((70, 5003), dtype=dtype)
     row = scores((300_001,), "ties", dtype)
     return {
@@ -413,7 +509,8 @@ def calls(dtype):
         "topk_row": lambda: pysel.topk(row, 500),
         **{op: lambda op=op, a=a: as_tuple(getattr(OPS, op)(*a)) for op, a in floats.items()},
         "factor_counts": lambda: [pysel.factor_counts(values, indices, 300)],
-        "factor_scores": lambda: pysel.factor_scores(values, indices, rate),
+        "factor_counts_groups": lambda: [pysel.factor_counts(values, indices, 300, groups=groups, num_groups=7)],
+        "factor_scores": lambda: [pysel.factor_scores(values, indices, tables, reduce="mean", weighted=True)],
         "select": lambda: [pysel.select(row, 100_000)],
     }
 
@@ -571,8 +668,8 @@ def raw_calls(requires_grad=False):
         "sddmm": (indices, weight.detach(), dense.detach()),
         "spmm_t": (values.detach(), indices, dense.detach(), 7),
         "sparse_decode_backward": (dense.detach(), values.detach(), indices, weight.detach()),
-        "factor_counts": (values.detach(), indices, 7),
-        "factor_scores": (values.detach(), indices, torch.rand(7, generator=generator()), 1e-8, None),
+        "factor_counts": (values.detach(), indices, 7, torch.tensor([2, 0, 0, 1]), 3),
+        "factor_scores": (values.detach(), indices, tables_of(2, 7), "mean", True),
         "select": (bias.detach(), 3, True, None),
     }
 
@@ -595,12 +692,13 @@ def test_meta_tensors_have_the_shape_of_results(op):
         assert (r.shape, r.dtype, r.stride()) == (m.shape, m.dtype, m.stride())
 
 
-def model(x, weight, bias, rate):
+def model(x, weight, bias, tables):
     values, indices = pysel.topk_encode(x, weight, bias, k=4)
     decoded = pysel.sparse_decode(values, indices, weight)
     top = pysel.topk(decoded, 2)[0]
-    counts = pysel.factor_counts(values, indices, weight.shape[0])
-    common, rare = pysel.factor_scores(values.detach(), indices, rate)
+    groups = indices[:, 0] % 3
+    counts = pysel.factor_counts(values, indices, weight.shape[0], groups=groups, num_groups=3)
+    common, rare = pysel.factor_scores(values.detach(), indices, tables, weighted=True).unbind(1)
     chosen = pysel.select(common + rare, 3)
     return top.sum() + decoded.square().mean(), counts, chosen
 
@@ -608,11 +706,11 @@ def model(x, weight, bias, rate):
 @pytest.mark.parametrize("dynamic", [None, True])
 def test_compiles_to_one_graph(dynamic):
     inputs = [torch.randn(shape, generator=generator(i)) for i, shape in enumerate([(6, 5), (12, 5), (12,)])]
-    rate = torch.rand(12, generator=generator(9))
+    tables = tables_of(2, 12)
     results = []
     for f in (model, torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=dynamic)):
         leaves = [t.clone().requires_grad_() for t in inputs]
-        loss, counts, chosen = f(*leaves, rate)
+        loss, counts, chosen = f(*leaves, tables)
         loss.backward()
         results.append([loss, counts, chosen, *(t.grad for t in leaves)])
     for eager, compiled in zip(*results, strict=True):
@@ -643,7 +741,7 @@ def test_autocast_is_that_of_linear():
 
 X, W, V = torch.randn(4, 5), torch.randn(7, 5), torch.rand(4, 3)
 J = torch.zeros(4, 3, dtype=torch.int64)
-RATE = torch.full((7,), 0.5)
+TABLE, GROUPS = torch.full((7,), 0.5), torch.tensor([2, 0, 1, 0])
 
 
 def with_one(x, value):
@@ -668,7 +766,7 @@ BAD = [
     (ValueError, r"indices must have the shape of values, \[4, 3\], got \[4, 2\]",
      lambda: pysel.sparse_decode(V, J[:, :2], W)),
     (ValueError, r"values must have shape \[B, k\], got \[3\]", lambda: pysel.sparse_decode(V[0], J, W)),
-    (ValueError, r"bias must have shape \[5\], got \[7\]", lambda: pysel.sparse_decode(V, J, W, RATE)),
+    (ValueError, r"bias must have shape \[5\], got \[7\]", lambda: pysel.sparse_decode(V, J, W, TABLE)),
     (IndexError, "indices must be between 0 and 6, got 7", lambda: pysel.sparse_decode(V, with_one(J, 7), W)),
     (IndexError, "indices must be between 0 and 6, got -1", lambda: pysel.sparse_decode(V, with_one(J, -1), W)),
     (IndexError, "indices must be between 0 and 6, got 7", lambda: OPS.sddmm(with_one(J, 7), W, X)),
@@ -681,17 +779,29 @@ BAD = [
     (IndexError, "indices must be between 0 and 2, got 3", lambda: pysel.factor_counts(V, with_one(J, 3), 3)),
     (ValueError, "num_factors must be at least 0, got -2", lambda: pysel.factor_counts(V, J, -2)),
     (TypeError, "num_factors must be an int", lambda: pysel.factor_counts(V, J, 2.0)),
-    (ValueError, "rate must be between 0 and 1, got 1.5", lambda: pysel.factor_scores(V, J, with_one(RATE, 1.5))),
-    (ValueError, "rate must be between 0 and 1, got -0.5", lambda: pysel.factor_scores(V, J, with_one(RATE, -0.5))),
-    (ValueError, "rate must be between 0 and 1, got nan", lambda: pysel.factor_scores(V, J, with_one(RATE, math.nan))),
-    (ValueError, r"rate must have shape \[H\], got \[7, 5\]", lambda: pysel.factor_scores(V, J, W)),
-    (TypeError, "rate must be float32 or float64, got torch.float16", lambda: pysel.factor_scores(V, J, RATE.half())),
-    (ValueError, "eps must be finite and at least 0, got -1", lambda: pysel.factor_scores(V, J, RATE, -1.0)),
-    (ValueError, "eps must be finite and at least 0, got inf", lambda: pysel.factor_scores(V, J, RATE, math.inf)),
-    (IndexError, "indices must be between 0 and 6, got 9", lambda: pysel.factor_scores(V, with_one(J, 9), RATE)),
-    (ValueError, "rate must not require grad",
-     lambda: pysel.factor_scores(V, J, RATE.clone().requires_grad_())),
-    (ValueError, "values must not require grad", lambda: pysel.factor_scores(V.clone().requires_grad_(), J, RATE)),
+    (ValueError, "num_groups must be given with groups, got None", lambda: pysel.factor_counts(V, J, 7, groups=GROUPS)),
+    (ValueError, "groups must be given with num_groups, got None", lambda: pysel.factor_counts(V, J, 7, num_groups=3)),
+    (ValueError, r"groups must have shape \[4\], got \[3\]",
+     lambda: pysel.factor_counts(V, J, 7, groups=GROUPS[:3], num_groups=3)),
+    (TypeError, "groups must be int64 or int32, got torch.float32",
+     lambda: pysel.factor_counts(V, J, 7, groups=GROUPS.float(), num_groups=3)),
+    (TypeError, "num_groups must be an int, got float",
+     lambda: pysel.factor_counts(V, J, 7, groups=GROUPS, num_groups=3.0)),
+    (ValueError, "num_groups must be at least 0, got -1",
+     lambda: pysel.factor_counts(V, J, 7, groups=GROUPS, num_groups=-1)),
+    (IndexError, "groups must be between 0 and 2, got 3",
+     lambda: pysel.factor_counts(V, J, 7, groups=with_one(GROUPS, 3), num_groups=3)),
+    (IndexError, "groups must be between 0 and 2, got -1",
+     lambda: pysel.factor_counts(V, J, 7, groups=with_one(GROUPS, -1).int(), num_groups=3)),
+    (ValueError, r"tables must have shape \[H\] or \[T, H\], got \[1, 7, 5\]",
+     lambda: pysel.factor_scores(V, J, W[None])),
+    (TypeError, "tables must be float32 or float64, got torch.float16",
+     lambda: pysel.factor_scores(V, J, TABLE.half())),
+    (ValueError, "reduce must be sum or mean, got 'max'", lambda: pysel.factor_scores(V, J, TABLE, reduce="max")),
+    (IndexError, "indices must be between 0 and 6, got 9", lambda: pysel.factor_scores(V, with_one(J, 9), TABLE)),
+    (ValueError, "tables must not require grad",
+     lambda: pysel.factor_scores(V, J, TABLE.clone().requires_grad_())),
+    (ValueError, "values must not require grad", lambda: pysel.factor_scores(V.clone().requires_grad_(), J, TABLE)),
     (ValueError, r"scores must have shape \[n\], got \[4, 5\]", lambda: pysel.select(X, 2)),
     (IndexError, "k must be between 0 and 5, got 6", lambda: pysel.select(X[0], 6)),
     (TypeError, "scores must be .*, got torch.bool", lambda: pysel.select(X[0] > 0, 1)),
@@ -719,10 +829,17 @@ RAW_BAD = [
     ("spmm_t", (V, J, X, 0)),
     ("sparse_decode_backward", (X.double(), V, J, W)),
     ("sparse_decode_backward", (X, V, J - 1, W)),
-    ("factor_counts", (V, J[:3], 7)),
-    ("factor_counts", (V.long(), J, 7)),
-    ("factor_scores", (V, J, RATE.half(), 1e-8, False)),
-    ("factor_scores", (V, J + 7, RATE, 1e-8, False)),
+    ("factor_counts", (V, J[:3], 7, None, None)),
+    ("factor_counts", (V.long(), J, 7, None, None)),
+    ("factor_counts", (V, J, 7, GROUPS, None)),
+    ("factor_counts", (V, J, 7, None, 3)),
+    ("factor_counts", (V, J, 7, GROUPS[:3], 3)),
+    ("factor_counts", (V, J, 7, GROUPS.int(), 3)),
+    ("factor_counts", (V, J, 7, GROUPS, 2)),
+    ("factor_counts", (V, J, 7, GROUPS, -2)),
+    ("factor_scores", (V, J, TABLE.half(), "sum", False)),
+    ("factor_scores", (V, J, TABLE.sum(), "sum", False)),
+    ("factor_scores", (V, J + 7, TABLE, "sum", False)),
     ("select", (X[0] > 0, 1, True, None)),
 ]
 
@@ -745,11 +862,6 @@ def test_reference_raises_the_same_errors():
         with pytest.raises(type(native.value)) as plain:
             reference.OPS[op](*arguments)
         assert str(plain.value) == str(native.value)
-
-
-def test_unchecked_rates_pass():
-    common, _ = pysel.factor_scores(V, J, with_one(RATE, 5.0), validate=False)
-    assert common.shape == (4,)
 
 
 if __name__ == "__main__":

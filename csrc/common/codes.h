@@ -3,8 +3,6 @@
 // Argument checks of the encoder, of the sparse products and of the factor ops, the same on every device. Codes are
 // values and indices of one shape, [B, k].
 
-#include <cmath>
-
 #include "common/tensor.h"
 
 namespace pysel {
@@ -85,19 +83,29 @@ inline void check_sparse_decode_backward(const char* op, const Tensor& grad, con
   check_grad(op, grad, indices, weight);
 }
 
-inline void check_factor_counts(const char* op, const Tensor& values, const Tensor& indices, int64_t num_factors) {
+inline void check_factor_counts(const char* op, const Tensor& values, const Tensor& indices, int64_t num_factors,
+                                const std::optional<Tensor>& groups, const std::optional<int64_t>& num_groups) {
   check_codes(op, &values, indices);
   check_value(num_factors >= 0, op, ": num_factors must be at least 0, got ", num_factors);
+  check_value(groups.has_value() == num_groups.has_value(), op, ": ", groups ? "num_groups" : "groups",
+              " must be given with ", groups ? "groups" : "num_groups", ", got None");
+  if (!groups) return;
+  check_value(groups->dim() == 1 && groups->size(0) == values.size(0), op, ": groups must have shape [", values.size(0),
+              "], got ", shape(*groups));
+  check_dtype(op, "groups", *groups, ScalarType::Long, "int64");
+  check_device(op, "groups", *groups, indices);
+  check_value(*num_groups >= 0, op, ": num_groups must be at least 0, got ", *num_groups);
 }
 
-inline void check_factor_scores(const char* op, const Tensor& values, const Tensor& indices, const Tensor& rate,
-                                double eps) {
+inline void check_factor_scores(const char* op, const Tensor& values, const Tensor& indices, const Tensor& tables,
+                                const std::string& reduce) {
   check_codes(op, &values, indices);
-  check_value(rate.dim() == 1, op, ": rate must have shape [H], got ", shape(rate));
-  check_device(op, "rate", rate, indices);
-  check_value(std::isfinite(eps) && eps >= 0, op, ": eps must be finite and at least 0, got ", eps);
-  check_value(rate.scalar_type() == ScalarType::Float || rate.scalar_type() == ScalarType::Double, op,
-              ": rate must be float32 or float64");
+  check_value(tables.dim() == 1 || tables.dim() == 2, op, ": tables must have shape [H] or [T, H], got ",
+              shape(tables));
+  check_device(op, "tables", tables, indices);
+  check_value(tables.scalar_type() == ScalarType::Float || tables.scalar_type() == ScalarType::Double, op,
+              ": tables must be float32 or float64");
+  check_value(reduce == "sum" || reduce == "mean", op, ": reduce must be sum or mean, got ", reduce);
 }
 
 }  // namespace pysel

@@ -87,10 +87,12 @@ void convert(const From* from, int64_t n, To* to) {
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <numeric>
 #include <tuple>
+#include <utility>
 
 #include "common/codes.h"
-#include "common/math.h"
+#include "cpu/bucket.h"
 #include "cpu/chunk.h"
 
 #define PYSEL_FILE "cpu/codes.cpp"
@@ -101,17 +103,18 @@ namespace {
 
 // --- sparse products ---
 
-// Row indices into `count` factors, contiguous and checked.
+// Numbers of `count` factors, or of groups, contiguous and checked.
 class Indices {
  public:
-  Indices(const char* op, const Tensor& indices, int64_t count) : tensor_(torch::stable::contiguous(indices)) {
+  Indices(const char* op, const Tensor& indices, int64_t count, const char* argument = "indices")
+      : tensor_(torch::stable::contiguous(indices)) {
     const int64_t* data = this->data();
     parallel_for(indices.numel(), kGrain, [&](int64_t begin, int64_t end) {
       bool outside = false;
       for (int64_t i = begin; i < end; ++i) outside |= static_cast<uint64_t>(data[i]) >= static_cast<uint64_t>(count);
       if (!outside) return;
       const int64_t bad = *std::find_if(data + begin, data + end, [&](int64_t i) { return i < 0 || i >= count; });
-      check_index(false, op, ": indices must be between 0 and ", count - 1, ", got ", bad);
+      check_index(false, op, ": ", argument, " must be between 0 and ", count - 1, ", got ", bad);
     });
   }
 
@@ -277,18 +280,19 @@ std::tuple<Tensor, Tensor> sparse_decode_backward(Tensor grad, Tensor values, Te
 
 // --- factors ---
 
-// f(factor) for each factor active in row b (its value above 0), once even if the row lists it twice.
+// f(factor, value) for each factor active in row b (its value above 0), once even if the row lists it twice.
 class ActiveFactors {
  public:
   explicit ActiveFactors(int64_t factors) : last_row_(static_cast<size_t>(factors), -1) {}
 
   template <typename T, typename F>
   void each(int64_t b, const T* values, const int64_t* indices, int64_t k, const F& f) {
-    for (int64_t j = 0; j < k; ++j) {
-      int64_t& last = last_row_[static_cast<size_t>(indices[j])];
-      if (!(static_cast<Compute<T>>(values[j]) > 0) || last == b) continue;
+    for (int64_t e = b * k; e < (b + 1) * k; ++e) {
+      int64_t& last = last_row_[static_cast<size_t>(indices[e])];
+      const auto value = static_cast<Compute<T>>(values[e]);
+      if (!(value > 0) || last == b) continue;
       last = b;
-      f(indices[j]);
+      f(indices[e], value);
     }
   }
 
@@ -299,77 +303,125 @@ class ActiveFactors {
 // Rows worth a thread that also has to go through arrays over the factors.
 int64_t factor_grain(int64_t factors, int64_t k) { return rows_per_thread(k) + factors / std::max<int64_t>(1, k); }
 
-Tensor factor_counts(Tensor values, Tensor indices, int64_t num_factors) {
+// Rows in the order of their groups: group g has rows [start[g], start[g + 1]). A thread that takes neighbours counts
+// into one group's counts at a time, which stay in cache, and only its first and last group have rows of other threads.
+struct ByGroup {
+  std::vector<int64_t> start;
+  std::vector<uint64_t> row;  // empty where there is one group
+
+  ByGroup(const int64_t* groups, int64_t rows, int64_t count) {
+    if (groups == nullptr) {
+      start = {0, rows};
+      return;
+    }
+    row.resize(static_cast<size_t>(rows));
+    const auto produce = [](int64_t first, int n, uint64_t* room) {
+      std::iota(room, room + n, static_cast<uint64_t>(first));
+      return room;
+    };
+    const auto groups_of = [groups](const uint64_t* items, int n, uint32_t* out) {
+      for (int i = 0; i < n; ++i) out[i] = static_cast<uint32_t>(groups[items[i]]);
+    };
+    start = bucket(rows, static_cast<size_t>(count), produce, groups_of, row.data());
+  }
+
+  int64_t row_at(int64_t i) const { return row.empty() ? i : static_cast<int64_t>(row[static_cast<size_t>(i)]); }
+
+  // f(group, begin, end, whole) for the parts of groups in [begin, end).
+  template <typename F>
+  void each(int64_t begin, int64_t end, const F& f) const {
+    auto after = std::upper_bound(start.begin(), start.end(), begin);
+    for (; begin < end; ++after) {
+      const int64_t to = std::min(*after, end);
+      if (to > begin) f(after - start.begin() - 1, begin, to, after[-1] == begin && *after == to);
+      begin = to;
+    }
+  }
+};
+
+Tensor factor_counts(Tensor values, Tensor indices, int64_t num_factors, std::optional<Tensor> groups,
+                     std::optional<int64_t> num_groups) {
   constexpr const char* op = "factor_counts";
-  check_factor_counts(op, values, indices, num_factors);
+  check_factor_counts(op, values, indices, num_factors, groups, num_groups);
   const Indices which(op, indices, num_factors);
-  Tensor out = empty_cpu({num_factors}, ScalarType::Long);
-  auto* counts = static_cast<int64_t*>(out.data_ptr());
-  std::fill(counts, counts + num_factors, 0);
+  std::optional<Indices> group;
+  if (groups) group.emplace(op, *groups, *num_groups, "groups");
+  Tensor out = empty_cpu(groups ? std::vector{*num_groups, num_factors} : std::vector{num_factors}, ScalarType::Long);
+  torch::stable::zero_(out);
+  if (out.numel() == 0 || values.numel() == 0) return out;
+  const ByGroup by_group(group ? group->data() : nullptr, values.size(0), num_groups.value_or(1));
   dispatch_floating(op, "values", values, [&]<typename T>() {
     const int64_t k = values.size(1);
     const Tensor values_c = torch::stable::contiguous(values);
+    const T* v = static_cast<const T*>(values_c.data_ptr());
     std::mutex mutex;
     parallel_for(values.size(0), factor_grain(num_factors, k), [&](int64_t begin, int64_t end) {
       ActiveFactors active(num_factors);
       std::vector<int64_t> mine(static_cast<size_t>(num_factors));
-      for (int64_t b = begin; b < end; ++b)
-        active.each(b, static_cast<const T*>(values_c.data_ptr()) + b * k, which.data() + b * k, k,
-                    [&](int64_t f) { ++mine[static_cast<size_t>(f)]; });
-      std::lock_guard lock(mutex);
-      for (int64_t f = 0; f < num_factors; ++f) counts[f] += mine[static_cast<size_t>(f)];
+      by_group.each(begin, end, [&](int64_t g, int64_t from, int64_t to, bool whole) {
+        int64_t* counts = static_cast<int64_t*>(out.data_ptr()) + g * num_factors;
+        int64_t* sum = whole ? counts : mine.data();
+        for (int64_t i = from; i < to; ++i) {
+          // rows of a group come from anywhere in memory, so those to come are asked for early
+          if (groups && i + 4 < to) {
+            const int64_t e = by_group.row_at(i + 4) * k;
+            for (int64_t j = 0; j < k; j += 8) __builtin_prefetch(which.data() + e + j);
+            for (int64_t j = 0; j < k; j += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(v + e + j);
+          }
+          active.each(by_group.row_at(i), v, which.data(), k, [&](int64_t f, Compute<T>) { ++sum[f]; });
+        }
+        if (whole) return;
+        std::lock_guard lock(mutex);
+        for (int64_t& count : mine) *counts++ += std::exchange(count, 0);
+      });
     });
   });
   return out;
 }
 
 template <typename T, typename R>
-void score_rows(const T* values, const int64_t* indices, int64_t rows, int64_t k, const R* rate, int64_t factors, R eps,
-                R* representativeness, R* rarity) {
-  std::vector<R> surprise(static_cast<size_t>(factors));
-  for (int64_t f = 0; f < factors; ++f) surprise[static_cast<size_t>(f)] = -log_any(rate[f] + eps);
+void score_rows(const T* values, const int64_t* indices, int64_t rows, int64_t k, const R* entries /* [H, T] */,
+                int64_t factors, int64_t tables, bool mean, bool weighted, R* out) {
   parallel_for(rows, factor_grain(factors, k), [&](int64_t begin, int64_t end) {
     ActiveFactors active(factors);
+    std::vector<double> sums(static_cast<size_t>(tables));
     for (int64_t b = begin; b < end; ++b) {
-      double rates = 0, surprises = 0;
-      int64_t count = 0;
-      active.each(b, values + b * k, indices + b * k, k, [&](int64_t f) {
-        rates += static_cast<double>(rate[f]);
-        surprises += static_cast<double>(surprise[static_cast<size_t>(f)]);
-        ++count;
+      std::fill(sums.begin(), sums.end(), 0.0);
+      double total = 0;
+      active.each(b, values, indices, k, [&](int64_t f, Compute<T> value) {
+        const double weight = weighted ? static_cast<double>(value) : 1.0;
+        total += weight;
+        const R* entry = entries + f * tables;
+        for (double& sum : sums) sum += weight * static_cast<double>(*entry++);
       });
-      const auto divisor = static_cast<double>(std::max<int64_t>(count, 1));
-      representativeness[b] = static_cast<R>(rates / divisor);
-      rarity[b] = static_cast<R>(surprises / divisor);
+      const double divisor = mean && total > 0 ? total : 1.0;
+      for (int64_t t = 0; t < tables; ++t) out[b * tables + t] = static_cast<R>(sums[static_cast<size_t>(t)] / divisor);
     }
   });
 }
 
-std::tuple<Tensor, Tensor> factor_scores(Tensor values, Tensor indices, Tensor rate, double eps,
-                                         std::optional<bool> validate) {
+Tensor factor_scores(Tensor values, Tensor indices, Tensor tables, std::string reduce, bool weighted) {
   constexpr const char* op = "factor_scores";
-  check_factor_scores(op, values, indices, rate, eps);
-  const Indices which(op, indices, rate.size(0));
-  Tensor representativeness = empty_cpu({values.size(0)}, rate.scalar_type());
-  Tensor rarity = empty_cpu({values.size(0)}, rate.scalar_type());
+  check_factor_scores(op, values, indices, tables, reduce);
+  const int64_t rows = values.size(0), factors = tables.size(tables.dim() - 1);
+  const int64_t count = tables.dim() == 1 ? 1 : tables.size(0);
+  const Indices which(op, indices, factors);
+  Tensor out = empty_cpu(tables.dim() == 1 ? std::vector{rows} : std::vector{rows, count}, tables.scalar_type());
+  // a factor's entries side by side
+  const Tensor entries = torch::stable::contiguous(tables.dim() == 1 ? tables : torch::stable::transpose(tables, 0, 1));
   auto run = [&]<typename R>() {
-    const Tensor rate_c = torch::stable::contiguous(rate);
-    const R* rates = static_cast<const R*>(rate_c.data_ptr());
-    if (validate.value_or(true))
-      for (int64_t f = 0; f < rate.size(0); ++f)
-        check_value(rates[f] >= 0 && rates[f] <= 1, op, ": rate must be between 0 and 1, got ", rates[f]);
     dispatch_floating(op, "values", values, [&]<typename T>() {
       const Tensor values_c = torch::stable::contiguous(values);
-      score_rows(static_cast<const T*>(values_c.data_ptr()), which.data(), values.size(0), values.size(1), rates,
-                 rate.size(0), static_cast<R>(eps), static_cast<R*>(representativeness.data_ptr()),
-                 static_cast<R*>(rarity.data_ptr()));
+      score_rows(static_cast<const T*>(values_c.data_ptr()), which.data(), rows, values.size(1),
+                 static_cast<const R*>(entries.data_ptr()), factors, count, reduce == "mean", weighted,
+                 static_cast<R*>(out.data_ptr()));
     });
   };
-  if (rate.scalar_type() == ScalarType::Float)
+  if (tables.scalar_type() == ScalarType::Float)
     run.operator()<float>();
   else
     run.operator()<double>();
-  return {representativeness, rarity};
+  return out;
 }
 
 }  // namespace

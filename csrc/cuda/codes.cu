@@ -35,26 +35,16 @@ __device__ T not_a_number() {
 
 __global__ void clear_kernel(unsigned* bad) { *bad = 0; }
 
-// Sets `bad` where an index is none of `factors`.
+// Sets `bad` where an index is none of `count` factors, or groups.
 __global__ void check_indices_kernel(const std::int64_t* __restrict__ indices,  // [n]
-                                     std::int64_t n, std::int64_t factors, Report report, unsigned* bad) {
+                                     std::int64_t n, std::int64_t count, Report report, unsigned* bad) {
   bool outside = false;
   for (std::int64_t i = thread_in_grid(); i < n; i += threads_in_grid()) {
-    if (static_cast<std::uint64_t>(indices[i]) < static_cast<std::uint64_t>(factors)) continue;
+    if (static_cast<std::uint64_t>(indices[i]) < static_cast<std::uint64_t>(count)) continue;
     outside = true;
-    report(factors - 1, indices[i]);
+    report(count - 1, indices[i]);
   }
   if (outside) atomicExch(bad, 1u);
-}
-
-template <typename R>
-__global__ void check_rate_kernel(const R* __restrict__ rate,  // [n]
-                                  std::int64_t n, Report report, unsigned* bad) {
-  bool outside = false;
-  for (std::int64_t i = thread_in_grid(); i < n; i += threads_in_grid()) outside |= !(rate[i] >= 0 && rate[i] <= 1);
-  if (!outside) return;
-  report();
-  atomicExch(bad, 1u);
 }
 
 // --- sums of rows ---
@@ -345,9 +335,11 @@ __global__ void start_kernel(const std::int64_t* __restrict__ indices,  // [n]
 
 // --- factors ---
 
+constexpr unsigned kTables = 2;  // that a block adds up at a time
+
 struct RowFactors {
-  std::int64_t factor[kBlock];  // -1 where inactive
-  double term[3][kBlock];
+  std::int64_t factor[kBlock];       // -1 where inactive
+  double term[kTables + 1][kBlock];  // of each table, and what a mean is divided by the sum of
 };
 
 // Whether thread t's entry, at + t of a row of k, is active (its value above 0) and the row's first of its factor.
@@ -381,44 +373,58 @@ __global__ void fill_counts_kernel(const unsigned* __restrict__ bad, std::int64_
 template <typename T>
 __global__ void factor_counts_kernel(const T* __restrict__ values,              // [B, k]
                                      const std::int64_t* __restrict__ indices,  // [B, k]
-                                     std::int64_t rows, std::int64_t k, const unsigned* __restrict__ bad,
-                                     std::int64_t* __restrict__ out) {  // [H]
+                                     const std::int64_t* __restrict__ groups,   // [B] or null
+                                     std::int64_t rows, std::int64_t k, std::int64_t factors,
+                                     const unsigned* __restrict__ bad,
+                                     std::int64_t* __restrict__ out) {  // [G, H]
   if (*bad != 0) return;
   auto& row = shared<RowFactors>();
-  for (std::int64_t b = blockIdx.x; b < rows; b += gridDim.x)
+  for (std::int64_t b = blockIdx.x; b < rows; b += gridDim.x) {
+    std::int64_t* counts = out + (groups == nullptr ? 0 : groups[b] * factors);
     for (std::int64_t at = 0; at < k; at += blockDim.x)
       if (first_active(values + b * k, indices + b * k, k, at, row.factor))
-        atomicAdd(reinterpret_cast<unsigned long long*>(out + indices[b * k + at + threadIdx.x]), 1ull);
+        atomicAdd(reinterpret_cast<unsigned long long*>(counts + indices[b * k + at + threadIdx.x]), 1ull);
+  }
 }
 
-// A block a row. Three threads add up what the others look up, in the order of the entries.
+// A block a row, a few tables at a time. A thread for each of them, and one for the weights, adds up what all threads
+// look up, in the order of the entries.
 template <typename T, typename R>
 __global__ void factor_scores_kernel(const T* __restrict__ values,              // [B, k]
                                      const std::int64_t* __restrict__ indices,  // [B, k]
                                      std::int64_t rows, std::int64_t k,
-                                     const R* __restrict__ rate,  // [H]
-                                     R eps, const unsigned* __restrict__ bad,
-                                     R* __restrict__ representativeness,  // [B]
-                                     R* __restrict__ rarity) {            // [B]
+                                     const R* __restrict__ tables,  // [T, H]
+                                     std::int64_t count, std::int64_t factors, bool mean, bool weighted,
+                                     const unsigned* __restrict__ bad, R* __restrict__ out) {  // [B, T]
   auto& row = shared<RowFactors>();
   const bool refused = *bad != 0;
   for (std::int64_t b = blockIdx.x; b < rows; b += gridDim.x) {
-    double sum = 0;
-    for (std::int64_t at = 0; at < k && !refused; at += blockDim.x) {
-      const bool first = first_active(values + b * k, indices + b * k, k, at, row.factor);
-      const R r = first ? rate[indices[b * k + at + threadIdx.x]] : R{0};
-      row.term[0][threadIdx.x] = static_cast<double>(r);
-      row.term[1][threadIdx.x] = first ? static_cast<double>(-log_any(r + eps)) : 0.0;
-      row.term[2][threadIdx.x] = first ? 1.0 : 0.0;
-      __syncthreads();
-      if (threadIdx.x < 3)
-        for (unsigned i = 0; i < blockDim.x; ++i) sum += row.term[threadIdx.x][i];
+    bool first = false;
+    for (std::int64_t table = 0; table < count; table += kTables) {
+      double sum = 0;
+      for (std::int64_t at = 0; at < k && !refused; at += blockDim.x) {
+        const std::int64_t e = b * k + at + threadIdx.x;
+        if (table == 0 || k > blockDim.x)
+          first = first_active(values + b * k, indices + b * k, k, at, row.factor);
+        else
+          __syncthreads();  // the terms of the tables before have been added
+        const double weight = !first ? 0 : weighted ? static_cast<double>(static_cast<Compute<T>>(values[e])) : 1;
+        for (unsigned t = 0; t < kTables; ++t) {
+          const bool counts = first && table + t < count;
+          row.term[t][threadIdx.x] =
+              counts ? weight * static_cast<double>(tables[(table + t) * factors + indices[e]]) : 0;
+        }
+        row.term[kTables][threadIdx.x] = weight;
+        __syncthreads();
+        if (threadIdx.x <= kTables)
+          for (unsigned i = 0; i < blockDim.x; ++i) sum += row.term[threadIdx.x][i];
+      }
+      if (threadIdx.x >= kWarp) continue;
+      const double total = __shfl_sync(kAllLanes, sum, kTables);
+      if (threadIdx.x >= kTables || table + threadIdx.x >= count) continue;
+      const double score = mean && total > 0 ? sum / total : sum;
+      out[b * count + table + threadIdx.x] = refused ? not_a_number<R>() : static_cast<R>(score);
     }
-    if (threadIdx.x >= kWarp) continue;
-    const double count = __shfl_sync(kAllLanes, sum, 2);
-    if (threadIdx.x >= 2) continue;
-    const R mean = refused ? not_a_number<R>() : static_cast<R>(sum / (count > 1.0 ? count : 1.0));
-    (threadIdx.x == 0 ? representativeness : rarity)[b] = mean;
   }
 }
 
@@ -457,10 +463,10 @@ class Bad {
 
   unsigned* flag() const { return static_cast<unsigned*>(tensor_.data_ptr()); }
 
-  void check_indices(const Tensor& indices, std::int64_t factors, const Fault& fault) const {
+  void check_indices(const Tensor& indices, std::int64_t count, const Fault& fault) const {
     if (indices.numel() > 0)
       call_.launch(check_indices_kernel, few_blocks(indices.numel()), kBlock, data<std::int64_t>(indices),
-                   indices.numel(), factors, call_.always(fault), flag());
+                   indices.numel(), count, call_.always(fault), flag());
   }
 
  private:
@@ -537,7 +543,7 @@ constexpr Fault kSpmmFault{Fault::index, "spmm_t: indices must be between 0 and 
 constexpr Fault kBackwardFault{Fault::index, "sparse_decode_backward: indices must be between 0 and #, got #"};
 constexpr Fault kCountsFault{Fault::index, "factor_counts: indices must be between 0 and #, got #"};
 constexpr Fault kScoresFault{Fault::index, "factor_scores: indices must be between 0 and #, got #"};
-constexpr Fault kRateFault{Fault::value, "factor_scores: rate must be between 0 and 1, got a rate outside"};
+constexpr Fault kGroupsFault{Fault::index, "factor_counts: groups must be between 0 and #, got #"};
 
 void write_sparse_decode(const char* op, const Call& call, const Tensor& values, const Tensor& indices,
                          const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out) {
@@ -600,52 +606,54 @@ std::tuple<Tensor, Tensor> sparse_decode_backward(Tensor grad, Tensor values, Te
   return {to_values, to_weight};
 }
 
-Tensor factor_counts(Tensor values, Tensor indices, int64_t num_factors) {
+Tensor factor_counts(Tensor values, Tensor indices, int64_t num_factors, std::optional<Tensor> groups,
+                     std::optional<int64_t> num_groups) {
   constexpr const char* op = "factor_counts";
-  check_factor_counts(op, values, indices, num_factors);
+  check_factor_counts(op, values, indices, num_factors, groups, num_groups);
   const Call call(values);
-  Tensor out = call.empty({num_factors}, ScalarType::Long);
+  Tensor out = call.empty(groups ? std::vector{*num_groups, num_factors} : std::vector{num_factors}, ScalarType::Long);
   auto* counts = static_cast<std::int64_t*>(out.data_ptr());
   const Tensor values_c = torch::stable::contiguous(values), indices_c = torch::stable::contiguous(indices);
+  std::optional<Tensor> groups_c;
+  if (groups) groups_c = torch::stable::contiguous(*groups);
   const Bad bad(call);
   bad.check_indices(indices_c, num_factors, kCountsFault);
-  if (num_factors == 0) return out;
-  call.launch(fill_counts_kernel, few_blocks(num_factors), kBlock, bad.flag(), num_factors, counts);
+  if (groups) bad.check_indices(*groups_c, *num_groups, kGroupsFault);
+  if (out.numel() == 0) return out;
+  call.launch(fill_counts_kernel, few_blocks(out.numel()), kBlock, bad.flag(), out.numel(), counts);
   if (values.numel() == 0) return out;
   dispatch_floating(op, "values", values, [&]<typename T>() {
     call.launch(factor_counts_kernel<T>, grid_size(values.size(0), 1), block_size(values.size(1)), data<T>(values_c),
-                data<std::int64_t>(indices_c), values.size(0), values.size(1), bad.flag(), counts);
+                data<std::int64_t>(indices_c), groups ? data<std::int64_t>(*groups_c) : nullptr, values.size(0),
+                values.size(1), num_factors, bad.flag(), counts);
   });
   return out;
 }
 
-std::tuple<Tensor, Tensor> factor_scores(Tensor values, Tensor indices, Tensor rate, double eps,
-                                         std::optional<bool> validate) {
+Tensor factor_scores(Tensor values, Tensor indices, Tensor tables, std::string reduce, bool weighted) {
   constexpr const char* op = "factor_scores";
-  check_factor_scores(op, values, indices, rate, eps);
-  const Call call(values, validate);
-  const std::int64_t rows = values.size(0), k = values.size(1), factors = rate.size(0);
-  Tensor representativeness = call.empty({rows}, rate.scalar_type()), rarity = call.empty({rows}, rate.scalar_type());
+  check_factor_scores(op, values, indices, tables, reduce);
+  const Call call(values);
+  const std::int64_t rows = values.size(0), k = values.size(1), factors = tables.size(tables.dim() - 1);
+  const std::int64_t count = tables.dim() == 1 ? 1 : tables.size(0);
+  Tensor out = call.empty(tables.dim() == 1 ? std::vector{rows} : std::vector{rows, count}, tables.scalar_type());
   const Tensor values_c = torch::stable::contiguous(values), indices_c = torch::stable::contiguous(indices);
-  const Tensor rate_c = torch::stable::contiguous(rate);
+  const Tensor tables_c = torch::stable::contiguous(tables);
   const Bad bad(call);
   bad.check_indices(indices_c, factors, kScoresFault);
+  if (out.numel() == 0) return out;
   auto run = [&]<typename R>() {
-    if (const Report report = call.report(kRateFault); factors > 0 && report.record != nullptr)
-      call.launch(check_rate_kernel<R>, few_blocks(factors), kBlock, data<R>(rate_c), factors, report, bad.flag());
-    if (rows == 0) return;
     dispatch_floating(op, "values", values, [&]<typename T>() {
       call.launch(factor_scores_kernel<T, R>, grid_size(rows, 1), block_size(k), data<T>(values_c),
-                  data<std::int64_t>(indices_c), rows, k, data<R>(rate_c), static_cast<R>(eps), bad.flag(),
-                  static_cast<R*>(representativeness.data_ptr()), static_cast<R*>(rarity.data_ptr()));
+                  data<std::int64_t>(indices_c), rows, k, data<R>(tables_c), count, factors, reduce == "mean", weighted,
+                  bad.flag(), static_cast<R*>(out.data_ptr()));
     });
   };
-  if (rate.scalar_type() == ScalarType::Float)
+  if (tables.scalar_type() == ScalarType::Float)
     run.operator()<float>();
   else
     run.operator()<double>();
-  call.finish();
-  return {representativeness, rarity};
+  return out;
 }
 
 }  // namespace

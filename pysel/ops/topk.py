@@ -153,23 +153,33 @@ def sparse_decode(
     return _autograd.sparse_decode_op(values, indices, weight, bias)
 
 
-def factor_counts(values: Tensor, indices: Tensor, num_factors: int) -> Tensor:
-    """Count the rows in which each factor is active.
+def factor_counts(
+    values: Tensor,
+    indices: Tensor,
+    num_factors: int,
+    *,
+    groups: Tensor | None = None,
+    num_groups: int | None = None,
+) -> Tensor:
+    """Count the rows in which each factor is active, of all rows or of each group of them.
 
     A factor is active in a row that lists it with a value above 0 (NaN is not), and counts once however often the row
-    lists it.
+    lists it. The codes are read once however many groups there are.
 
     Args:
         values: [B, k], float32, float64, bfloat16 or float16.
         indices: [B, k], int64, in [0, num_factors).
         num_factors: H, 0 or more.
+        groups: [B], int64 or int32, in [0, num_groups): the group of each row, as its class. Goes with ``num_groups``.
+        num_groups: G, 0 or more.
 
     Returns:
-        int64 [H].
+        int64 [H], or with groups [G, H].
 
     Raises:
-        ValueError: shapes or devices that do not fit, or ``num_factors`` below 0.
-        IndexError: an index out of range.
+        ValueError: shapes or devices that do not fit; ``num_factors`` or ``num_groups`` below 0; one of ``groups`` and
+            ``num_groups`` without the other.
+        IndexError: an index or a group out of range.
         TypeError: a wrong type or dtype.
 
     Example:
@@ -177,55 +187,70 @@ def factor_counts(values: Tensor, indices: Tensor, num_factors: int) -> Tensor:
         >>> values, indices = torch.tensor([[2.0, 0.0], [1.0, 3.0]]), torch.tensor([[0, 1], [2, 0]])
         >>> pysel.factor_counts(values, indices, 3)
         tensor([2, 0, 1])
+        >>> pysel.factor_counts(values, indices, 3, groups=torch.tensor([1, 0]), num_groups=2)
+        tensor([[1, 0, 1],
+                [1, 0, 0]])
 
     Source: arXiv 2603.04981 (factors of a data set); the counting rule is ours.
     """
     op = "factor_counts"
     _check_codes(op, values, indices)
     _checks.integer(op, "num_factors", num_factors)
-    return torch.ops.pysel.factor_counts(values.detach(), indices, num_factors)
+    if groups is not None:
+        _checks.tensor(op, "groups", groups, (torch.int64, torch.int32))
+        _checks.same_device(op, "groups", groups, "values", values)
+        groups = groups.long()
+    if num_groups is not None:
+        _checks.integer(op, "num_groups", num_groups)
+    return torch.ops.pysel.factor_counts(values.detach(), indices, num_factors, groups, num_groups)
 
 
 def factor_scores(
-    values: Tensor, indices: Tensor, rate: Tensor, eps: float = 1e-8, *, validate: bool | None = None
-) -> tuple[Tensor, Tensor]:
-    """Score rows by how common and how rare their factors are.
+    values: Tensor, indices: Tensor, tables: Tensor, *, reduce: str = "sum", weighted: bool = False
+) -> Tensor:
+    """Score rows by what tables say about their factors.
 
-    Representativeness is the mean of ``rate`` over the factors active in a row (see :func:`factor_counts`), rarity the
-    mean of ``-log(rate + eps)``. A row without an active factor has 0 of both.
+    A row's score is the sum or mean of a table's entries over the factors active in it (see :func:`factor_counts`),
+    each once, however often the row lists it. Any number of tables takes one pass over the codes.
 
     Args:
         values: [B, k], float32, float64, bfloat16 or float16.
         indices: [B, k], int64, in [0, H).
-        rate: [H], float32 or float64, in [0, 1]: the share of rows in which each factor is active.
-        eps: keeps the logarithm finite; finite, 0 or more.
-        validate: whether and when ``rate`` is checked, as in :func:`gumbel_softmax`. Indices are always checked.
+        tables: [H] or [T, H], float32 or float64: a number for each factor. Infinite and NaN ones reach the rows in
+            which the factor is active, and no others.
+        reduce: sum, or mean, which is 0 for a row without active factors.
+        weighted: multiply each entry by the row's value of the factor, the first above 0 where it lists several; the
+            mean is then divided by the sum of these values.
 
     Returns:
-        representativeness [B] and rarity [B], like ``rate``. Not differentiable.
+        [B], or [B, T], like ``tables``; summed in float64, in the order of the codes, and rounded once. Not
+        differentiable.
 
     Raises:
-        ValueError: a rate outside [0, 1]; shapes or devices that do not fit; an argument that requires grad.
+        ValueError: another ``reduce``; shapes or devices that do not fit; an argument that requires grad.
         IndexError: an index out of range.
         TypeError: a wrong type or dtype.
 
     Example:
         >>> import torch, pysel
         >>> values, indices = torch.tensor([[2.0, 1.0], [0.0, 0.0]]), torch.tensor([[0, 1], [0, 1]])
-        >>> common, rare = pysel.factor_scores(values, indices, torch.tensor([1.0, 0.5]))
-        >>> common, rare.round(decimals=4)
-        (tensor([0.7500, 0.0000]), tensor([0.3466, 0.0000]))
+        >>> rate = torch.tensor([1.0, 0.5])
+        >>> pysel.factor_scores(values, indices, torch.stack([rate, 1 / rate]))
+        tensor([[1.5000, 3.0000],
+                [0.0000, 0.0000]])
+        >>> pysel.factor_scores(values, indices, rate, reduce="mean", weighted=True)
+        tensor([0.8333, 0.0000])
 
-    Source: arXiv 2603.04981 for the two scores; these formulas are ours.
+    Source: arXiv 2603.04981, whose representativeness and diversity are such sums.
     """
     op = "factor_scores"
     _check_codes(op, values, indices)
-    _checks.tensor(op, "rate", rate, (torch.float32, torch.float64))
-    _checks.same_device(op, "rate", rate, "values", values)
-    _checks.number(op, "eps", eps)
+    _checks.tensor(op, "tables", tables, (torch.float32, torch.float64))
+    _checks.same_device(op, "tables", tables, "values", values)
+    _checks.choice(op, "reduce", reduce, ("sum", "mean"))
     _checks.no_grad(op, "values", values)
-    _checks.no_grad(op, "rate", rate)
-    return torch.ops.pysel.factor_scores(values.detach(), indices, rate.detach(), eps, validate)
+    _checks.no_grad(op, "tables", tables)
+    return torch.ops.pysel.factor_scores(values.detach(), indices, tables.detach(), reduce, weighted)
 
 
 def select(

@@ -7,17 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pysel import _fake
-from pysel.reference.random import log
 
 
 def _compute(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _check_indices(op: str, indices: Tensor, n: int) -> None:
+def _check_indices(op: str, indices: Tensor, n: int, argument: str = "indices") -> None:
     outside = (indices < 0) | (indices >= n)
     if bool(outside.any()):
-        raise IndexError(f"{op}: indices must be between 0 and {n - 1}, got {int(indices[outside][0])}")
+        raise IndexError(f"{op}: {argument} must be between 0 and {n - 1}, got {int(indices[outside][0])}")
 
 
 def _descending(x: Tensor) -> Tensor:
@@ -82,40 +81,42 @@ def sparse_decode_backward(grad: Tensor, values: Tensor, indices: Tensor, weight
     return sddmm(indices, weight, grad), spmm_t(values, indices, grad, weight.shape[0])
 
 
-def _active(values: Tensor, indices: Tensor, num_factors: int) -> Tensor:
-    """Each row's active factors, once each; num_factors where there is none."""
-    factors = torch.where(values > 0, indices, num_factors).sort(dim=1).values
-    first = torch.ones_like(factors, dtype=torch.bool)
-    first[:, 1:] = factors[:, 1:] != factors[:, :-1]
-    return torch.where(first, factors, num_factors)
+def _active(values: Tensor, indices: Tensor) -> Tensor:
+    """Which entries count: active (above 0), and the first of their factor in the row that are."""
+    factors, order = torch.where(values > 0, indices, -1).sort(dim=1, stable=True)
+    first = factors >= 0
+    first[:, 1:] &= factors[:, 1:] != factors[:, :-1]
+    return torch.zeros_like(first).scatter(1, order, first)
 
 
-def factor_counts(values: Tensor, indices: Tensor, num_factors: int) -> Tensor:
+def factor_counts(
+    values: Tensor, indices: Tensor, num_factors: int, groups: Tensor | None, num_groups: int | None
+) -> Tensor:
     """See :func:`pysel.factor_counts`."""
-    _fake.factor_counts(values, indices, num_factors)
+    out = _fake.factor_counts(values, indices, num_factors, groups, num_groups)
     _check_indices("factor_counts", indices, num_factors)
-    return torch.bincount(_active(values, indices, num_factors).reshape(-1), minlength=num_factors + 1)[:num_factors]
+    counted = indices
+    if groups is not None and num_groups is not None:
+        _check_indices("factor_counts", groups, num_groups, "groups")
+        counted = indices + num_factors * groups.unsqueeze(1)
+    return torch.bincount(counted[_active(values, indices)], minlength=out.numel()).view(out.shape)
 
 
-def factor_scores(
-    values: Tensor, indices: Tensor, rate: Tensor, eps: float, validate: bool | None
-) -> tuple[Tensor, Tensor]:
+def factor_scores(values: Tensor, indices: Tensor, tables: Tensor, reduce: str, weighted: bool) -> Tensor:
     """See :func:`pysel.factor_scores`."""
-    op = "factor_scores"
-    _fake.factor_scores(values, indices, rate, eps, validate)
-    _check_indices(op, indices, rate.shape[0])
-    if validate is not False:
-        outside = ~((rate >= 0) & (rate <= 1))
-        if bool(outside.any()):
-            raise ValueError(f"{op}: rate must be between 0 and 1, got {float(rate[outside][0]):g}")
-    factors = _active(values, indices, rate.shape[0])
-    count = (factors < rate.shape[0]).sum(1).clamp_min(1)
-
-    def mean(table: Tensor) -> Tensor:
-        padded = F.pad(table.double(), (0, 1))
-        return (padded[factors].sum(1) / count).to(rate.dtype)
-
-    return mean(rate), mean(-log(rate + eps))
+    _fake.factor_scores(values, indices, tables, reduce, weighted)
+    _check_indices("factor_scores", indices, tables.shape[-1])
+    active = _active(values, indices)
+    weights = values.double().where(active, 0.0) if weighted else active.double()
+    wide = tables.double()
+    sums = wide.new_zeros((*tables.shape[:-1], values.shape[0]))
+    total = wide.new_zeros(values.shape[0])
+    for i, on, weight in zip(indices.unbind(1), active.unbind(1), weights.unbind(1), strict=True):
+        sums += (weight * wide[..., i]).where(on, 0.0)
+        total += weight
+    if reduce == "mean":
+        sums /= total.where(total > 0, 1.0)
+    return sums.movedim(-1, 0).to(tables.dtype).contiguous()
 
 
 def select(scores: Tensor, k: int, largest: bool, validate: bool | None) -> Tensor:

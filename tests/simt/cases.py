@@ -311,8 +311,8 @@ def codes():
         indices = factors(b, k, h)
         yield Case("sparse_decode", (normal(b, k), indices, normal(h, d), normal(d)), tsan=tsan)
         yield Case("sddmm", (indices, eighths(h, d), eighths(b, d)), tsan=tsan)
-        yield Case("factor_counts", (normal(b, k), indices, h), tsan=tsan)
-        yield Case("factor_scores", (normal(b, k), indices, torch.rand(h, generator=g), 1e-8, True), tsan=tsan)
+        yield Case("factor_counts", (normal(b, k), indices, h, None, None), tsan=tsan)
+        yield Case("factor_scores", (normal(b, k), indices, normal(2, h), "mean", False), tsan=tsan)
         if h < 1000:
             yield Case("spmm_t", (normal(b, k), indices, normal(b, d), h), tsan=tsan)
         if h < 40:
@@ -326,27 +326,41 @@ def codes():
             yield Case("sparse_decode", (normal(6, 5, dtype=dtype), indices, normal(20, d, dtype=dtype), None))
             yield Case("sddmm", (indices, eighths(20, d, dtype=dtype), eighths(6, d, dtype=dtype)))
             yield Case("spmm_t", (normal(6, 5, dtype=dtype), indices, normal(6, d, dtype=dtype), 20))
-        values, rate = normal(6, 5, dtype=dtype), torch.rand(20, generator=g, dtype=torch.float64)
-        yield Case("factor_counts", (values, indices, 20))
-        yield Case("factor_scores", (values, indices, rate, 0.0, None))
+        values, groups = normal(6, 5, dtype=dtype), torch.randint(0, 3, (6,), generator=g)
+        yield Case("factor_counts", (values, indices, 20, groups, 3))
+        yield Case("factor_scores", (values, indices, normal(20, dtype=torch.float64), "sum", True))
     positive = torch.rand(4, 700, generator=g)
     yield Case("sddmm", (factors(4, 3, 9), torch.rand(9, 700, generator=g), positive), ulps=16, note="inexact")
 
     for b, k in ((70, 33), (2100, 2)):
         one = torch.full((b, k), 3)
         yield Case("spmm_t", (normal(b, k), one, normal(b, 4), 9), note="one factor")
-        yield Case("factor_counts", (normal(b, k), one, 9), note="one factor")
+        yield Case("factor_counts", (normal(b, k), one, 9, None, None), note="one factor")
     args = (normal(2100, 2), factors(2100, 2, 1000), normal(2100, 1), 1000)
     yield Case("spmm_t", args, note="several tiles, two digits")
     twice = factors(3, 600, 40)
     values = normal(3, 600)
-    yield Case("factor_counts", (values, twice, 40), note="factors listed often")
-    yield Case("factor_scores", (values, twice, torch.rand(40, generator=g), 1e-3, None), note="factors listed often")
-    none = (-values.abs(), twice, torch.rand(40, generator=g), 1e-3, None)
-    yield Case("factor_scores", none, note="nothing active")
-    yield Case("factor_scores", (values, twice, torch.rand(40, generator=g) * 3 - 1, 2.0, False), note="rates beyond 1")
+    yield Case("factor_counts", (values, twice, 40, torch.tensor([1, 0, 1]), 4), note="factors listed often")
+    groups = torch.randint(0, 5, (2, 40), generator=g)[0]
+    yield Case("factor_counts", (normal(2, 40).t(), factors(2, 40, 9).t(), 9, groups, 5), tsan=True, note="transposed")
+    yield Case("factor_counts", (normal(0, 3), factors(0, 3, 5), 5, groups[:0], 2), note="groups of nothing")
+    for reduce in ("sum", "mean"):
+        for weighted in (False, True):
+            args = (values, twice, normal(5, 40), reduce, weighted)
+            yield Case("factor_scores", args, note="factors listed often, several tables")
+            args = (normal(4, 40), factors(4, 40, 9), normal(9, 3).t(), reduce, weighted)
+            yield Case("factor_scores", args, tsan=True, note="several tables, transposed")
+    for tables in (normal(0, 40), normal(40)):
+        yield Case("factor_scores", (-values.abs(), twice, tables, "mean", True), note="nothing active")
     edge = torch.tensor([[0.0, -0.0, float("nan"), float("inf"), 1e-45, -1.0]])
-    yield Case("factor_counts", (edge, torch.arange(6).view(1, 6), 6), note="what is active")
+    yield Case("factor_counts", (edge, torch.arange(6).view(1, 6), 6, None, None), note="what is active")
+    infinite = torch.tensor([[float("inf"), float("nan"), float("inf"), 1.0, -2.0, float("nan")]])
+    yield Case("factor_scores", (edge, torch.arange(6).view(1, 6), infinite, "sum", False), note="what is active")
+    # What both refuse, in the same words.
+    yield Case("factor_counts", (values, twice, 40, torch.tensor([1, 0]), 4))
+    yield Case("factor_counts", (values, twice, 40, torch.tensor([1, 0, 1]), None))
+    yield Case("factor_scores", (values, twice, normal(40, dtype=torch.float16), "sum", False))
+    yield Case("factor_scores", (values, twice, normal(40), "max", False))
 
     indices, weight = factors(5, 8, 12), normal(13, 8)
     flat = normal(1 + 12 * 8)

@@ -91,8 +91,9 @@ def factor_tables(
             common.append(_weighted_mean(values, rate[indices]))
             rare.append(_weighted_mean(among_rare, -torch.log(rate[indices] + eps)))
         else:
-            common.append(ops.factor_scores(values, indices, rate, eps)[0])
-            rare.append(ops.factor_scores(among_rare, indices, rate, eps)[1])
+            tables = torch.stack([rate, -torch.log(rate + eps)])
+            common.append(ops.factor_scores(values, indices, tables[0], reduce="mean"))
+            rare.append(ops.factor_scores(among_rare, indices, tables[1], reduce="mean"))
     return FactorTables(torch.cat(common), torch.cat(rare), rate)
 
 
