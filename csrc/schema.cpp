@@ -33,8 +33,14 @@ STABLE_TORCH_LIBRARY(pysel, m) {
   m.def("sparse_decode_backward(Tensor grad, Tensor values, Tensor indices, Tensor weight) -> (Tensor, Tensor)");
   m.def("factor_counts(Tensor values, Tensor indices, int num_factors, Tensor? groups, int? num_groups) -> Tensor");
   m.def("factor_scores(Tensor values, Tensor indices, Tensor tables, str reduce, bool weighted) -> Tensor");
-  m.def("select(Tensor scores, int k, bool largest, bool? validate) -> Tensor");
-  m.def("select.out(Tensor scores, int k, bool largest, bool? validate, *, Tensor(a!) out) -> ()");
+
+  // select
+  m.def(
+      "select(Tensor scores, int k, bool largest, Tensor? groups, Tensor? quotas, Tensor? key, bool? validate) -> "
+      "Tensor");
+  m.def(
+      "select.out(Tensor scores, int k, bool largest, Tensor? groups, Tensor? quotas, Tensor? key, bool? validate, *, "
+      "Tensor(a!) out) -> ()");
 
   // usage
   m.def("usage_update_(Tensor(a!) counts, Tensor selected, float decay) -> ()");
@@ -45,15 +51,16 @@ STABLE_TORCH_LIBRARY(pysel, m) {
       "-> Tensor");
   m.def(
       "usage_step_.out(Tensor(a!) counts, Tensor selected, Tensor scores, float gamma, float decay, str form, int "
-      "step, "
-      "*, Tensor(b!) out) -> ()");
+      "step, *, Tensor(b!) out) -> ()");
+  m.def(
+      "usage_select_(Tensor(a!) counts, Tensor first, Tensor second, float mix, float gamma, str form, int step, int "
+      "k, Tensor? groups, Tensor? quotas, Tensor? key, bool? validate) -> Tensor");
 
   // sample
   m.def(
-      "weighted_sample(Tensor weights, int k, bool replacement, bool log_weights, str order, Tensor key, int start, "
-      "bool? validate) -> Tensor");
+      "weighted_sample(Tensor weights, int k, bool replacement, bool log_weights, str order, Tensor? groups, Tensor? "
+      "quotas, Tensor key, int start, bool? validate) -> Tensor");
   m.def(
-      "weighted_sample.out(Tensor weights, int k, bool replacement, bool log_weights, str order, Tensor key, int "
-      "start, "
-      "bool? validate, *, Tensor(a!) out) -> ()");
+      "weighted_sample.out(Tensor weights, int k, bool replacement, bool log_weights, str order, Tensor? groups, "
+      "Tensor? quotas, Tensor key, int start, bool? validate, *, Tensor(a!) out) -> ()");
 }

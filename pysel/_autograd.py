@@ -99,7 +99,7 @@ def bump_version(*names: str) -> None:
         _library.impl(name, kernel, "ADInplaceOrView")
 
 
-bump_version("usage_update_", "usage_step_", *(f"{fake.__name__}.out" for fake in _fake.OUT))
+bump_version("usage_update_", "usage_step_", "usage_select_", *(f"{fake.__name__}.out" for fake in _fake.OUT))
 
 
 # --- gumbel ---

@@ -94,6 +94,20 @@ def no_grad(op: str, name: str, value: Tensor) -> None:
         raise ValueError(f"{op}: {name} must not require grad (the op is not differentiable there): detach it")
 
 
+def groups(op: str, groups: object, quotas: object, like_name: str, like: Tensor) -> None:
+    """Refuse groups without quotas or the reverse, wrong types and foreign devices."""
+    if groups is None and quotas is None:
+        return
+    for name, value, other in (("groups", groups, "quotas"), ("quotas", quotas, "groups")):
+        if value is None:
+            raise ValueError(f"{op}: {name} must be given with {other}, got None")
+    tensor(op, "groups", groups, (torch.int64, torch.int32))
+    tensor(op, "quotas", quotas, (torch.int64,))
+    for name, value in (("groups", groups), ("quotas", quotas)):
+        assert isinstance(value, Tensor)
+        same_device(op, name, value, like_name, like)
+
+
 def out_shape(op: str, value: Tensor, shape: Sequence[int]) -> None:
     """Refuse an ``out`` that has not the shape of the result, with ValueError."""
     torch._check_value(

@@ -109,7 +109,23 @@ def gumbel_argmax(logits: Tensor, key: Tensor, dim: int, start: int, validate: b
     return logits.new_empty(size, dtype=torch.int64)
 
 
-# --- sample ---
+# --- sample, select ---
+
+
+def _groups(op: str, groups: Tensor | None, quotas: Tensor | None, like_name: str, like: Tensor) -> None:
+    if groups is None and quotas is None:
+        return
+    torch._check_value(groups is not None, lambda: f"{op}: groups must be given with quotas, got None")
+    torch._check_value(quotas is not None, lambda: f"{op}: quotas must be given with groups, got None")
+    assert groups is not None
+    assert quotas is not None
+    torch._check_value(
+        groups.dim() == 1 and groups.shape[0] == like.shape[0],
+        lambda: f"{op}: groups must have the shape of {like_name}, {list(like.shape)}, got {list(groups.shape)}",
+    )
+    torch._check_value(groups.dtype in (torch.int64, torch.int32), lambda: f"{op}: groups must be int64 or int32")
+    torch._check_value(quotas.dim() == 1, lambda: f"{op}: quotas must have shape [G], got {list(quotas.shape)}")
+    torch._check_value(quotas.dtype == torch.int64, lambda: f"{op}: quotas must be int64")
 
 
 @fake
@@ -119,6 +135,8 @@ def weighted_sample(
     replacement: bool,
     log_weights: bool,
     order: str,
+    groups: Tensor | None,
+    quotas: Tensor | None,
     key: Tensor,
     start: int,
     validate: bool | None,
@@ -138,7 +156,30 @@ def weighted_sample(
             )
     else:
         _checks.k(op, k, weights.shape[-1])
+    if groups is not None or quotas is not None:
+        torch._check_value(not replacement, lambda: f"{op}: replacement must be False with groups, got True")
+        torch._check_value(
+            weights.dim() == 1, lambda: f"{op}: weights must have shape [n] with groups, got {list(weights.shape)}"
+        )
+        _groups(op, groups, quotas, "weights", weights)
     return weights.new_empty([*weights.shape[:-1], k], dtype=torch.int64)
+
+
+@fake
+def select(
+    scores: Tensor,
+    k: int,
+    largest: bool,
+    groups: Tensor | None,
+    quotas: Tensor | None,
+    key: Tensor | None,
+    validate: bool | None,
+) -> Tensor:
+    op = "select"
+    torch._check_value(scores.dim() == 1, lambda: f"{op}: scores must have shape [n], got {list(scores.shape)}")
+    _checks.k(op, k, scores.shape[0])
+    _groups(op, groups, quotas, "scores", scores)
+    return scores.new_empty(k, dtype=torch.int64)
 
 
 # --- topk ---
@@ -293,23 +334,19 @@ def factor_scores(values: Tensor, indices: Tensor, tables: Tensor, reduce: str, 
     return tables.new_empty((values.shape[0], *tables.shape[:-1]))
 
 
-@fake
-def select(scores: Tensor, k: int, largest: bool, validate: bool | None) -> Tensor:
-    op = "select"
-    torch._check_value(scores.dim() == 1, lambda: f"{op}: scores must have shape [n], got {list(scores.shape)}")
-    _checks.k(op, k, scores.shape[0])
-    return scores.new_empty(k, dtype=torch.int64)
-
-
 # --- usage ---
 
 
-def _update(op: str, counts: Tensor, selected: Tensor, decay: float) -> None:
+def _own_counts(op: str, counts: Tensor) -> None:
     torch._check_value(counts.dim() == 1, lambda: f"{op}: counts must have shape [n], got {list(counts.shape)}")
     torch._check_value(
         counts.shape[0] < 2 or counts.stride(0) != 0,
         lambda: f"{op}: counts must not be an expanded tensor, whose elements share memory",
     )
+
+
+def _update(op: str, counts: Tensor, selected: Tensor, decay: float) -> None:
+    _own_counts(op, counts)
     torch._check_value(selected.dim() == 1, lambda: f"{op}: selected must have shape [m], got {list(selected.shape)}")
     _int64(op, "selected", selected)
     torch._check_value(0 <= decay <= 1, lambda: f"{op}: decay must be between 0 and 1, got {decay:g}")
@@ -327,12 +364,16 @@ def _counts(op: str, counts: Tensor) -> None:
     )
 
 
-def _penalty(op: str, scores: Tensor, counts: Tensor, gamma: float, form: str, step: int) -> Tensor:
-    _same_shape(op, "scores", scores, "counts", counts)
+def _penalty(op: str, counts: Tensor, gamma: float, form: str, step: int) -> None:
     torch._check_value(0 <= gamma < math.inf, lambda: f"{op}: gamma must be finite and at least 0, got {gamma:g}")
     _checks.choice(op, "form", form, ("linear", "exp", "rate"))
     torch._check_value(step >= 1, lambda: f"{op}: step must be at least 1, got {step}")
     _counts(op, counts)
+
+
+def _penalised(op: str, scores: Tensor, counts: Tensor, gamma: float, form: str, step: int) -> Tensor:
+    _same_shape(op, "scores", scores, "counts", counts)
+    _penalty(op, counts, gamma, form, step)
     return _like(scores)
 
 
@@ -343,7 +384,7 @@ def usage_update_(counts: Tensor, selected: Tensor, decay: float) -> None:
 
 @fake
 def usage_penalty(scores: Tensor, counts: Tensor, gamma: float, form: str, step: int) -> Tensor:
-    return _penalty("usage_penalty", scores, counts, gamma, form, step)
+    return _penalised("usage_penalty", scores, counts, gamma, form, step)
 
 
 @fake
@@ -352,7 +393,35 @@ def usage_step_(
 ) -> Tensor:
     op = "usage_step_"
     _update(op, counts, selected, decay)
-    return _penalty(op, scores, counts, gamma, form, step)
+    return _penalised(op, scores, counts, gamma, form, step)
+
+
+@fake
+def usage_select_(
+    counts: Tensor,
+    first: Tensor,
+    second: Tensor,
+    mix: float,
+    gamma: float,
+    form: str,
+    step: int,
+    k: int,
+    groups: Tensor | None,
+    quotas: Tensor | None,
+    key: Tensor | None,
+    validate: bool | None,
+) -> Tensor:
+    op = "usage_select_"
+    _own_counts(op, counts)
+    _same_shape(op, "first", first, "counts", counts)
+    _same_shape(op, "second", second, "counts", counts)
+    torch._check_value(first.dtype in (torch.float32, torch.float64), lambda: f"{op}: first must be float32 or float64")
+    _same_dtype(op, "first", first, "second", second)
+    torch._check_value(0 <= mix <= 1, lambda: f"{op}: mix must be between 0 and 1, got {mix:g}")
+    _penalty(op, counts, gamma, form, step)
+    _checks.k(op, k, counts.shape[0])
+    _groups(op, groups, quotas, "counts", counts)
+    return counts.new_empty(k, dtype=torch.int64)
 
 
 # --- out overloads ---

@@ -11,6 +11,8 @@ Derive keys with :func:`split` or :func:`fold_in` only: adding 1 to an offset sh
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Generator, Tensor
 
@@ -84,12 +86,16 @@ def key(
     return _draw(where, None)
 
 
-def resolve(op: str, given: Tensor | None, generator: Generator | None, device: torch.device) -> Tensor:
-    """The key an op uses: the one given, or one drawn on the input's device."""
+def resolve(op: str, given: Tensor | int | None, generator: Generator | None, device: torch.device) -> Tensor:
+    """The key an op uses: the one given (an int stands for ``key(int)``), or one drawn on the input's device."""
     if given is None:
         return key(generator=generator, device=device)
     if generator is not None:
         raise ValueError(f"{op}: give key or generator, not both")
+    if not isinstance(given, Tensor):
+        if isinstance(given, bool) or not isinstance(given, numbers.Integral | torch.SymInt):
+            raise TypeError(f"{op}: key must be a Tensor or an int, got {type(given).__name__}")
+        return key(given, device="cpu")
     _check_key(op, given)
     if given.device != device and given.device.type != "cpu":
         raise ValueError(f"{op}: key must be on the device of the input, {device}, or on the CPU, got {given.device}")

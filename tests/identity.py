@@ -228,7 +228,7 @@ def select(r: Random) -> Call:
     else:
         info = torch.iinfo(dtype)
         scores = r.integers(*r.choice(((-5, 5), (info.min, info.max))), n).to(dtype)
-    return Call("select", (scores, r.count(n), r.random() < 0.5, None))
+    return Call("select", (scores, r.count(n), r.random() < 0.5, None, None, None, None))
 
 
 @op
@@ -357,7 +357,7 @@ def weighted_sample(r: Random) -> Call:
     most = max(1, r.largest // (B if w.dim() == 2 else 1))
     k = r.size(min(2 * n, most)) if replacement and positive else r.count(min(positive, most))
     order = r.choice(("draw", "index", "shuffled"))
-    args = (r.laid_out(w), k, replacement, log_weights, order, r.key(), r.start(), None)
+    args = (r.laid_out(w), k, replacement, log_weights, order, None, None, r.key(), r.start(), None)
     return Call("weighted_sample", args)
 
 

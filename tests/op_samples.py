@@ -20,8 +20,8 @@ RAW = {
         x, as_tau(tau), key, hard, start, validate
     ),
     "gumbel_argmax": lambda x, *, dim=-1, key, start=0, validate=None: (x, key, dim, start, validate),
-    "weighted_sample": lambda x, k, replacement=False, *, log_weights=False, order="draw", key, start=0,
-    validate=None: (x, k, replacement, log_weights, order, key, start, validate),
+    "weighted_sample": lambda x, k, replacement=False, *, log_weights=False, order="draw", groups=None, quotas=None,
+    key, start=0, validate=None: (x, k, replacement, log_weights, order, groups, quotas, key, start, validate),
 }  # fmt: skip
 
 

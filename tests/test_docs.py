@@ -57,9 +57,11 @@ SIGNATURES = {
     "usage_update_": "(counts, selected, decay=1.0)",
     "usage_penalty": "(scores, counts, gamma, form='linear', step=1",
     "usage_step_": "(counts, selected, scores, gamma, decay=1.0, form='linear', step=1",
-    "weighted_sample": "(weights, k, replacement=False, *, log_weights=False, order='draw', key=None, generator=None, "
-    "start=0",
-    "select": "(scores, k, largest=True",
+    "weighted_sample": "(weights, k, replacement=False, *, log_weights=False, order='draw', groups=None, quotas=None, "
+    "key=None, generator=None, start=0",
+    "select": "(scores, k, largest=True, *, groups=None, quotas=None, key=None",
+    "usage_select_": "(counts, first, second, mix, k, gamma, form='linear', step=1, *, groups=None, "
+    "quotas=None, key=None",
 }
 
 

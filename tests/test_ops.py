@@ -286,8 +286,8 @@ def test_a_strided_key_is_the_same_key(sample, key):
 
 
 BAD_KEYS = [
-    (TypeError, [1, 2], "key must be a Tensor, got list"),
-    (TypeError, 7, "key must be a Tensor, got int"),
+    (TypeError, [1, 2], "key must be a Tensor or an int, got list"),
+    (TypeError, True, "key must be a Tensor or an int, got bool"),
     (TypeError, torch.tensor([1, 2], dtype=torch.int32), "key must be int64 or uint64, got torch.int32"),
     (TypeError, torch.tensor([1.0, 2.0]), "key must be int64 or uint64, got torch.float32"),
     (ValueError, torch.tensor([1, 2, 3]), r"key must have shape \[2\], got \[3\]"),

@@ -17,6 +17,7 @@ from tests.statistics import accept, chi_square, independence, kolmogorov_smirno
 from tests.tensors import DTYPES, bits, name
 
 sample = pysel.weighted_sample
+WORD = np.array([2**32, 1], dtype=np.uint64)  # of a high half and a low one
 ORDERS = ["draw", "index", "shuffled"]
 orders = pytest.mark.parametrize("order", ORDERS)
 with_or_without = pytest.mark.parametrize("replacement", [False, True], ids=["without", "with"])
@@ -30,6 +31,11 @@ def random_weights(*shape, seed=0, dtype=torch.float32):
 def gumbel_noise(n, key, dtype, start=0):
     high, low = (torch.ops.pysel.random_words(key, stream, start, n) for stream in (0, 1))
     return torch.ops.pysel.noise(high << 32 | low, "gumbel", dtype == torch.float64)
+
+
+def order_words(n, key, start=0):
+    """The 64-bit words that decide between equal keys."""
+    return torch.ops.pysel.random_words(key, 2, 2 * start, 2 * n).view(n, 2).numpy().astype(np.uint64) @ WORD
 
 
 def uniforms(n, key, start=0):
@@ -64,10 +70,10 @@ def adversaries(n):
 
 @pytest.mark.parametrize("case", adversaries(1))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
-def test_the_k_largest_keys_win_with_ties_to_the_lowest_index(case, dtype, key):
+def test_the_k_largest_keys_win_with_ties_in_draw_order(case, dtype, key):
     x = adversaries(N_LARGE)[case].to(dtype)
     z = x + gumbel_noise(N_LARGE, key, dtype, start=9)
-    by_rank = np.lexsort((np.arange(N_LARGE), -z.double().numpy()))
+    by_rank = np.lexsort((order_words(N_LARGE, key, start=9), -z.double().numpy()))
     possible = int((x > -torch.inf).sum())
     for k in {1, 2, 100, N_LARGE // 50, possible // 2, possible - 1, possible}:
         got = sample(x, k, log_weights=True, order="index", key=key, start=9)
@@ -90,6 +96,24 @@ def test_draw_order_is_by_key_and_shuffles_ties(k, dtype, key):
         ascending = (got.diff() > 0)[tied].double().mean()
         assert tied.sum() > 1000
         assert 0.45 < ascending < 0.55  # neither by index nor against it (ten standard deviations)
+
+
+@orders
+@pytest.mark.parametrize(("n", "k"), [(100_000, 50_000), (100_000, 100), (3000, 1500)])
+def test_a_longer_draw_begins_with_the_shorter_one_where_keys_tie(order, n, k, device):
+    for seed in (31, 32):
+        x = torch.zeros(n, device=device)
+        x[::2] = 6e4 + torch.arange(0, n, 2, device=device) % 3  # float32 keys of these are 2^-7 apart
+        first = sample(x, k + 1, log_weights=True, key=seed)[:-1]
+        got = sample(x, k, log_weights=True, order=order, key=seed)
+        assert torch.equal(got.sort().values, first.sort().values)
+        if order == "draw":
+            assert torch.equal(got, first)
+    zeros = torch.zeros(100_000)
+    assert torch.equal(
+        sample(zeros, 50_000, log_weights=True, order="index", key=pysel.key(31)),
+        sample(zeros, 50_001, log_weights=True, key=pysel.key(31))[:-1].sort().values,
+    )
 
 
 @orders
@@ -256,7 +280,7 @@ def test_long_vectors_equal_the_reference(replacement, profile, key):
     ):
         w = profiles(n)[profile].to(dtype)
         got = sample(w, k, replacement, order=order, key=key, start=3)
-        wanted = reference.OPS["weighted_sample"](w, k, replacement, False, order, key, 3, None)
+        wanted = reference.OPS["weighted_sample"](w, k, replacement, False, order, None, None, key, 3, None)
         assert torch.equal(got, wanted), (dtype, k)
         assert torch.equal(sample(w, k, replacement, order="index", key=key, start=3), wanted.sort().values), (dtype, k)
 
@@ -270,7 +294,7 @@ def test_few_of_many_unchecked_weights_equal_the_reference(log_weights, dtype, k
     w[3::3000] = -0.0
     for k in (5, 25, 100):
         got = sample(w, k, log_weights=log_weights, order="index", key=key, validate=False)
-        wanted = reference.OPS["weighted_sample"](w, k, False, log_weights, "index", key, 0, False)
+        wanted = reference.OPS["weighted_sample"](w, k, False, log_weights, "index", None, None, key, 0, False)
         assert torch.equal(got, wanted), k
 
 

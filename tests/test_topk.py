@@ -420,12 +420,12 @@ def test_select_equals_the_reference(pattern, dtype, largest, device):
     for n in (0, 1, 63, 1000, 70_001, 300_000):
         x = scores((n,), pattern).mul(1000).clamp(-1e9, 1e9).to(dtype).to(device)
         for k in sorted({0, min(n, 1), n // 3, max(n - 1, 0), n}):
-            assert_same_bits(pysel.select(x, k, largest), reference.select(x, k, largest, None))
+            assert_same_bits(pysel.select(x, k, largest), reference.select(x, k, largest, None, None, None, None))
 
 
 def test_select_in_any_memory(layout, dtype):
     x = scores((5000,), "ties", dtype)
-    assert_same_bits(pysel.select(laid_out(x, layout), 777), reference.select(x, 777, True, None))
+    assert_same_bits(pysel.select(laid_out(x, layout), 777), reference.select(x, 777, True, None, None, None, None))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float64], ids=name)
@@ -458,7 +458,7 @@ def test_select_survives_a_wrong_guess(misled, dtype):
     x[list(sampled(n))] += 10 if misled == "too high" else -10
     x = x.to(dtype)
     for k in (n // 100, n // 3, n // 2, n - n // 10):
-        assert_same_bits(pysel.select(x, k), reference.select(x, k, True, None))
+        assert_same_bits(pysel.select(x, k), reference.select(x, k, True, None, None, None, None))
 
 
 def test_select_survives_a_guess_that_holds_too_much():
@@ -470,7 +470,7 @@ def test_select_survives_a_guess_that_holds_too_much():
             x = level + spread * torch.randn(n, generator=generator(), dtype=torch.float64)
             x[:: n // 3] = math.inf
             for k in (1, 5, n // 11, n // 11 + 3, n // 2):
-                assert_same_bits(pysel.select(x, k), reference.select(x, k, True, None))
+                assert_same_bits(pysel.select(x, k), reference.select(x, k, True, None, None, None, None))
 
 
 def test_select_refuses_nan_wherever_it_is():
@@ -670,7 +670,7 @@ def raw_calls(requires_grad=False):
         "sparse_decode_backward": (dense.detach(), values.detach(), indices, weight.detach()),
         "factor_counts": (values.detach(), indices, 7, torch.tensor([2, 0, 0, 1]), 3),
         "factor_scores": (values.detach(), indices, tables_of(2, 7), "mean", True),
-        "select": (bias.detach(), 3, True, None),
+        "select": (bias.detach(), 3, True, None, None, None, None),
     }
 
 
@@ -840,7 +840,7 @@ RAW_BAD = [
     ("factor_scores", (V, J, TABLE.half(), "sum", False)),
     ("factor_scores", (V, J, TABLE.sum(), "sum", False)),
     ("factor_scores", (V, J + 7, TABLE, "sum", False)),
-    ("select", (X[0] > 0, 1, True, None)),
+    ("select", (X[0] > 0, 1, True, None, None, None, None)),
 ]
 
 

@@ -59,10 +59,14 @@ struct PenaltyArguments {
   }
 };
 
-inline void check_update(const char* op, const Tensor& counts, const Tensor& selected, double decay) {
+inline void check_counts(const char* op, const Tensor& counts) {
   check_value(counts.dim() == 1, op, ": counts must have shape [n], got ", shape(counts));
   check_value(counts.size(0) < 2 || counts.stride(0) != 0, op,
               ": counts must not be an expanded tensor, whose elements share memory");
+}
+
+inline void check_update(const char* op, const Tensor& counts, const Tensor& selected, double decay) {
+  check_counts(op, counts);
   check_value(selected.dim() == 1, op, ": selected must have shape [m], got ", shape(selected));
   check_dtype(op, "selected", selected, ScalarType::Long, "int64");
   check_device(op, "selected", selected, counts);

@@ -2,6 +2,7 @@
 #ifdef PYSEL_VARIANT
 
 #include "cpu/lanes.h"
+#include "cpu/noise.h"
 
 // One bit a key, in words of 64: those above `high`, and those within [low, high].
 template <typename Bits>
@@ -29,6 +30,19 @@ inline int64_t* expand(const uint64_t* words, int64_t n, int64_t first, int64_t*
   return out;
 }
 
+// Lists the set bits of words, and the order stream's words of their elements, numbered from `first`.
+inline int tie_words(Key key, uint64_t first, const uint64_t* bits, int n, uint32_t* at, uint64_t* out) {
+  alignas(64) uint64_t elements[kKeyChunk];
+  int count = 0;
+  for (int w = 0; w * 64 < n; ++w)
+    for (uint64_t word = bits[w]; word != 0; word &= word - 1, ++count) {
+      at[count] = static_cast<uint32_t>(w * 64 + __builtin_ctzll(word));
+      elements[count] = first + at[count];
+    }
+  gather_words(key, Stream::order, elements, count, out);
+  return count;
+}
+
 #else
 
 #include "cpu/radix_select.h"
@@ -40,7 +54,8 @@ inline int64_t* expand(const uint64_t* words, int64_t n, int64_t first, int64_t*
 #include <limits>
 #include <vector>
 
-#include "cpu/parallel.h"
+#include "common/random.h"
+#include "cpu/chunk.h"
 
 namespace pysel {
 namespace {
@@ -75,9 +90,10 @@ uint64_t scramble(uint64_t x) {
 template <typename Bits>
 class Selection {
  public:
-  Selection(int64_t n, int64_t k, const KeysOf<Bits>& keys_of)
+  Selection(int64_t n, int64_t k, const KeysOf<Bits>& keys_of, const std::optional<TieOrder>& tie_order)
       : n_(n),
         k_(k),
+        tie_order_(tie_order),
         most_kept_(std::max(n / 8, kPart)),
         keys_of_(keys_of),
         parts_(static_cast<size_t>((n + kPart - 1) / kPart)),
@@ -101,6 +117,14 @@ class Selection {
   struct Kept {
     Bits key;
     uint32_t at;  // within the part
+  };
+
+  // An element that ties with the k-th largest.
+  struct Tied {
+    uint64_t word;
+    int64_t index;
+
+    bool operator<(const Tied& other) const { return word != other.word ? word < other.word : index < other.index; }
   };
 
   struct Part {
@@ -201,7 +225,10 @@ class Selection {
       take_from_kept(k_ - above, within);
       return true;
     } else if (b.low == b.high) {
-      take_ties(b.low, k_ - above);
+      if (tie_order_)
+        take_ties_by_word(b.low, k_ - above, within);
+      else
+        take_ties(b.low, k_ - above);
       return true;
     } else {
       b.above = above;
@@ -242,15 +269,83 @@ class Selection {
     std::nth_element(keys.begin(), keys.begin() + (wanted - 1), keys.end(), std::greater<>());
     const Bits threshold = keys[static_cast<size_t>(wanted - 1)];
     int64_t ties = wanted - std::count_if(keys.begin(), keys.end(), [&](Bits key) { return key > threshold; });
-    for (size_t p = 0; p < parts_.size(); ++p) {
-      Part& part = parts_[p];
-      for (const Kept& kept : part.kept) {
-        if (kept.key < threshold || (kept.key == threshold && ties-- <= 0)) continue;
+    std::vector<Tied> tied;
+    const auto take = [&](size_t p, int64_t i) {
+      bits_[i / 64] |= uint64_t{1} << (i % 64);
+      ++parts_[p].above;
+    };
+    for (size_t p = 0; p < parts_.size(); ++p)
+      for (const Kept& kept : parts_[p].kept) {
         const int64_t i = first_of(p) + kept.at;
-        bits_[i / 64] |= uint64_t{1} << (i % 64);
-        ++part.above;
+        if (kept.key > threshold)
+          take(p, i);
+        else if (kept.key == threshold && tie_order_)
+          tied.push_back({tie_order_->key.word64(Stream::order, tie_order_->first + static_cast<uint64_t>(i)), i});
+        else if (kept.key == threshold && ties-- > 0)
+          take(p, i);
       }
+    if (!tie_order_) return;
+    std::nth_element(tied.begin(), tied.begin() + ties, tied.end());
+    for (int64_t t = 0; t < ties; ++t) {
+      const int64_t i = tied[static_cast<size_t>(t)].index;
+      take(static_cast<size_t>(i / kPart), i);
     }
+  }
+
+  // Among `tied` elements. Their words are spread evenly, so the wanted-th smallest is known to within a few: these are
+  // kept and compared.
+  void take_ties_by_word(Bits threshold, int64_t wanted, int64_t tied) {
+    const double share = static_cast<double>(wanted) / static_cast<double>(tied);
+    std::vector<Tied> near;
+    int64_t wanted_near;
+    for (double deviations = 6;; deviations *= 8) {
+      const double slack =
+          deviations * (std::sqrt(share * (1 - share) / static_cast<double>(tied)) + 2 / static_cast<double>(tied));
+      const uint64_t low = word_at(share - slack), high = word_at(share + slack);
+      std::atomic<int64_t> below{0};
+      std::mutex mutex;
+      near.clear();
+      each_part([&](size_t p) {
+        std::vector<Tied> mine;
+        int64_t taken = 0;
+        each_chunk(p, threshold, [&](int64_t at, int count, const Bits* keys) {
+          if (keys == nullptr) return;
+          uint64_t above[kKeyChunk / 64], ties[kKeyChunk / 64];
+          if (PYSEL_CHOOSE(classify<Bits>)(keys, count, threshold, threshold, above, ties).band == 0) return;
+          alignas(64) uint32_t places[kKeyChunk];
+          alignas(64) uint64_t words[kKeyChunk];
+          const int64_t first = first_of(p) + at;
+          const int listed = PYSEL_CHOOSE(tie_words)(tie_order_->key, tie_order_->first + static_cast<uint64_t>(first),
+                                                     ties, count, places, words);
+          uint64_t* bits = bits_ + first / 64;
+          for (int i = 0; i < listed; ++i) {
+            const uint64_t bit = uint64_t{1} << places[i] % 64, take = words[i] < low;
+            bits[places[i] / 64] = (bits[places[i] / 64] & ~bit) | (take ? bit : 0);
+            taken += static_cast<int64_t>(take);
+            if (words[i] >= low && words[i] <= high) mine.push_back({words[i], first + places[i]});
+          }
+        });
+        parts_[p].ties = taken;
+        below += taken;
+        std::lock_guard lock(mutex);
+        near.insert(near.end(), mine.begin(), mine.end());
+      });
+      wanted_near = wanted - below;
+      if (wanted_near >= 0 && wanted_near <= static_cast<int64_t>(near.size())) break;
+    }
+    std::nth_element(near.begin(), near.begin() + wanted_near, near.end());
+    for (Part& part : parts_) part.above += part.ties;
+    for (int64_t t = 0; t < wanted_near; ++t) {
+      const int64_t i = near[static_cast<size_t>(t)].index;
+      bits_[i / 64] |= uint64_t{1} << (i % 64);
+      ++parts_[static_cast<size_t>(i / kPart)].above;
+    }
+  }
+
+  // The word below which a share of all words lies.
+  static uint64_t word_at(double share) {
+    if (share <= 0) return 0;
+    return share >= 1 ? ~uint64_t{0} : static_cast<uint64_t>(share * 0x1p64);
   }
 
   void take_ties(Bits threshold, int64_t wanted) {
@@ -290,6 +385,7 @@ class Selection {
   }
 
   int64_t n_, k_;
+  std::optional<TieOrder> tie_order_;
   int64_t most_kept_;
   const KeysOf<Bits>& keys_of_;
   std::vector<Part> parts_;
@@ -300,12 +396,15 @@ class Selection {
 }  // namespace
 
 template <typename Bits>
-void select_largest(int64_t n, int64_t k, const KeysOf<Bits>& keys_of, int64_t* indices) {
-  if (n > 0) Selection<Bits>(n, k, keys_of).run(indices);
+void select_largest(int64_t n, int64_t k, const KeysOf<Bits>& keys_of, const std::optional<TieOrder>& tie_order,
+                    int64_t* indices) {
+  if (n > 0) Selection<Bits>(n, k, keys_of, tie_order).run(indices);
 }
 
-template void select_largest<uint32_t>(int64_t, int64_t, const KeysOf<uint32_t>&, int64_t*);
-template void select_largest<uint64_t>(int64_t, int64_t, const KeysOf<uint64_t>&, int64_t*);
+template void select_largest<uint32_t>(int64_t, int64_t, const KeysOf<uint32_t>&, const std::optional<TieOrder>&,
+                                       int64_t*);
+template void select_largest<uint64_t>(int64_t, int64_t, const KeysOf<uint64_t>&, const std::optional<TieOrder>&,
+                                       int64_t*);
 
 }  // namespace pysel
 

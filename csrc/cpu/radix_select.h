@@ -1,6 +1,7 @@
 #pragma once
 
-// The k largest of n keys, exactly, ties by lowest index, as ascending indices. Keys are asked for in chunks and never
+// The k largest of n keys, exactly, as ascending indices. Ties go to the lowest index, or to the smallest words of a
+// random stream. Keys are asked for in chunks and never
 // stored, so they may be made anew each time.
 //
 // One pass over the keys is the rule. A sample of n^(2/3) keys brackets the k-th largest within [low, high]; the pass
@@ -11,6 +12,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
+
+#include "common/philox.h"
 
 namespace pysel {
 
@@ -22,10 +26,20 @@ constexpr int kKeyChunk = 1024;
 template <typename Bits>
 using KeysOf = std::function<bool(int64_t first, int count, Bits floor, Bits* out)>;
 
-template <typename Bits>  // uint32_t or uint64_t
-void select_largest(int64_t n, int64_t k, const KeysOf<Bits>& keys_of, int64_t* indices /* [k] */);
+// Which of equal keys come first: those whose elements, numbered from `first`, have the smallest 64-bit words in the
+// order stream, and then the lowest index.
+struct TieOrder {
+  Key key;
+  uint64_t first;
+};
 
-extern template void select_largest<uint32_t>(int64_t, int64_t, const KeysOf<uint32_t>&, int64_t*);
-extern template void select_largest<uint64_t>(int64_t, int64_t, const KeysOf<uint64_t>&, int64_t*);
+template <typename Bits>  // uint32_t or uint64_t
+void select_largest(int64_t n, int64_t k, const KeysOf<Bits>& keys_of, const std::optional<TieOrder>& tie_order,
+                    int64_t* indices /* [k] */);
+
+extern template void select_largest<uint32_t>(int64_t, int64_t, const KeysOf<uint32_t>&, const std::optional<TieOrder>&,
+                                              int64_t*);
+extern template void select_largest<uint64_t>(int64_t, int64_t, const KeysOf<uint64_t>&, const std::optional<TieOrder>&,
+                                              int64_t*);
 
 }  // namespace pysel

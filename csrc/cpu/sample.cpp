@@ -1,7 +1,8 @@
 // Weighted index sampling.
 //
 // Without replacement: a race (Efraimidis and Spirakis 2006). Item i has the key log w_i + g_i and the k largest win,
-// ties by lowest index. Keys are functions of the element's number, so a pass makes them anew instead of storing them.
+// ties by the order stream. Keys are functions of the element's number, so a pass makes them anew instead of storing
+// them.
 //
 // With replacement: weights become integers in fixed point, so that their prefix sums are exact and in any order the
 // same; draw j looks its own 64-bit uniform up in them.
@@ -439,7 +440,7 @@ void race(const T* w, int64_t n, const Request& request, uint64_t first, int64_t
         PYSEL_CHOOSE(race_keys<T, A>)(w + begin, request.log_weights, request.key, element, count, keys);
         return true;
       },
-      out);
+      TieOrder{request.key, first}, out);
   if (request.arrangement != Arrangement::index) Arranger<T>(w, n, request, first).run(out);
 }
 
@@ -693,17 +694,23 @@ void write_weighted_sample(const Tensor& weights, int64_t k, bool replacement, b
   });
 }
 
-Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order, Tensor key,
-                       int64_t start, std::optional<bool> validate) {
-  Tensor out = empty_cpu(check_weighted_sample(kOp, weights, k, replacement, order, start), ScalarType::Long);
+Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order,
+                       std::optional<Tensor> groups, std::optional<Tensor> quotas, Tensor key, int64_t start,
+                       std::optional<bool> validate) {
+  Tensor out =
+      empty_cpu(check_weighted_sample(kOp, weights, k, replacement, order, groups, quotas, start), ScalarType::Long);
+  check_value(!groups, kOp, ": groups must be None, they are not there yet");
   write_weighted_sample(weights, k, replacement, log_weights, order, key, start, validate.value_or(true), out);
   return out;
 }
 
-void weighted_sample_out(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order, Tensor key,
-                         int64_t start, std::optional<bool> validate, Tensor out) {
-  check_out(kOp, out, check_weighted_sample(kOp, weights, k, replacement, order, start), ScalarType::Long, weights);
+void weighted_sample_out(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order,
+                         std::optional<Tensor> groups, std::optional<Tensor> quotas, Tensor key, int64_t start,
+                         std::optional<bool> validate, Tensor out) {
+  check_out(kOp, out, check_weighted_sample(kOp, weights, k, replacement, order, groups, quotas, start),
+            ScalarType::Long, weights);
   check_apart(kOp, out, "weights", weights);
+  check_value(!groups, kOp, ": groups must be None, they are not there yet");
   write_weighted_sample(weights, k, replacement, log_weights, order, key, start, validate.value_or(true), out);
 }
 

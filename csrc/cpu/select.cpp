@@ -29,7 +29,8 @@ namespace pysel {
 namespace {
 
 template <typename T>
-void select_from(const Tensor& scores, int64_t k, bool largest, bool validate, int64_t* indices) {
+void select_from(const Tensor& scores, int64_t k, bool largest, const std::optional<TieOrder>& tie_order, bool validate,
+                 int64_t* indices) {
   using Bits = std::conditional_t<sizeof(T) <= 4, uint32_t, uint64_t>;
   const Tensor scores_c = torch::stable::contiguous(scores);
   const T* x = static_cast<const T*>(scores_c.data_ptr());
@@ -42,32 +43,39 @@ void select_from(const Tensor& scores, int64_t k, bool largest, bool validate, i
           check_value(!(nan && validate), "select: scores must not be NaN, got NaN");
         return true;
       },
-      indices);
+      tie_order, indices);
 }
 
 constexpr const char* kOp = "select";
 
-void write_select(const Tensor& scores, int64_t k, bool largest, std::optional<bool> validate, const Tensor& out) {
+void write_select(const Tensor& scores, int64_t k, bool largest, const std::optional<Tensor>& groups,
+                  const std::optional<Tensor>& key, std::optional<bool> validate, const Tensor& out) {
+  check_value(!groups, kOp, ": groups must be None, they are not there yet");
+  std::optional<TieOrder> tie_order;
+  if (key) tie_order = TieOrder{read_key(kOp, *key), 0};
   auto* indices = static_cast<int64_t*>(out.data_ptr());
   const bool check = validate.value_or(true);
   if (scores.scalar_type() == ScalarType::Long)
-    select_from<int64_t>(scores, k, largest, check, indices);
+    select_from<int64_t>(scores, k, largest, tie_order, check, indices);
   else if (scores.scalar_type() == ScalarType::Int)
-    select_from<int32_t>(scores, k, largest, check, indices);
+    select_from<int32_t>(scores, k, largest, tie_order, check, indices);
   else
-    dispatch_floating(kOp, "scores", scores, [&]<typename T>() { select_from<T>(scores, k, largest, check, indices); });
+    dispatch_floating(kOp, "scores", scores,
+                      [&]<typename T>() { select_from<T>(scores, k, largest, tie_order, check, indices); });
 }
 
-Tensor select(Tensor scores, int64_t k, bool largest, std::optional<bool> validate) {
-  Tensor out = empty_cpu(check_select(kOp, scores, k), ScalarType::Long);
-  write_select(scores, k, largest, validate, out);
+Tensor select(Tensor scores, int64_t k, bool largest, std::optional<Tensor> groups, std::optional<Tensor> quotas,
+              std::optional<Tensor> key, std::optional<bool> validate) {
+  Tensor out = empty_cpu(check_select(kOp, scores, k, groups, quotas), ScalarType::Long);
+  write_select(scores, k, largest, groups, key, validate, out);
   return out;
 }
 
-void select_out(Tensor scores, int64_t k, bool largest, std::optional<bool> validate, Tensor out) {
-  check_out(kOp, out, check_select(kOp, scores, k), ScalarType::Long, scores);
+void select_out(Tensor scores, int64_t k, bool largest, std::optional<Tensor> groups, std::optional<Tensor> quotas,
+                std::optional<Tensor> key, std::optional<bool> validate, Tensor out) {
+  check_out(kOp, out, check_select(kOp, scores, k, groups, quotas), ScalarType::Long, scores);
   check_apart(kOp, out, "scores", scores);
-  write_select(scores, k, largest, validate, out);
+  write_select(scores, k, largest, groups, key, validate, out);
 }
 
 }  // namespace

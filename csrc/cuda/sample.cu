@@ -334,17 +334,21 @@ Tensor reshaped(Tensor t, const std::vector<int64_t>& size) {
   return torch::stable::view(t, {size.data(), size.size()});
 }
 
-Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order, Tensor key,
-                       int64_t start, std::optional<bool> validate) {
-  const std::vector<int64_t> size = check_weighted_sample(kOp, weights, k, replacement, order, start);
+Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order,
+                       std::optional<Tensor> groups, std::optional<Tensor> quotas, Tensor key, int64_t start,
+                       std::optional<bool> validate) {
+  const std::vector<int64_t> size = check_weighted_sample(kOp, weights, k, replacement, order, groups, quotas, start);
+  check_value(!groups, kOp, ": groups must be None on a GPU, where they are not there yet");
   const Call call(weights, validate);
   const Tensor room = call.empty({size.size() == 2 ? size[0] : 1, k}, ScalarType::Long);
   return reshaped(sampled(call, weights, k, replacement, log_weights, order, key, start, room), size);
 }
 
-void weighted_sample_out(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order, Tensor key,
-                         int64_t start, std::optional<bool> validate, Tensor out) {
-  const std::vector<int64_t> size = check_weighted_sample(kOp, weights, k, replacement, order, start);
+void weighted_sample_out(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order,
+                         std::optional<Tensor> groups, std::optional<Tensor> quotas, Tensor key, int64_t start,
+                         std::optional<bool> validate, Tensor out) {
+  const std::vector<int64_t> size = check_weighted_sample(kOp, weights, k, replacement, order, groups, quotas, start);
+  check_value(!groups, kOp, ": groups must be None on a GPU, where they are not there yet");
   check_out(kOp, out, size, ScalarType::Long, weights);
   check_apart(kOp, out, "weights", weights);
   const Call call(weights, validate);

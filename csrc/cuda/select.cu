@@ -51,17 +51,26 @@ void write_select(const Call& call, const Tensor& scores, int64_t k, bool larges
   call.finish();
 }
 
-Tensor select(Tensor scores, int64_t k, bool largest, std::optional<bool> validate) {
-  const std::vector<int64_t> size = check_select(kOp, scores, k);
+void check_yet(const std::optional<Tensor>& groups, const std::optional<Tensor>& key) {
+  check_value(!groups, kOp, ": groups must be None on a GPU, where they are not there yet");
+  check_value(!key, kOp, ": key must be None on a GPU, where it is not there yet");
+}
+
+Tensor select(Tensor scores, int64_t k, bool largest, std::optional<Tensor> groups, std::optional<Tensor> quotas,
+              std::optional<Tensor> key, std::optional<bool> validate) {
+  const std::vector<int64_t> size = check_select(kOp, scores, k, groups, quotas);
+  check_yet(groups, key);
   const Call call(scores, validate);
   Tensor out = call.empty(size, ScalarType::Long);
   write_select(call, scores, k, largest, out);
   return out;
 }
 
-void select_out(Tensor scores, int64_t k, bool largest, std::optional<bool> validate, Tensor out) {
-  check_out(kOp, out, check_select(kOp, scores, k), ScalarType::Long, scores);
+void select_out(Tensor scores, int64_t k, bool largest, std::optional<Tensor> groups, std::optional<Tensor> quotas,
+                std::optional<Tensor> key, std::optional<bool> validate, Tensor out) {
+  check_out(kOp, out, check_select(kOp, scores, k, groups, quotas), ScalarType::Long, scores);
   check_apart(kOp, out, "scores", scores);
+  check_yet(groups, key);
   write_select(Call(scores, validate), scores, k, largest, out);
 }
 

@@ -2,8 +2,9 @@
 
 from pysel.ops.gumbel import gumbel_argmax, gumbel_sigmoid, gumbel_softmax
 from pysel.ops.sample import weighted_sample
-from pysel.ops.topk import factor_counts, factor_scores, select, sparse_decode, topk, topk_encode
-from pysel.ops.usage import usage_penalty, usage_step_, usage_update_
+from pysel.ops.select import select
+from pysel.ops.topk import factor_counts, factor_scores, sparse_decode, topk, topk_encode
+from pysel.ops.usage import usage_penalty, usage_select_, usage_step_, usage_update_
 
 __all__ = [
     "factor_counts",
@@ -16,6 +17,7 @@ __all__ = [
     "topk",
     "topk_encode",
     "usage_penalty",
+    "usage_select_",
     "usage_step_",
     "usage_update_",
     "weighted_sample",

@@ -42,7 +42,7 @@ def gumbel_softmax(
     hard: bool = False,
     *,
     dim: int = -1,
-    key: Tensor | None = None,
+    key: Tensor | int | None = None,
     generator: Generator | None = None,
     start: int = 0,
     validate: bool | None = None,
@@ -60,7 +60,7 @@ def gumbel_softmax(
             breaks CUDA graphs). 0 with ``hard`` is argmax, with zero gradient.
         hard: return one-hot samples.
         dim: the dimension of the categories.
-        key: int64 [2], see :func:`pysel.key`.
+        key: int64 [2] or an int, see :func:`pysel.key`.
         generator: draw the key from this generator instead; with neither, from torch's default one.
         start: number of the first element, for shards.
         validate: None refuses bad values at once on the CPU; on a GPU the next call or :func:`pysel.check` does, and
@@ -103,7 +103,7 @@ def gumbel_sigmoid(
     tau: float | Tensor = 1.0,
     hard: bool = False,
     *,
-    key: Tensor | None = None,
+    key: Tensor | int | None = None,
     generator: Generator | None = None,
     start: int = 0,
     validate: bool | None = None,
@@ -119,7 +119,7 @@ def gumbel_sigmoid(
         logits: any shape, float32, float64, bfloat16 or float16: log odds. -inf is 0; NaN stays NaN.
         tau: temperature above 0, a number or a 0-d floating tensor; 0 with ``hard`` is a threshold.
         hard: return gates of exactly 0 or 1.
-        key: int64 [2], see :func:`pysel.key`.
+        key: int64 [2] or an int, see :func:`pysel.key`.
         generator: draw the key from this generator instead; with neither, from torch's default one.
         start: number of the first element, for shards.
         validate: as in :func:`gumbel_softmax`.
@@ -153,7 +153,7 @@ def gumbel_argmax(
     logits: Tensor,
     *,
     dim: int = -1,
-    key: Tensor | None = None,
+    key: Tensor | int | None = None,
     generator: Generator | None = None,
     start: int = 0,
     validate: bool | None = None,
@@ -165,7 +165,7 @@ def gumbel_argmax(
     Args:
         logits: any shape, float32, float64, bfloat16 or float16. A row with NaN gives the index of its first NaN.
         dim: the dimension of the categories.
-        key: int64 [2], see :func:`pysel.key`.
+        key: int64 [2] or an int, see :func:`pysel.key`.
         generator: draw the key from this generator instead; with neither, from torch's default one.
         start: number of the first element, for shards.
         validate: as in :func:`gumbel_softmax`.

@@ -19,7 +19,9 @@ def weighted_sample(
     *,
     log_weights: bool = False,
     order: str = "draw",
-    key: Tensor | None = None,
+    groups: Tensor | None = None,
+    quotas: Tensor | None = None,
+    key: Tensor | int | None = None,
     generator: Generator | None = None,
     start: int = 0,
     validate: bool | None = None,
@@ -28,9 +30,10 @@ def weighted_sample(
     """Draw ``k`` indices with probability proportional to their weights; a drop-in for :func:`torch.multinomial`.
 
     Without replacement the draw is a race: item ``i`` gets the key ``log w_i + g_i`` with ``g_i ~ Gumbel(0, 1)``, and
-    the ``k`` largest win, ties by lowest index. With replacement, draw ``j`` inverts its own 64-bit uniform over the
-    weights in fixed point, scaled by a power of two so that their sum is an exact 64-bit integer: every probability
-    ``p`` is right to ``(1 + n p) n 2**-63``, and a longer run begins with the shorter one.
+    the ``k`` largest win; equal keys are ordered by further random words, so that a longer draw begins with the shorter
+    one. With groups, each group holds a race of its own. With replacement, draw ``j`` inverts its own 64-bit uniform
+    over the weights in fixed point, scaled by a power of two so that their sum is an exact 64-bit integer: every
+    probability ``p`` is right to ``(1 + n p) n 2**-63``, and a longer run begins with the shorter one.
 
     On the CPU it takes, beside the result, n / 8 bytes and usually under n / 6 of keys near the k-th largest (with
     replacement n / 128 bytes), and for draw and shuffled order (with replacement, for these alone) another 8 k bytes.
@@ -44,7 +47,10 @@ def weighted_sample(
         order: what the order of a row means; the set (with replacement, the multiset) is the same for all three.
             ``draw``: successive draws, as torch.multinomial's. ``index``: ascending. ``shuffled``: uniformly random,
             for feeding a loader (in draw order heavy items come first).
-        key: int64 [2], see :func:`pysel.key`.
+        groups: [n], int64 or int32, in [0, G): the group of each of one row's weights. Given together with ``quotas``,
+            and without replacement only.
+        quotas: int64 [G], draws from each group, which sum to ``k``. Any may be 0, and a group may be empty.
+        key: int64 [2] or an int, see :func:`pysel.key`.
         generator: draw the key from this generator instead; with neither, from torch's default one.
         start: number of the first weight (with replacement: of the first draw), for shards.
         validate: as in :func:`gumbel_softmax`; on a GPU, rows that are refused later hold -1.
@@ -55,8 +61,10 @@ def weighted_sample(
 
     Raises:
         ValueError: a negative, infinite or NaN weight; ``k`` above the number of weights that are not 0; no weight
-            above 0; a wrong shape, order or key; key and generator together.
-        IndexError: ``k`` is negative or, without replacement, above n.
+            above 0; groups without quotas or the reverse, for rows or with replacement; quotas that do not sum to
+            ``k``, a negative one, or one above the number of weights in its group that are not 0; a wrong shape, order
+            or key; key and generator together.
+        IndexError: ``k`` is negative or, without replacement, above n; a group is out of range.
         TypeError: a wrong dtype.
 
     Example:
@@ -71,8 +79,9 @@ def weighted_sample(
     _checks.integer(op, "k", k)
     _checks.integer(op, "start", start)
     _checks.choice(op, "order", order, ("draw", "index", "shuffled"))
+    _checks.groups(op, groups, quotas, "weights", weights)
     resolved = resolve(op, key, generator, weights.device)
-    args = (weights.detach(), k, replacement, log_weights, order, resolved, start, validate)
+    args = (weights.detach(), k, replacement, log_weights, order, groups, quotas, resolved, start, validate)
     if out is not None:
         return write_out(op, out, torch.int64, *args)
     return torch.ops.pysel.weighted_sample(*args)

@@ -1,4 +1,4 @@
-"""Exact selection of the largest, and the sparse products of a TopK sparse autoencoder."""
+"""The largest of each row, and the sparse products of a TopK sparse autoencoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from pysel import _autograd, _checks
 from pysel.ops._out import write_out
 
-__all__ = ["factor_counts", "factor_scores", "select", "sparse_decode", "topk", "topk_encode"]
+__all__ = ["factor_counts", "factor_scores", "sparse_decode", "topk", "topk_encode"]
 
 _INT64 = (torch.int64,)
 
@@ -251,42 +251,3 @@ def factor_scores(
     _checks.no_grad(op, "values", values)
     _checks.no_grad(op, "tables", tables)
     return torch.ops.pysel.factor_scores(values.detach(), indices, tables.detach(), reduce, weighted)
-
-
-def select(
-    scores: Tensor,
-    k: int,
-    largest: bool = True,
-    *,
-    validate: bool | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Select exactly k elements of one long vector, and return their indices in ascending order.
-
-    Ties go to the lowest index, and -0 equals 0. Usually one pass over the scores, on all threads.
-
-    Args:
-        scores: [n], float32, float64, bfloat16, float16, int64 or int32.
-        k: between 0 and n.
-        largest: select the largest; else the smallest.
-        validate: as in :func:`gumbel_softmax`; what is refused later on a GPU holds -1. Unrefused, NaN is the largest.
-        out: int64 [k]: write the indices here and return it. On the CPU untouched by an error.
-
-    Returns:
-        int64 [k].
-
-    Raises:
-        ValueError: a NaN score, or a shape other than [n].
-        IndexError: ``k`` is out of range.
-        TypeError: a wrong type or dtype.
-
-    Example:
-        >>> import torch, pysel
-        >>> pysel.select(torch.tensor([0.3, 0.9, 0.9, 0.1, 0.9]), 2)
-        tensor([1, 2])
-    """
-    op = "select"
-    _checks.tensor(op, "scores", scores, (*_checks.FLOATING, torch.int64, torch.int32))
-    _checks.integer(op, "k", k)
-    args = (scores.detach(), k, largest, validate)
-    return torch.ops.pysel.select(*args) if out is None else write_out(op, out, torch.int64, *args)

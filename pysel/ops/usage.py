@@ -7,27 +7,36 @@ from torch import Tensor
 
 from pysel import _autograd, _checks
 from pysel.ops._out import write_out
+from pysel.random import resolve
 
-__all__ = ["usage_penalty", "usage_step_", "usage_update_"]
+__all__ = ["usage_penalty", "usage_select_", "usage_step_", "usage_update_"]
 
 _FORMS = ("linear", "exp", "rate")
 _COUNTS = (torch.float32, torch.float64, torch.int32, torch.int64)
 
 
-def _check_update(op: str, counts: Tensor, selected: Tensor, decay: float) -> None:
+def _check_counts(op: str, counts: Tensor) -> None:
     _checks.tensor(op, "counts", counts, _COUNTS)
-    _checks.tensor(op, "selected", selected, (torch.int64,))
-    _checks.same_device(op, "selected", selected, "counts", counts)
-    _checks.number(op, "decay", decay)
     _checks.no_grad(op, "counts", counts)
     if not torch.compiler.is_compiling() and counts.is_neg():
         raise ValueError(f"{op}: counts must not be a lazily negated view, which torch cannot change in place")
+
+
+def _check_update(op: str, counts: Tensor, selected: Tensor, decay: float) -> None:
+    _check_counts(op, counts)
+    _checks.tensor(op, "selected", selected, (torch.int64,))
+    _checks.same_device(op, "selected", selected, "counts", counts)
+    _checks.number(op, "decay", decay)
 
 
 def _check_penalty(op: str, scores: Tensor, counts: Tensor, gamma: float, form: str, step: int) -> None:
     _checks.tensor(op, "scores", scores)
     _checks.tensor(op, "counts", counts, _COUNTS)
     _checks.same_device(op, "counts", counts, "scores", scores)
+    _check_form(op, gamma, form, step)
+
+
+def _check_form(op: str, gamma: float, form: str, step: int) -> None:
     _checks.number(op, "gamma", gamma)
     _checks.choice(op, "form", form, _FORMS)
     _checks.integer(op, "step", step)
@@ -159,3 +168,77 @@ def usage_step_(
     _checks.no_grad(op, "scores", scores)
     args = (counts, selected, scores.detach(), gamma, decay, form, step)
     return torch.ops.pysel.usage_step_(*args) if out is None else write_out(op, out, scores.dtype, *args)
+
+
+def usage_select_(
+    counts: Tensor,
+    first: Tensor,
+    second: Tensor,
+    mix: float,
+    k: int,
+    gamma: float,
+    form: str = "linear",
+    step: int = 1,
+    *,
+    groups: Tensor | None = None,
+    quotas: Tensor | None = None,
+    key: Tensor | int | None = None,
+    validate: bool | None = None,
+) -> Tensor:
+    """Mix two tables of scores, penalise by use, select, and count the selected as used: an epoch in one pass.
+
+    The same, bit for bit, as the steps it stands for, without a temporary of n elements::
+
+        scores = usage_penalty(first * (1 - mix) + second * mix, counts, gamma, form, step)
+        selected = select(scores, k, groups=groups, quotas=quotas, key=key)
+        usage_update_(counts, selected)
+
+    with ``1 - mix`` and ``mix`` rounded once to the tables' dtype.
+
+    Args:
+        counts: [n], float32, float64, int32 or int64. Updated in place.
+        first: [n], float32 or float64.
+        second: [n], like ``first``.
+        mix: share of ``second``, in [0, 1].
+        k: between 0 and n.
+        gamma: strength, finite, 0 or more.
+        form: linear, exp or rate, as in :func:`usage_penalty`.
+        step: how many selections have been made, 1 or more (rate only).
+        groups: [n], int64 or int32, and
+        quotas: int64 [G]: as in :func:`select`.
+        key: int64 [2] or an int: orders equal scores, as in :func:`select`.
+        validate: as in :func:`gumbel_softmax`.
+
+    Returns:
+        int64 [k], ascending.
+
+    Raises:
+        ValueError, IndexError, TypeError: as the three functions; ``mix`` out of range; a table that requires grad.
+            ``counts`` is then unchanged.
+
+    Example:
+        >>> import torch, pysel
+        >>> counts, common = torch.zeros(4), torch.tensor([3.0, 2.0, 1.0, 0.0])
+        >>> rare = common.flip(0)
+        >>> pysel.usage_select_(counts, common, rare, 0.25, 2, gamma=2.0)
+        tensor([0, 1])
+        >>> pysel.usage_select_(counts, common, rare, 0.25, 2, gamma=2.0), counts
+        (tensor([2, 3]), tensor([1., 1., 1., 1.]))
+
+    Source: arXiv 2603.04981 (algorithm 1); the fusion is ours.
+    """
+    op = "usage_select_"
+    _check_counts(op, counts)
+    for name, table in (("first", first), ("second", second)):
+        _checks.tensor(op, name, table, (torch.float32, torch.float64))
+        _checks.same_device(op, name, table, "counts", counts)
+        _checks.no_grad(op, name, table)
+    _checks.same_dtype(op, "second", second, "first", first)
+    _checks.number(op, "mix", mix)
+    _checks.integer(op, "k", k)
+    _check_form(op, gamma, form, step)
+    _checks.groups(op, groups, quotas, "counts", counts)
+    resolved = None if key is None else resolve(op, key, None, counts.device)
+    return torch.ops.pysel.usage_select_(
+        counts, first.detach(), second.detach(), mix, gamma, form, step, k, groups, quotas, resolved, validate
+    )

@@ -20,18 +20,18 @@ from pysel.reference.gumbel import (
 )
 from pysel.reference.random import fold_in, noise, random_words, split
 from pysel.reference.sample import weighted_sample
+from pysel.reference.select import select
 from pysel.reference.topk import (
     factor_counts,
     factor_scores,
     sddmm,
-    select,
     sparse_decode,
     sparse_decode_backward,
     spmm_t,
     topk,
     topk_encode,
 )
-from pysel.reference.usage import usage_penalty, usage_step_, usage_update_
+from pysel.reference.usage import usage_penalty, usage_select_, usage_step_, usage_update_
 
 OPS: dict[str, Callable[..., Any]] = {
     f.__name__: f
@@ -55,6 +55,7 @@ OPS: dict[str, Callable[..., Any]] = {
         topk,
         topk_encode,
         usage_penalty,
+        usage_select_,
         usage_step_,
         usage_update_,
         weighted_sample,

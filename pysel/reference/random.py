@@ -71,6 +71,11 @@ def words64(key: Tensor, stream: int, item: Tensor) -> Tensor:
     return ((high << 32) | low).view(item.shape)
 
 
+def unsigned_order(x: Tensor) -> Tensor:
+    """int64 whose signed order is the unsigned order of x's bits."""
+    return x ^ -(2**63)
+
+
 def split(key: Tensor, n: int) -> Tensor:
     """int64 [n, 2]: see :func:`pysel.split`."""
     if n < 0:

@@ -8,13 +8,22 @@ import torch
 from torch import Tensor
 
 from pysel import _fake
-from pysel.reference.random import ORDER, WITH_REPLACEMENT, exp_nonpositive, log, noise_like, words64
+from pysel.reference.random import (
+    ORDER,
+    WITH_REPLACEMENT,
+    exp_nonpositive,
+    log,
+    noise_like,
+    unsigned_order,
+    words64,
+)
+from pysel.reference.select import best, check_groups, ranking
 
 _SIGN = -(2**63)
 _MASK = 0xFFFFFFFF
 
 
-def _validate(x: Tensor, k: int, replacement: bool, log_weights: bool) -> None:
+def _validate(x: Tensor, k: int, replacement: bool, log_weights: bool, grouped: bool) -> None:
     op = "weighted_sample"
     if log_weights:
         if bool((torch.isnan(x) | (x == math.inf)).any()):
@@ -25,29 +34,32 @@ def _validate(x: Tensor, k: int, replacement: bool, log_weights: bool) -> None:
             raise ValueError(f"{op}: weights must be finite and at least 0, got a negative, infinite or NaN weight")
         nonzero = (x > 0).sum(-1)
     least = int(nonzero.min()) if nonzero.numel() else k
-    if not replacement and k > least:
+    if not replacement and not grouped and k > least:
         raise ValueError(f"{op}: k must be at most the number of nonzero weights, {least}, got {k}")
     if replacement and k > 0 and least == 0:
         raise ValueError(f"{op}: weights must have at least one above 0 in every row, got a row of zeros")
 
 
-def _unsigned_order(x: Tensor) -> Tensor:
-    """int64 whose signed order is the unsigned order of x's bits."""
-    return x ^ _SIGN
-
-
-def _race(x: Tensor, k: int, log_weights: bool, order: str, key: Tensor, start: int) -> Tensor:
+def _race(
+    x: Tensor,
+    k: int,
+    log_weights: bool,
+    order: str,
+    groups: Tensor | None,
+    quotas: Tensor | None,
+    key: Tensor,
+    start: int,
+) -> Tensor:
     g = noise_like(x, key, start, "gumbel")
     z = (x.to(g.dtype) if log_weights else log(x.to(g.dtype))) + g
-    # a stable sort gives ties to the lowest index
-    chosen = z.sort(dim=-1, descending=True, stable=True).indices[:, :k].sort(dim=-1).values
-    if order == "index":
-        return chosen
-    row = torch.arange(x.shape[0], device=x.device).unsqueeze(1) * x.shape[1]
-    word = _unsigned_order(words64(key, ORDER, start + row + chosen))
-    chosen = chosen.gather(1, word.sort(dim=-1, stable=True).indices)
+    words = words64(key, ORDER, start + torch.arange(x.numel(), device=x.device)).view(x.shape)
+    ranked = ranking(z, True, words)
+    chosen = ranked[:, :k] if groups is None else best(ranked[0], k, groups, quotas).unsqueeze(0)
     if order == "draw":
-        chosen = chosen.gather(1, z.gather(1, chosen).sort(dim=-1, descending=True, stable=True).indices)
+        return chosen
+    chosen = chosen.sort(dim=-1).values
+    if order == "shuffled":
+        chosen = chosen.gather(1, ranking(unsigned_order(words.gather(1, chosen)), False, None))
     return chosen
 
 
@@ -81,7 +93,7 @@ def _inversion(x: Tensor, k: int, log_weights: bool, order: str, key: Tensor, st
     cumulative = fixed_point(w).cumsum(-1)
     draw = torch.arange(x.shape[0] * k, dtype=torch.int64, device=x.device).view(x.shape[0], k) + start
     target = _multiply_high(words64(key, WITH_REPLACEMENT, draw), cumulative[:, -1:])
-    index = torch.searchsorted(_unsigned_order(cumulative), _unsigned_order(target), right=True)
+    index = torch.searchsorted(unsigned_order(cumulative), unsigned_order(target), right=True)
     index = torch.where(cumulative[:, -1:] == 0, -1, index)  # unchecked weights
     return index.sort(dim=-1).values if order == "index" else index
 
@@ -92,16 +104,25 @@ def weighted_sample(
     replacement: bool,
     log_weights: bool,
     order: str,
+    groups: Tensor | None,
+    quotas: Tensor | None,
     key: Tensor,
     start: int,
     validate: bool | None,
 ) -> Tensor:
     """See :func:`pysel.weighted_sample`."""
-    out = _fake.weighted_sample(weights, k, replacement, log_weights, order, key, start, validate)
+    out = _fake.weighted_sample(weights, k, replacement, log_weights, order, groups, quotas, key, start, validate)
     if validate is not False:
-        _validate(weights, k, replacement, log_weights)
+        _validate(weights, k, replacement, log_weights, groups is not None)
+    counted = weights > (-math.inf if log_weights else 0)
+    if validate is False:
+        counted.fill_(True)
+    check_groups("weighted_sample", k, groups, quotas, "the number of nonzero weights", counted)
     if out.numel() == 0:
         return out
-    sample = _inversion if replacement else _race
-    rows = weights.reshape(-1, weights.shape[-1])
-    return sample(rows, k, log_weights, order, key.to(weights.device), start).view(out.shape)
+    rows, key = weights.reshape(-1, weights.shape[-1]), key.to(weights.device)
+    if replacement:
+        drawn = _inversion(rows, k, log_weights, order, key, start)
+    else:
+        drawn = _race(rows, k, log_weights, order, groups, quotas, key, start)
+    return drawn.view(out.shape)

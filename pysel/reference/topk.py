@@ -117,12 +117,3 @@ def factor_scores(values: Tensor, indices: Tensor, tables: Tensor, reduce: str, 
     if reduce == "mean":
         sums /= total.where(total > 0, 1.0)
     return sums.movedim(-1, 0).to(tables.dtype).contiguous()
-
-
-def select(scores: Tensor, k: int, largest: bool, validate: bool | None) -> Tensor:
-    """See :func:`pysel.select`."""
-    _fake.select(scores, k, largest, validate)
-    if validate is not False and scores.dtype.is_floating_point and bool(torch.isnan(scores).any()):
-        raise ValueError("select: scores must not be NaN, got NaN")
-    order = _descending(scores) if largest else scores.sort(stable=True).indices
-    return order[:k].sort().values

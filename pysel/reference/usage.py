@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pysel import _fake
 from pysel.reference.random import exp_nonpositive
+from pysel.reference.select import check_groups, select
 
 
 def _check_selected(op: str, selected: Tensor, n: int) -> None:
@@ -61,3 +62,30 @@ def usage_step_(
     _fake.usage_step_(counts, selected, scores, gamma, decay, form, step)
     _update(op, counts, selected, decay)
     return usage_penalty(scores, counts, gamma, form, step)
+
+
+def usage_select_(
+    counts: Tensor,
+    first: Tensor,
+    second: Tensor,
+    mix: float,
+    gamma: float,
+    form: str,
+    step: int,
+    k: int,
+    groups: Tensor | None,
+    quotas: Tensor | None,
+    key: Tensor | None,
+    validate: bool | None,
+) -> Tensor:
+    """See :func:`pysel.usage_select_`."""
+    op = "usage_select_"
+    _fake.usage_select_(counts, first, second, mix, gamma, form, step, k, groups, quotas, key, validate)
+    check_groups(op, k, groups, quotas, "the size", torch.ones_like(counts, dtype=torch.bool))
+    weights = torch.tensor([1 - mix, mix], dtype=torch.float64).to(first.device, first.dtype)
+    scores = usage_penalty(first * weights[0] + second * weights[1], counts, gamma, form, step)
+    if validate is not False and bool(torch.isnan(scores).any()):
+        raise ValueError(f"{op}: scores of first, second and counts must not be NaN, got NaN")
+    chosen = select(scores, k, True, groups, quotas, key, False)
+    _update(op, counts, chosen, 1)
+    return chosen

@@ -171,19 +171,23 @@ def select():
 
     for dtype in (*FLOATS, torch.int32, torch.int64):
         for largest in (True, False):
-            yield Case("select", (scores(300, dtype), 40, largest, None), tsan=dtype == torch.float32)
+            yield Case("select", (scores(300, dtype), 40, largest, None, None, None, None), tsan=dtype == torch.float32)
         # as many candidates as there is room for, and more
-        yield Case("select", (scores(9000, dtype, False), 4000, True, None), note="ties")
+        yield Case("select", (scores(9000, dtype, False), 4000, True, None, None, None, None), note="ties")
     for n, k in ((0, 0), (1, 0), (1, 1), (5, 3), (257, 257), (8192, 100), (8193, 8192), (20_000, 10_000)):
-        yield Case("select", (scores(n, torch.float32), k, True, None))
-    yield Case("select", (torch.zeros(9001), 700, False, None), note="all equal")
-    yield Case("select", (torch.tensor([0.0, -0.0] * 50), 30, True, None), note="signed zeros")
+        yield Case("select", (scores(n, torch.float32), k, True, None, None, None, None))
+    yield Case("select", (torch.zeros(9001), 700, False, None, None, None, None), note="all equal")
+    yield Case("select", (torch.tensor([0.0, -0.0] * 50), 30, True, None, None, None, None), note="signed zeros")
     nan = scores(400, torch.float64)
     nan[::7], nan[5], nan[6] = torch.nan, torch.inf, -torch.inf
     for largest in (True, False):
-        yield Case("select", (nan, 90, largest, False), note="NaN, unchecked")
-    yield Case("select", (scores(3000, torch.float32)[1::3], 77, True, None), note="strided")
-    yield Case("select", (scores(3000, torch.float32), 77, True, None), kwargs={"out": torch.zeros(77).long()})
+        yield Case("select", (nan, 90, largest, None, None, None, False), note="NaN, unchecked")
+    yield Case("select", (scores(3000, torch.float32)[1::3], 77, True, None, None, None, None), note="strided")
+    yield Case(
+        "select",
+        (scores(3000, torch.float32), 77, True, None, None, None, None),
+        kwargs={"out": torch.zeros(77).long()},
+    )
 
 
 @family
@@ -201,9 +205,11 @@ def sample():
             for log_weights in (False, True):
                 x = w.log() if log_weights else w
                 more = {"tsan": tsan and order == "draw"}
-                yield Case("weighted_sample", (x, k, False, log_weights, order, KEY, start, None), **more)
+                yield Case("weighted_sample", (x, k, False, log_weights, order, None, None, KEY, start, None), **more)
                 if order != "shuffled":
-                    yield Case("weighted_sample", (x, 2 * k, True, log_weights, order, KEY, start, None), **more)
+                    yield Case(
+                        "weighted_sample", (x, 2 * k, True, log_weights, order, None, None, KEY, start, None), **more
+                    )
 
     for dtype in FLOATS:
         yield from calls(weights(300, dtype=dtype), 40, tsan=dtype == torch.float32)
@@ -211,20 +217,24 @@ def sample():
     yield from calls(weights(1), 1, 5)
     yield from calls(weights(9001), 8000, 3)
     for k in (0, 1, 10_000):
-        yield Case("weighted_sample", (weights(20_001), k, False, False, "index", KEY, 1, None))
-    yield Case("weighted_sample", (weights(2, 33_000), 70, True, False, "draw", KEY, 1, None), note="parts")
+        yield Case("weighted_sample", (weights(20_001), k, False, False, "index", None, None, KEY, 1, None))
+    yield Case("weighted_sample", (weights(2, 33_000), 70, True, False, "draw", None, None, KEY, 1, None), note="parts")
     equal = torch.full((1000,), 1e30)
-    yield Case("weighted_sample", (equal, 500, False, True, "draw", KEY, 0, None), note="equal keys")
+    yield Case("weighted_sample", (equal, 500, False, True, "draw", None, None, KEY, 0, None), note="equal keys")
     few = torch.zeros(500).index_fill(0, torch.tensor([3, 255, 499]), 1.0)
     for order in ("draw", "index"):
-        yield Case("weighted_sample", (few, 3, False, False, order, KEY, 0, None), note="all that are not 0")
-        yield Case("weighted_sample", (few, 600, True, False, order, KEY, 0, None), note="mostly 0")
-    yield Case("weighted_sample", (few, 9, False, False, "index", KEY, 0, False), note="unchecked")
-    yield Case("weighted_sample", (few * 0, 9, True, False, "index", KEY, 0, False), note="unchecked")
-    yield Case("weighted_sample", (weights(3000)[::3], 77, False, False, "draw", KEY, 2, None), note="strided")
+        yield Case(
+            "weighted_sample", (few, 3, False, False, order, None, None, KEY, 0, None), note="all that are not 0"
+        )
+        yield Case("weighted_sample", (few, 600, True, False, order, None, None, KEY, 0, None), note="mostly 0")
+    yield Case("weighted_sample", (few, 9, False, False, "index", None, None, KEY, 0, False), note="unchecked")
+    yield Case("weighted_sample", (few * 0, 9, True, False, "index", None, None, KEY, 0, False), note="unchecked")
+    yield Case(
+        "weighted_sample", (weights(3000)[::3], 77, False, False, "draw", None, None, KEY, 2, None), note="strided"
+    )
     for order in ("draw", "index", "shuffled"):
         for replacement in (False, True):
-            args = (weights(2, 300), 90, replacement, False, order, KEY, 0, None)
+            args = (weights(2, 300), 90, replacement, False, order, None, None, KEY, 0, None)
             yield Case("weighted_sample", args, kwargs={"out": torch.zeros(2, 90, dtype=torch.int64)})
 
 
