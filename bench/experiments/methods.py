@@ -38,7 +38,9 @@ def _static(setting: Setting) -> Selector:
     return StaticRandomSelector(setting.num_samples, setting.settings.keep_ratio, key=setting.key)
 
 
-def _random(setting: Setting, *, balance: str | None = None, tail: bool = False) -> Selector:
+def _random(
+    setting: Setting, *, balance: str | None = None, tail: bool = False, weighted_tail: bool = False
+) -> Selector:
     settings = setting.settings
     return DynamicRandom(
         setting.num_samples,
@@ -47,8 +49,12 @@ def _random(setting: Setting, *, balance: str | None = None, tail: bool = False)
         labels=setting.labels,
         balance=balance,
         refine=settings.refine if tail else 0.0,
+        weighted_tail=weighted_tail,
         key=setting.key,
     )
+
+
+_weighted_tail = partial(_random, balance="equal", tail=True, weighted_tail=True)
 
 
 def _infobatch(setting: Setting) -> Selector:
@@ -85,6 +91,9 @@ METHODS: dict[str, Method] = {
     "RS2, balanced": Method("baseline", partial(_random, balance="equal")),
     "RS2, tail": Method("baseline", partial(_random, tail=True)),
     "RS2, balanced, tail": Method("baseline", partial(_random, balance="equal", tail=True)),
+    "RS2, balanced, weighted tail": Method(
+        "baseline", partial(_random, balance="equal", tail=True, weighted_tail=True)
+    ),
     "InfoBatch": Method("baseline", _infobatch),
     "DynamicSelector": _method("published"),
     "Rep alone": _method("ablation", schedule=1.0),

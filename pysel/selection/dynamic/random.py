@@ -27,8 +27,8 @@ class DynamicRandom(Selector):
     differ by at most 1 after any epoch.
 
     Ours: where an epoch reaches over the end of a permutation no sample comes twice; class balance; the full-data tail
-    (of arXiv 2603.04981). The subset is a function of the arguments, the key and the epoch alone: any epoch can be
-    asked for, at the cost of one. With balance every class costs a few calls an epoch.
+    (of arXiv 2603.04981) and its weights. The subset is a function of the arguments, the key and the epoch alone: any
+    epoch can be asked for, at the cost of one. With balance every class costs a few calls an epoch.
 
     Args:
         num_samples: N.
@@ -39,6 +39,9 @@ class DynamicRandom(Selector):
             smaller than that gives all that it has, and the rest is spread over the others), with "proportional" its
             share.
         refine: all samples are used in this last fraction of the epochs, and after them.
+        weighted_tail: `weights` gives every class as much of the loss there as it has of the subsets. Without, the last
+            and most decisive epochs are unbalanced again: on a long tail of classes that takes back nearly all that
+            ``balance="equal"`` had won.
         key: int64 [2] or an int; drawn from torch's default generator when missing.
 
     Raises:
@@ -62,6 +65,7 @@ class DynamicRandom(Selector):
         labels: Tensor | None = None,
         balance: str | None = None,
         refine: float = 0.0,
+        weighted_tail: bool = True,
         key: Tensor | int | None = None,
     ) -> None:
         name = "DynamicRandom"
@@ -91,6 +95,7 @@ class DynamicRandom(Selector):
                 "epochs": epochs,
                 "balance": balance,
                 "refine": refine,
+                "weighted_tail": weighted_tail,
             },
             {"labels": labels},
         )
@@ -101,6 +106,7 @@ class DynamicRandom(Selector):
             self._full_from = math.inf
         self._members: list[Tensor | None] = [None]  # ascending indices of each class; None are all samples
         self._quotas = [size]
+        self._tail_weights: Tensor | None = None
         if balance is not None:
             assert labels is not None
             labels = labels.cpu()
@@ -108,6 +114,8 @@ class DynamicRandom(Selector):
             counts = torch.unique(labels, return_counts=True)[1].tolist()
             self._members = list(by_class.split(counts))
             self._quotas = equal_quotas(counts, size) if balance == "equal" else quotas(counts, size)
+            if weighted_tail:
+                self._tail_weights = balancing_weights(labels, counts, self._quotas)
         self._key = as_key(key)
         self._epoch = 0
 
@@ -137,6 +145,12 @@ class DynamicRandom(Selector):
             rows = _walk(n, quota, epoch, fold_in(self._key, c))
             parts.append(rows if members is None else members[rows])
         return torch.cat(parts).sort().values
+
+    def weights(self, indices: Tensor) -> Tensor:
+        """Factors for the losses of samples: float32 [B] for int64 [B]. All 1 but in a weighted tail."""
+        if self._tail_weights is None or self._epoch < self._full_from:
+            return super().weights(indices)
+        return self._tail_weights[indices.cpu()].to(indices.device)
 
     def stats(self) -> dict[str, Any]:
         """Realised ratio, samples in the current epoch and quotas of the classes."""
@@ -179,6 +193,23 @@ def equal_quotas(counts: Sequence[int], size: int) -> list[int]:
         quota[c] = min(counts[c], left // classes)
         left, classes = left - quota[c], classes - 1
     return quota
+
+
+def balancing_weights(labels: Tensor, counts: Sequence[int], quotas: Sequence[int]) -> Tensor:
+    """Weights [N] that give each class of ``labels`` the share of the sum that it has of the quotas; 1 on average.
+
+    Args:
+        labels: integers [N].
+        counts: members of each class, in ascending order of the labels.
+        quotas: what each class gives to a subset.
+
+    Example:
+        >>> balancing_weights(torch.tensor([0, 0, 0, 1]), [3, 1], [1, 1])
+        tensor([0.6667, 0.6667, 0.6667, 2.0000])
+    """
+    share = torch.tensor(quotas, dtype=torch.float64) / sum(quotas)
+    weight = share * labels.numel() / torch.tensor(counts, dtype=torch.float64)
+    return weight[torch.unique(labels, return_inverse=True)[1]].float()
 
 
 def _walk(n: int, k: int, epoch: int, key: Tensor) -> Tensor:
