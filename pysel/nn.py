@@ -6,7 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from pysel import _checks, ops
-from pysel.sae import SAEOutput, SAEReport, TopKSAE, evaluate_sae, geometric_median, normal, train_sae
+from pysel.sae import (
+    SAEOutput,
+    SAEReport,
+    TopKSAE,
+    evaluate_sae,
+    geometric_median,
+    load_sae,
+    normal,
+    save_sae,
+    train_sae,
+)
 
 __all__ = [
     "GumbelSelector",
@@ -15,7 +25,9 @@ __all__ = [
     "TopKSAE",
     "evaluate_sae",
     "geometric_median",
+    "load_sae",
     "normal",
+    "save_sae",
     "train_sae",
 ]
 

@@ -61,6 +61,8 @@ def geometric_median(x: Tensor, iterations: int = 100, tolerance: float = 1e-6, 
     """
     _check_matrix("geometric_median", "x", x)
     rows = x[:: -(-x.size(0) // max_rows)].to(_wide(x))
+    unit = _power_of_two(rows.abs().max())  # squares of distances must neither overflow nor vanish
+    rows = rows / unit
     median = rows.mean(0)
     for _ in range(iterations):
         distance = torch.linalg.vector_norm(rows - median, dim=1)
@@ -71,15 +73,15 @@ def geometric_median(x: Tensor, iterations: int = 100, tolerance: float = 1e-6, 
         previous, median = median, (inverse @ rows) / inverse.sum()
         if torch.linalg.vector_norm(median - previous) <= tolerance * scale:
             break
-    return median.to(x.dtype)
+    return (median * unit).to(x.dtype)
 
 
 class SAEOutput(NamedTuple):
     """What `TopKSAE` returns."""
 
-    reconstruction: Tensor  # [B, d]
-    values: Tensor  # [B, k] activations, descending; 0 where fewer than k units were positive
-    indices: Tensor  # [B, k] int64 units
+    reconstruction: Tensor  # [..., d]
+    values: Tensor  # [..., k] activations, largest (in magnitude) first; 0 where fewer than k units were positive
+    indices: Tensor  # [..., k] int64 units
 
 
 class TopKSAE(nn.Module):
@@ -90,21 +92,31 @@ class TopKSAE(nn.Module):
     which units that have gone dead model what the living ones leave over. The [B, num_factors] activations
     are never written: `encode` yields the k kept ones, and gradients flow through these alone.
 
-    Starting values come from ``key``; data-dependent ones (``b``, the loss's scale) from `initialise_`.
+    The form of arXiv 2603.04981 is ``activation="abs", tied=True, revive="dead"``: no relu, the k largest magnitudes
+    with their signs, one matrix for both directions, and dead units that must each rebuild the row of the batch to
+    which they respond most. A unit is then active where its value is not 0: count ``values.abs()``.
+
+    Inputs of any floating-point dtype are centred in the wider of their dtype and the parameters', then computed in the
+    parameters'. Starting values come from ``key``; data-dependent ones (``b``, the loss's scale) from `initialise_`.
 
     Args:
         in_features: d.
         num_factors: number of units, H.
         k: activations kept, 1 to H.
+        activation: "relu", or "abs" for the k largest magnitudes.
+        tied: decoder and encoder are one parameter.
+        revive: what dead units learn from: "aux", together, what the living ones leave over (arXiv 2406.04093; damped
+            when fewer than ``aux_k`` are dead); "dead", each alone, the row on which its pre-activation is largest
+            (arXiv 2603.04981); None, nothing.
         aux_k: dead units that model the residual; default min(H, d // 2), at least 1.
-        aux_weight: weight of that loss; 1/32 in the paper.
+        aux_weight: weight of either loss; 1/32 in the first paper, not told in the second.
         dead_after: a unit is dead after this many samples without activity (ours to choose; 1e7 tokens in the
             paper).
         key: int64 [2]; drawn from torch's default generator when missing.
         device, dtype: of the parameters.
 
     Raises:
-        TypeError, ValueError: a size is not an int or is out of range.
+        TypeError, ValueError: a size is not an int, or an argument is out of range.
 
     Example:
         >>> import pysel
@@ -115,11 +127,11 @@ class TopKSAE(nn.Module):
     """
 
     decoder: nn.Parameter  # [H, d]
-    encoder: nn.Parameter  # [H, d]
+    encoder: nn.Parameter  # [H, d]; the decoder itself when tied
     encoder_bias: nn.Parameter  # [H]
     bias: nn.Parameter  # [d]
     silent: Tensor  # [H] int64, samples since a unit was last active
-    variance: Tensor  # [] summed over features; scales the loss
+    spread: Tensor  # [] root mean square of the features about their mean; scales the loss
 
     def __init__(
         self,
@@ -127,104 +139,124 @@ class TopKSAE(nn.Module):
         num_factors: int,
         k: int,
         *,
+        activation: str = "relu",
+        tied: bool = False,
+        revive: str | None = "aux",
         aux_k: int | None = None,
         aux_weight: float = 1 / 32,
         dead_after: int = 1_000_000,
-        key: Tensor | None = None,
+        key: Tensor | int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _checks.in_range("TopKSAE", "in_features", in_features, 1, None)
-        _checks.in_range("TopKSAE", "num_factors", num_factors, 1, None)
+        _checks.in_range("TopKSAE", "in_features", in_features, 1)
+        _checks.in_range("TopKSAE", "num_factors", num_factors, 1)
         _checks.in_range("TopKSAE", "k", k, 1, num_factors)
+        _checks.choice("TopKSAE", "activation", activation, ("relu", "abs"))
+        if revive is not None:
+            _checks.choice("TopKSAE", "revive", revive, ("aux", "dead"))
         aux_k = max(1, min(num_factors, in_features // 2)) if aux_k is None else aux_k
         _checks.in_range("TopKSAE", "aux_k", aux_k, 1, num_factors)
-        _checks.in_range("TopKSAE", "dead_after", dead_after, 1, None)
-        self.in_features, self.num_factors, self.k = in_features, num_factors, k
-        self.aux_k, self.aux_weight, self.dead_after = aux_k, aux_weight, dead_after
+        _checks.number("TopKSAE", "aux_weight", aux_weight)
+        if not 0 <= aux_weight < torch.inf:
+            raise ValueError(f"TopKSAE: aux_weight must be finite and at least 0, got {aux_weight!r}")
+        _checks.in_range("TopKSAE", "dead_after", dead_after, 1)
+        self.in_features, self.num_factors, self.k = int(in_features), int(num_factors), int(k)
+        self.activation, self.tied, self.revive = activation, bool(tied), revive
+        self.aux_k, self.aux_weight, self.dead_after = int(aux_k), float(aux_weight), int(dead_after)
 
         like = torch.empty(0, device=device, dtype=dtype)
-        key = new_key(device="cpu") if key is None else key
+        key = key if isinstance(key, Tensor) else new_key(key, device="cpu")
         directions = nn.functional.normalize(normal((num_factors, in_features), key=key, like=like), dim=1)
         self.decoder = nn.Parameter(directions)
-        self.encoder = nn.Parameter(directions.clone())
+        self.encoder = self.decoder if tied else nn.Parameter(directions.clone())
         self.encoder_bias = nn.Parameter(like.new_zeros(num_factors))
         self.bias = nn.Parameter(like.new_zeros(in_features))
-        self.register_buffer("silent", torch.zeros(num_factors, dtype=torch.int64, device=device))
-        self.register_buffer("variance", torch.ones((), dtype=_wide(like), device=like.device))
+        self.register_buffer("silent", torch.zeros(num_factors, dtype=torch.int64, device=like.device))
+        self.register_buffer("spread", torch.ones((), dtype=_wide(like), device=like.device))
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.num_factors}, k={self.k}"
+        options = ", activation='abs'" * (self.activation == "abs") + ", tied=True" * self.tied
+        return f"{self.in_features}, {self.num_factors}, k={self.k}{options}"
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of the features, summed over them, of which `loss` is a fraction: float64 []."""
+        return self.spread.double().square() * self.in_features
 
     @torch.no_grad()
     def initialise_(self, x: Tensor) -> TopKSAE:
         """Set the bias to the geometric median of ``x`` [N, d] and the loss's scale to its variance."""
         self.bias.copy_(geometric_median(x))
-        wide = x.to(_wide(x))
-        total = wide.var(0, correction=0).sum()
-        rounding = torch.finfo(wide.dtype).eps ** 2 * wide.square().mean(0).sum()
-        self.variance.copy_(torch.where(total > rounding, total, 1))  # constant data has no scale of its own
+        self.spread.fill_(root_mean_square(x) or 1.0)  # constant data has no scale of its own
         return self
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The k largest activations of each row and their units.
 
         Args:
-            x: [B, d].
+            x: [..., d] floating point.
 
         Returns:
-            values [B, k], descending, and indices [B, k] int64.
+            values [..., k], largest (in magnitude) first, and indices [..., k] int64.
         """
-        return ops.topk_encode(x - self.bias, self.encoder, self.encoder_bias, self.k)
+        values, indices = self._encode(self._centre(x), self.encoder, self.encoder_bias, self.k)
+        shape = (*x.shape[:-1], self.k)
+        return values.reshape(shape), indices.reshape(shape)
 
     def decode(self, values: Tensor, indices: Tensor) -> Tensor:
-        """Rows [B, d] from activations [B, k] of units [B, k]."""
-        return ops.sparse_decode(values, indices, self.decoder, self.bias)
+        """Rows [..., d] from activations [..., k] of units [..., k]."""
+        k = values.size(-1)
+        rows = ops.sparse_decode(values.reshape(-1, k), indices.reshape(-1, k), self.decoder, self.bias)
+        return rows.reshape(*values.shape[:-1], self.in_features)
 
     def forward(self, x: Tensor) -> SAEOutput:
         """Encode and decode.
 
         Args:
-            x: [B, d].
+            x: [..., d] floating point.
 
         Returns:
-            `SAEOutput` of reconstruction [B, d], values [B, k] and indices [B, k].
+            `SAEOutput` of reconstruction [..., d], values [..., k] and indices [..., k].
         """
         values, indices = self.encode(x)
         return SAEOutput(self.decode(values, indices), values, indices)
 
     def loss(self, x: Tensor) -> Tensor:
-        """Squared error per row over the data's variance, plus the auxiliary loss when training.
+        """Squared error per row over the data's variance, plus the loss of the dead units when training.
 
         In training mode this also keeps account of which units are dead.
 
         Args:
-            x: [B, d].
+            x: [..., d] floating point.
 
         Returns:
-            scalar; without the auxiliary term it is the fraction of variance unexplained.
+            scalar, float32 or float64; without the loss of the dead it is the fraction of variance unexplained.
         """
-        reconstruction, values, indices = self(x)
-        residual = x - reconstruction
-        scale = x.size(0) * self.variance
-        loss = residual.square().sum(dtype=_wide(x)) / scale
+        centred = self._centre(x)
+        values, indices = self._encode(centred, self.encoder, self.encoder_bias, self.k)
+        residual = centred - ops.sparse_decode(values, indices, self.decoder)
+        loss = self._mean_square(residual)
         if not self.training:
             return loss
-
-        active = ops.factor_counts(values.detach(), indices, self.num_factors) > 0
-        self.silent.add_(x.size(0)).masked_fill_(active, 0)
+        self.silent.add_(residual.size(0)).masked_fill_(self.counts(values, indices) > 0, 0)
+        if self.revive is None or self.aux_weight == 0:
+            return loss
         dead = self.dead_units()
         if dead.numel() == 0:
             return loss
-        # The target is detached: dead units learn to explain the residual, nothing else moves to make it
-        # easier.
-        target = residual.detach()
-        aux_values, aux_indices = ops.topk_encode(
-            x - self.bias, self.encoder[dead], self.encoder_bias[dead], min(self.aux_k, dead.numel())
-        )
-        missing = target - ops.sparse_decode(aux_values, aux_indices, self.decoder[dead])
-        return loss + self.aux_weight * missing.square().sum(dtype=_wide(x)) / scale
+        # Detached, so that dead units learn and nothing else moves to make it easier.
+        if self.revive == "aux":
+            revival = self._model_residual(centred.detach(), residual.detach(), dead)
+        else:
+            revival = self._rebuild_rows(centred.detach(), dead)
+        return loss + self.aux_weight * revival
+
+    def counts(self, values: Tensor, indices: Tensor) -> Tensor:
+        """int64 [H], in how many rows of a code each unit is active (not 0)."""
+        values, indices = values.detach().reshape(-1, values.size(-1)), indices.reshape(-1, indices.size(-1))
+        return ops.factor_counts(values.abs() if self.activation == "abs" else values, indices, self.num_factors)
 
     def dead_units(self) -> Tensor:
         """int64 indices of units without activity for ``dead_after`` training samples."""
@@ -241,6 +273,63 @@ class TopKSAE(nn.Module):
     def normalise_decoder_(self) -> None:
         """Give every decoder row unit length again after a step."""
         self.decoder.copy_(nn.functional.normalize(self.decoder, dim=1))
+
+    def _centre(self, x: Tensor) -> Tensor:
+        """``x - b`` as rows [B, d] of the parameters' dtype."""
+        _checks.tensor("TopKSAE", "x", x)
+        if x.dim() == 0 or x.size(-1) != self.in_features:
+            raise ValueError(f"TopKSAE: x must be [..., {self.in_features}], got shape {list(x.shape)}")
+        return (x.reshape(-1, self.in_features) - self.bias).to(self.bias.dtype)
+
+    def _encode(self, centred: Tensor, encoder: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        if self.activation == "relu":
+            return ops.topk_encode(centred, encoder, bias, k)
+        return ops.topk_encode(centred, encoder, bias, k, activation=self.activation)  # type: ignore[call-arg]
+
+    def _mean_square(self, residual: Tensor) -> Tensor:
+        """Squared error per row over the variance; in units of the spread, whose squares fit every dtype."""
+        wide = _wide(residual)
+        return (residual.to(wide) / self.spread.to(wide)).square().mean()
+
+    def _model_residual(self, centred: Tensor, residual: Tensor, dead: Tensor) -> Tensor:
+        """AuxK: the ``aux_k`` most active of the dead units model the residual together."""
+        k = min(self.aux_k, dead.numel())
+        values, indices = self._encode(centred, self.encoder[dead], self.encoder_bias[dead], k)
+        missing = residual - ops.sparse_decode(values, indices, self.decoder[dead])
+        return self._mean_square(missing) * (k / self.aux_k)
+
+    def _rebuild_rows(self, centred: Tensor, dead: Tensor) -> Tensor:
+        """Each dead unit alone rebuilds the row on which its pre-activation is largest, counted as one row of the
+        batch."""
+        with torch.no_grad():  # a part at a time: [B, H] is not to exist when all are dead
+            best = torch.cat([(centred @ self.encoder[part].mT).argmax(0) for part in dead.split(256)])
+        rows = centred[best]
+        # Without relu: a unit that responds to no row at all is the one that needs a gradient most.
+        activation = (rows * self.encoder[dead]).sum(1, keepdim=True) + self.encoder_bias[dead, None]
+        return self._mean_square(rows - activation * self.decoder[dead]) * (dead.numel() / centred.size(0))
+
+
+@torch.no_grad()
+def root_mean_square(x: Tensor) -> float:
+    """Root mean square of the elements of ``x`` [N, d] about the means of their columns; 0 if rounding explains it."""
+    n, d = x.shape
+    origin = x[0].double()
+    total, squares, size = torch.zeros(3, d, dtype=torch.float64, device=x.device)
+    for rows in x.split(8192):
+        wide = rows.double()
+        size += wide.square().sum(0)
+        wide = wide - origin
+        total += wide.sum(0)
+        squares += wide.square().sum(0)
+    variance = float((squares - total.square() / n).sum()) / (n * d)
+    rounding = torch.finfo(_wide(x)).eps ** 2 * float(size.sum()) / (n * d)
+    return variance**0.5 if variance > rounding else 0.0
+
+
+def _power_of_two(x: Tensor) -> Tensor:
+    """The power of two at or below ``x`` [], by which division is exact; 1 for 0."""
+    _, exponent = torch.frexp(x)
+    return torch.where(x > 0, torch.ldexp(torch.ones_like(x), exponent - 1), 1)
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pysel import _checks, ops
 from pysel.random import fold_in, split
 from pysel.random import key as new_key
-from pysel.sae.model import TopKSAE, _check_matrix
+from pysel.sae.model import TopKSAE, geometric_median, root_mean_square
+from pysel.sae.rows import Rows
 
 __all__ = ["SAEReport", "evaluate_sae", "train_sae"]
+
+_JUDGED = 16384  # rows that a report is made of, at most: explained variance is then known to a fraction of a percent
+_POOR = 0.5  # explained variance below which most of what tells rows apart is not in the factors
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,7 @@ class SAEReport:
     l0: float  # mean number of active units in a row
     dead: int  # units that no row activates
     num_factors: int
+    rows: int = 0  # on which all this was measured
     seconds: float = 0.0  # training time
     losses: list[float] = field(default_factory=list)  # mean of each epoch
 
@@ -36,121 +45,244 @@ class SAEReport:
     def __str__(self) -> str:
         return (
             f"explained variance {self.explained_variance:.1%}, L0 {self.l0:.1f}, "
-            f"dead units {self.dead}/{self.num_factors}"
+            f"dead units {self.dead}/{self.num_factors}, on {self.rows:,} rows"
         )
 
 
 @torch.no_grad()
-def evaluate_sae(model: TopKSAE, features: Tensor, batch_size: int = 8192) -> SAEReport:
-    """Explained variance, L0 and dead units of ``model`` on ``features`` [N, d], in batches."""
-    _check_matrix("evaluate_sae", "features", features)
-    counts = torch.zeros(model.num_factors, dtype=torch.int64, device=features.device)
-    unexplained = 0.0
-    for batch in features.split(batch_size):
-        reconstruction, values, indices = model(batch)
-        unexplained += float((batch - reconstruction).double().square().sum())
-        counts += ops.factor_counts(values, indices, model.num_factors)
-    total = float(features.double().var(0, correction=0).sum()) * features.size(0)
+def evaluate_sae(model: TopKSAE, features: Any, batch_size: int = 8192) -> SAEReport:
+    """Explained variance, L0 and dead units of a model on features, in batches.
+
+    Args:
+        model: in whatever mode; it stays in it.
+        features: [N, d], any source that `Rows` reads.
+        batch_size: rows at a time.
+
+    Returns:
+        `SAEReport` without training time and losses.
+
+    Raises:
+        TypeError, ValueError: ``features`` is no such source, is not finite, or not as wide as the model.
+
+    Example:
+        >>> import pysel
+        >>> evaluate_sae(TopKSAE(4, 8, 2, key=pysel.key(0)), torch.eye(4)).num_factors
+        8
+    """
+    _checks.in_range("evaluate_sae", "batch_size", batch_size, 1)
+    rows = features if isinstance(features, Rows) else Rows(features, "evaluate_sae", "features")
+    if rows.shape[1] != model.in_features:
+        raise ValueError(f"evaluate_sae: features must be [N, {model.in_features}], got {list(rows.shape)}")
+    counts = torch.zeros(model.num_factors, dtype=torch.int64, device=rows.device)
+    total, squares = torch.zeros(2, model.in_features, dtype=torch.float64, device=rows.device)
+    unexplained = torch.zeros((), dtype=torch.float64, device=rows.device)
+    for batch in rows.batches(batch_size):
+        values, indices = model.encode(batch)
+        # About the bias, as the model sees it: less is lost to rounding where the mean is far from 0.
+        centred = batch.double() - model.bias
+        total += centred.sum(0)
+        squares += centred.square().sum(0)
+        unexplained += (centred - ops.sparse_decode(values, indices, model.decoder)).square().sum()
+        counts += model.counts(values, indices)
+    n = rows.shape[0]
+    variance = float((squares - total.square() / n).clamp_min(0).sum())
+    rounding = torch.finfo(torch.float64).eps * float(squares.sum())
     return SAEReport(
-        explained_variance=1.0 - unexplained / total if total > 0 else float(unexplained == 0),
-        l0=int(counts.sum()) / features.size(0),
+        explained_variance=1.0 - float(unexplained) / variance if variance > rounding else float(unexplained == 0),
+        l0=int(counts.sum()) / n,
         dead=int((counts == 0).sum()),
         num_factors=model.num_factors,
+        rows=n,
     )
 
 
 def train_sae(
-    features: Tensor,
+    features: Any,
     num_factors: int,
     k: int,
     *,
+    activation: str = "relu",
+    tied: bool = False,
+    revive: str | None = "aux",
+    max_rows: int | None = 65536,
     epochs: int = 5,
     batch_size: int = 512,
     lr: float = 1e-3,
     aux_k: int | None = None,
     aux_weight: float = 1 / 32,
     dead_after: int | None = None,
-    key: Tensor | None = None,
-    progress: Callable[[int, float], None] | None = None,
+    key: Tensor | int | None = None,
+    progress: bool | Callable[[int, float], None] | None = None,
 ) -> tuple[TopKSAE, SAEReport]:
     """Train a `TopKSAE` with Adam, the learning rate falling linearly to zero.
 
-    The result depends on the features, the arguments and the key, and on nothing else on one device; devices
-    differ in the last bits of matrix products.
+    It trains in float32, whatever the features' dtype, on at most ``max_rows`` of them, centred on their geometric
+    median and divided by a power of two near their root mean square: features in other units give the same model in
+    those units. The result depends on the features, the arguments and the key, and on nothing else on one device;
+    devices differ in the last bits of matrix products.
 
     Args:
-        features: [N, d] floating point, best with comparable scales (`pysel.selection.features.standardise`).
-        num_factors: number of units, H.
+        features: [N, d] floating point, best with comparable scales (`pysel.selection.features.standardise`): a tensor,
+            an array, a memmap, a column of a data set, or batches that can be iterated twice, see `Rows`. The rows
+            trained on are held in memory, the others are not.
+        num_factors: number of units, H; at most the number of rows trained on.
         k: activations kept.
-        epochs: passes over the features; 0 gives the initial model.
+        activation, tied, revive, aux_k, aux_weight: see `TopKSAE`.
+        max_rows: train on so many rows at most, a uniform sample without replacement; None for all.
+        epochs: passes over the rows trained on; 0 gives the initial model.
         batch_size: rows a step.
-        lr: initial learning rate.
-        aux_k, aux_weight: see `TopKSAE`.
-        dead_after: samples without activity after which a unit is dead; default one pass over the features.
-        key: int64 [2] for starting values and the order of rows.
-        progress: called after each epoch with its number and mean loss.
+        lr: initial learning rate, for features of unit variance.
+        dead_after: samples without activity after which a unit is dead; default one pass over the rows trained on.
+        key: int64 [2], or an int, for starting values, the sample and the order of rows.
+        progress: True shows a bar where standard error is a terminal; a function is called after each epoch with its
+            number and mean loss.
 
     Returns:
-        the model in evaluation mode, and a `SAEReport` over all features.
+        the model, float32 and in evaluation mode, and a `SAEReport` over at most 16,384 rows, a uniform sample which
+        shares no row with those trained on where there are enough others.
 
     Raises:
-        TypeError: ``features`` is not a floating-point tensor, or a count is not an int.
-        ValueError: a shape or number is out of range, or ``features`` holds NaN or infinity.
+        TypeError: ``features`` is no such source or not floating point, or a count is not an int.
+        ValueError: a shape or number is out of range, or a row of ``features`` holds NaN or infinity.
+        FloatingPointError: the loss is no longer finite.
+
+    Warns:
+        UserWarning: the model explains less than half of the variance: most of what tells rows apart is then not in
+            the factors.
 
     Example:
         >>> import pysel
-        >>> model, report = train_sae(torch.eye(16), 32, 2, epochs=2, key=pysel.key(0))
+        >>> model, report = train_sae(torch.eye(16), 16, 2, epochs=2, lr=0.1, key=pysel.key(0))
         >>> len(report.losses)
         2
     """
-    _check_matrix("train_sae", "features", features)
-    if not torch.isfinite(features).all():
-        raise ValueError("train_sae: features must be finite, got NaN or infinity")
-    _checks.in_range("train_sae", "epochs", epochs, 0, None)
-    _checks.in_range("train_sae", "batch_size", batch_size, 1, None)
-    if not lr > 0:
-        raise ValueError(f"train_sae: lr must be positive, got {lr!r}")
+    op = "train_sae"
+    _checks.in_range(op, "epochs", epochs, 0)
+    _checks.in_range(op, "batch_size", batch_size, 1)
+    if max_rows is not None:
+        _checks.in_range(op, "max_rows", max_rows, 1)
+    _checks.number(op, "lr", lr)
+    if not 0 < lr < math.inf:
+        raise ValueError(f"{op}: lr must be positive and finite, got {lr!r}")
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        raise TypeError(f"{op}: progress must be True, False or a function, got {type(progress).__name__}")
+    rows = features if isinstance(features, Rows) else Rows(features, op, "features")
+    n, d = rows.shape
+    m = n if max_rows is None else min(n, max_rows)
+    _checks.integer(op, "num_factors", num_factors)
+    if num_factors > m:
+        told = f"the {n} rows of {rows.name}" if m == n else f"max_rows, {m}"
+        raise ValueError(f"{op}: num_factors must be at most {told}, got {num_factors}")
 
     began = time.perf_counter()
-    n, d = features.shape
-    init_key, order_key = split(new_key(device="cpu") if key is None else key, 2)
-    model = TopKSAE(
-        d,
-        num_factors,
-        k,
-        aux_k=aux_k,
-        aux_weight=aux_weight,
-        dead_after=n if dead_after is None else dead_after,
-        key=init_key,
-        device=features.device,
-        dtype=features.dtype,
-    ).initialise_(features)
-    optimiser = torch.optim.Adam(model.parameters(), lr=lr)
-    total_steps = epochs * -(-n // batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / max(total_steps, 1))
-    equal = torch.ones(n, device=features.device)
+    key = key if isinstance(key, Tensor) else new_key(key, device="cpu")
+    init_key, order_key, sample_key = split(key, 3)
+    # A caller's inference mode, autocast or default dtype must not reach in.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(rows.device.type, enabled=False):
+        model = TopKSAE(
+            d,
+            num_factors,
+            k,
+            activation=activation,
+            tied=tied,
+            revive=revive,
+            aux_k=aux_k,
+            aux_weight=aux_weight,
+            dead_after=m if dead_after is None else dead_after,
+            key=init_key,
+            device=rows.device,
+            dtype=torch.float32,
+        )
+        judged = min(m, _JUDGED)
+        order = ops.weighted_sample(
+            torch.ones(n, dtype=torch.float32, device="cpu"), min(n, m + judged), key=sample_key
+        )
+        x, centre, unit = _prepare(rows, order[:m].sort().values, model)
+        losses = _fit(model, x, epochs, batch_size, float(lr), order_key, progress)
+        with torch.no_grad():
+            model.bias.copy_(centre + unit * model.bias.double())
+            model.encoder_bias.mul_(unit)
+            model.spread.mul_(unit)
+        del x
+        model.eval()
+        result = evaluate_sae(model, Rows(rows.take(order[-judged:].sort().values), op, rows.name))
+    if epochs and not result.explained_variance >= _POOR:
+        warnings.warn(
+            f"{op}: the autoencoder explains only {result.explained_variance:.1%} of the variance of {rows.name}; more "
+            f"epochs ({epochs}), a larger k ({k}) or num_factors ({num_factors}) describe more, and features whose "
+            "scales differ should be standardised",
+            stacklevel=2,
+        )
+    return model, replace(result, seconds=time.perf_counter() - began, losses=losses)
+
+
+@torch.no_grad()
+def _prepare(rows: Rows, numbers: Tensor, model: TopKSAE) -> tuple[Tensor, Tensor, float]:
+    """The rows of these numbers in float32, about their median and in units of about their spread."""
+    taken = rows.take(numbers)
+    spread = root_mean_square(taken)
+    if spread == 0:  # constant: nothing to learn but the constant, which no iteration is to blur
+        return torch.zeros_like(taken, dtype=torch.float32), taken[0].double(), 1.0
+    centre = geometric_median(taken).double()
+    largest = float(centre.abs().max())
+    if not 1e-30 < spread < 1e30 > largest:
+        raise ValueError(
+            f"{rows.op}: {rows.name} must lie within 1e30 and vary by 1e-30 to 1e30 (root mean square) to be "
+            f"computed with in float32, got values near {largest:.1e} that vary by {spread:.1e}"
+        )
+    if largest > 2**17 * spread:  # the bias, rounded to float32, would be off by a percent of the spread
+        raise ValueError(
+            f"{rows.op}: {rows.name} must be centred to be computed with in float32: values near {largest:.1e} vary by "
+            f"{spread:.1e} only"
+        )
+    unit = 2.0 ** round(math.log2(spread))  # a power of two: divided by it, no value is rounded
+    model.spread.fill_(spread / unit)
+    x = torch.empty(taken.shape, dtype=torch.float32, device=taken.device)
+    for part, scaled in zip(taken.split(8192), x.split(8192), strict=True):
+        scaled.copy_((part.double() - centre) / unit)
+    return x, centre, unit
+
+
+def _fit(
+    model: TopKSAE,
+    x: Tensor,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    key: Tensor,
+    progress: bool | Callable[[int, float], None] | None,
+) -> list[float]:
+    """Mean loss of each epoch."""
+    m = x.size(0)
+    steps = epochs * -(-m // batch_size)
+    optimiser = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    equal = torch.ones(m, dtype=torch.float32, device=x.device)
     losses: list[float] = []
-    for epoch in range(epochs):
-        running = torch.zeros((), device=features.device)
-        for rows in ops.weighted_sample(equal, n, key=fold_in(order_key, epoch)).split(batch_size):
-            optimiser.zero_grad()
-            loss = model.loss(features[rows])
-            loss.backward()
-            model.project_decoder_grad_()
-            optimiser.step()
-            schedule.step()
-            model.normalise_decoder_()
-            running += loss.detach() * rows.numel()
-        losses.append(float(running) / n)
-        if progress is not None:
-            progress(epoch, losses[-1])
-    model.eval()
-    result = evaluate_sae(model, features)
-    return model, SAEReport(
-        explained_variance=result.explained_variance,
-        l0=result.l0,
-        dead=result.dead,
-        num_factors=num_factors,
-        seconds=time.perf_counter() - began,
-        losses=losses,
-    )
+    step = 0
+    # disable=None: no bar where it would not be seen
+    with tqdm(total=steps, desc="autoencoder", unit="step", disable=None if progress is True else True) as bar:
+        for epoch in range(epochs):
+            running = 0.0
+            for batch in ops.weighted_sample(equal, m, key=fold_in(key, epoch)).split(batch_size):
+                for group in optimiser.param_groups:
+                    group["lr"] = lr * (1 - step / steps)
+                loss = model.loss(x[batch])
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"train_sae: the loss became {value} at step {step} of {steps}: try an lr below {lr:g}, or "
+                        "features without values far outside the others' range"
+                    )
+                optimiser.zero_grad()
+                loss.backward()
+                model.project_decoder_grad_()
+                optimiser.step()
+                model.normalise_decoder_()
+                running += value * batch.numel()
+                step += 1
+                bar.update()
+            losses.append(running / m)
+            bar.set_postfix(loss=losses[-1])
+            if callable(progress):
+                progress(epoch, losses[-1])
+    return losses
