@@ -400,6 +400,18 @@ def weighted_sample(
     return Setup(contenders, nbytes(given) + 8 * k * (rows or 1))
 
 
+def permutation(n: int, k: int | None = None) -> Setup:
+    key = pysel.key(0)
+    k = n if k is None else k
+    return Setup(
+        {
+            "pysel": lambda: pysel.permutation(n, key=key, stop=k),
+            "eager": lambda: torch.randperm(n)[:k],
+        },
+        8 * k,
+    )
+
+
 def load_torchrl() -> None:
     """Make sure that torchrl's tree works with this torch.
 
@@ -546,6 +558,10 @@ CASES = (
          {"n": 10_000_000, "k": 1_000_000, "numpy": True, "replacement": True}, FEW, comparable=form),
     Case("weighted_sample replay batch", "torch.multinomial", replay_sample, {"n": 1_000_000, "k": 1024}, FEW,
          comparable=form),
+    Case("permutation", "torch.randperm", permutation, {"n": 10_000_000}, {"n": 60},
+         (Target("eager", 5), TWO_THREADS), comparable=ordered),
+    Case("permutation, first 1000", "torch.randperm", permutation, {"n": 10_000_000, "k": 1000}, {"n": 2000},
+         comparable=form),
 )
 
 CURVES = (
@@ -625,5 +641,6 @@ CUDA_CASES = (
          {**MANY, "order": "index", "replacement": True}, FEW, comparable=form),
     Case("weighted_sample of rows", "torch.multinomial", weighted_sample, {"rows": 1024, "n": 16_384, "k": 64},
          {"rows": 4, **FEW}, comparable=form),
+    Case("permutation", "torch.randperm", permutation, {"n": 100_000_000}, {"n": 60}, comparable=ordered),
 )
 # fmt: on

@@ -8,6 +8,7 @@ STABLE_TORCH_LIBRARY(pysel, m) {
   m.def("noise(Tensor bits, str kind, bool double_precision) -> Tensor");
   m.def("split(Tensor key, int n) -> Tensor");
   m.def("fold_in(Tensor key, int data) -> Tensor");
+  m.def("permutation(SymInt n, Tensor key, SymInt start, SymInt stop) -> Tensor");
 
   // gumbel
   m.def(

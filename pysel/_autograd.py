@@ -226,6 +226,7 @@ register_vmap(
     "noise",
     "split",
     "fold_in",
+    "permutation",
     "gumbel_softmax",
     "gumbel_softmax_backward",
     "gumbel_sigmoid",

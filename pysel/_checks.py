@@ -127,6 +127,15 @@ def k(op: str, value: int, n: int) -> None:
     torch._check_index(value <= n, lambda: f"{op}: k must be between 0 and {n}, got {value}")
 
 
+def positions(op: str, n: int, start: int, stop: int) -> None:
+    """Refuse a negative n, with ValueError, and anything but 0 <= start <= stop <= n, with IndexError."""
+    torch._check_value(n >= 0, lambda: f"{op}: n must be at least 0, got {n}")
+    torch._check_index(start >= 0, lambda: f"{op}: start must be between 0 and {n}, got {start}")
+    torch._check_index(start <= n, lambda: f"{op}: start must be between 0 and {n}, got {start}")
+    torch._check_index(start <= stop, lambda: f"{op}: stop must be between {start} and {n}, got {stop}")
+    torch._check_index(stop <= n, lambda: f"{op}: stop must be between {start} and {n}, got {stop}")
+
+
 def dim(op: str, value: int, ndim: int) -> int:
     """Return ``value`` wrapped into [0, ndim), or raise IndexError."""
     n = max(ndim, 1)

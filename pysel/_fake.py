@@ -45,6 +45,12 @@ def fold_in(key: Tensor, data: int) -> Tensor:
     return key.new_empty(2, dtype=torch.int64)
 
 
+@fake
+def permutation(n: int, key: Tensor, start: int, stop: int) -> Tensor:
+    _checks.positions("permutation", n, start, stop)
+    return key.new_empty(stop - start, dtype=torch.int64)
+
+
 # --- gumbel ---
 
 

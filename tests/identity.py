@@ -138,7 +138,7 @@ def op(generator: Generator) -> Generator:
 
 @op
 def random_words(r: Random) -> Call:
-    return Call("random_words", (r.key(), r.randrange(5), r.start(), r.size(r.largest)))
+    return Call("random_words", (r.key(), r.randrange(6), r.start(), r.size(r.largest)))
 
 
 @op
@@ -155,6 +155,14 @@ def split(r: Random) -> Call:
 @op
 def fold_in(r: Random) -> Call:
     return Call("fold_in", (r.key(), r.choice((0, 1, 2**32 - 1, 2**63 - 1, r.getrandbits(63)))))
+
+
+@op
+def permutation(r: Random) -> Call:
+    n = r.choice((r.size(r.largest), r.size(1030), r.getrandbits(r.randrange(64)), 2**63 - 1))
+    stop = r.randint(max(0, n - r.largest), n)
+    start = r.randint(max(0, stop - r.size(r.largest)), stop)
+    return Call("permutation", (n, r.key(), start, stop))
 
 
 def dim_of(r: Random, shape: tuple[int, ...]) -> int:

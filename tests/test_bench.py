@@ -58,6 +58,7 @@ sparse_decode with backward: eager 2.5, itself 1, 1 thread 1.8
 usage_step_ linear: eager 1.5, 1 thread 1.8
 usage_step_ exp: eager 2.5, 1 thread 1.8
 select: eager 10, 1 thread 1.8
+permutation: eager 5, 1 thread 1.8
 """
 
 

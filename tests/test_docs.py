@@ -46,6 +46,7 @@ SIGNATURES = {
     "split": "(key, n)",
     "fold_in": "(key, data)",
     "check": "()",
+    "permutation": "(n, *, key, start=0, stop=None)",
     "gumbel_softmax": "(logits, tau=1.0, hard=False, *, dim=-1, key=None, generator=None, start=0",
     "gumbel_sigmoid": "(logits, tau=1.0, hard=False, *, key=None, generator=None, start=0",
     "gumbel_argmax": "(logits, *, dim=-1, key=None, generator=None, start=0",

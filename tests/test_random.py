@@ -14,7 +14,7 @@ from tests.statistics import accept, chi_square, independence, kolmogorov_smirno
 from tests.tensors import opcheck
 
 random_words = torch.ops.pysel.random_words
-STREAMS = range(5)
+STREAMS = range(6)
 KEYS = [(0, 0), (7, 0), (-1, -1), (3, 2**32 - 2), (-(2**63), 2**63 - 1), (2**63 - 1, -3), (5, -(2**63))]
 both = pytest.mark.parametrize("words", [random_words, reference.random_words], ids=["native", "reference"])
 
@@ -113,8 +113,8 @@ def test_golden_words(words):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((-1, 0, 4), "stream must be between 0 and 4, got -1"),
-        ((5, 0, 4), "stream must be between 0 and 4, got 5"),
+        ((-1, 0, 4), "stream must be between 0 and 5, got -1"),
+        ((6, 0, 4), "stream must be between 0 and 5, got 6"),
         ((0, -1, 4), "start must be at least 0, got -1"),
         ((0, 0, -4), "n must be at least 0, got -4"),
     ],

@@ -35,4 +35,11 @@ inline void check_start(const char* op, int64_t start) {
   check_value(start >= 0, op, ": start must be at least 0, got ", start);
 }
 
+// Elements [start, stop) of n.
+inline void check_range(const char* op, int64_t n, int64_t start, int64_t stop) {
+  check_value(n >= 0, op, ": n must be at least 0, got ", n);
+  check_index(0 <= start && start <= n, op, ": start must be between 0 and ", n, ", got ", start);
+  check_index(start <= stop && stop <= n, op, ": stop must be between ", start, " and ", n, ", got ", stop);
+}
+
 }  // namespace pysel

@@ -34,6 +34,7 @@ enum class Stream : uint32_t {
   order = 2,             // 64 bits an element: shuffles and ties in draw order
   with_replacement = 3,  // 64 bits a draw
   derive = 4,            // split and fold_in
+  permutation = 5,       // block n: the key of the permutation of n, whose words are in the same stream
 };
 
 // A key is int64 [seed, offset]. Element i of a stream is word i & 3 of block offset + i / 4 (mod 2^64).
@@ -61,9 +62,9 @@ struct Key {
     return item & 1 ? uint64_t{b.word[2]} << 32 | b.word[3] : uint64_t{b.word[0]} << 32 | b.word[1];
   }
 
-  // Child `index`: split(key, n)[index] and fold_in(key, index).
-  PYSEL_HD Key child(uint64_t index) const {
-    const PhiloxBlock b = block(Stream::derive, index);
+  // Child `index`: in Stream::derive, split(key, n)[index] and fold_in(key, index).
+  PYSEL_HD Key child(uint64_t index, Stream stream = Stream::derive) const {
+    const PhiloxBlock b = block(stream, index);
     return {uint64_t{b.word[0]} << 32 | b.word[1], uint64_t{b.word[2]} << 32 | b.word[3]};
   }
 };

@@ -10,8 +10,8 @@ namespace {
 Tensor random_words(Tensor key, int64_t stream, int64_t start, int64_t n) {
   constexpr const char* op = "random_words";
   const Key k = read_key(op, key);
-  check_value(0 <= stream && stream <= static_cast<int64_t>(Stream::derive), op,
-              ": stream must be between 0 and 4, got ", stream);
+  check_value(0 <= stream && stream <= static_cast<int64_t>(Stream::permutation), op,
+              ": stream must be between 0 and 5, got ", stream);
   check_start(op, start);
   check_value(n >= 0, op, ": n must be at least 0, got ", n);
   Tensor out = empty_cpu({n}, ScalarType::Long);

@@ -44,8 +44,8 @@ __global__ void noise_kernel(const std::int64_t* __restrict__ bits,  // [n]
 Tensor random_words(Tensor key, int64_t stream, int64_t start, int64_t n) {
   constexpr const char* op = "random_words";
   const KeyArgument k(op, key, key);
-  check_value(0 <= stream && stream <= static_cast<int64_t>(Stream::derive), op,
-              ": stream must be between 0 and 4, got ", stream);
+  check_value(0 <= stream && stream <= static_cast<int64_t>(Stream::permutation), op,
+              ": stream must be between 0 and 5, got ", stream);
   check_start(op, start);
   check_value(n >= 0, op, ": n must be at least 0, got ", n);
   const Call call(key);

@@ -1,6 +1,7 @@
 """The ops, as the public functions of :mod:`pysel`."""
 
 from pysel.ops.gumbel import gumbel_argmax, gumbel_sigmoid, gumbel_softmax
+from pysel.ops.permutation import permutation
 from pysel.ops.sample import weighted_sample
 from pysel.ops.select import select
 from pysel.ops.topk import factor_counts, factor_scores, sparse_decode, topk, topk_encode
@@ -12,6 +13,7 @@ __all__ = [
     "gumbel_argmax",
     "gumbel_sigmoid",
     "gumbel_softmax",
+    "permutation",
     "select",
     "sparse_decode",
     "topk",

@@ -18,6 +18,7 @@ from pysel.reference.gumbel import (
     gumbel_softmax,
     gumbel_softmax_backward,
 )
+from pysel.reference.permutation import permutation
 from pysel.reference.random import fold_in, noise, random_words, split
 from pysel.reference.sample import weighted_sample
 from pysel.reference.select import select
@@ -45,6 +46,7 @@ OPS: dict[str, Callable[..., Any]] = {
         gumbel_softmax,
         gumbel_softmax_backward,
         noise,
+        permutation,
         random_words,
         sddmm,
         select,

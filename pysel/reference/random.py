@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pysel import _checks
 
-HIGH, LOW, ORDER, WITH_REPLACEMENT, DERIVE = range(5)
+HIGH, LOW, ORDER, WITH_REPLACEMENT, DERIVE, PERMUTATION = range(6)
 """Streams: see csrc/common/philox.h."""
 
 _MASK = 0xFFFFFFFF
@@ -54,8 +54,8 @@ def _range(key: Tensor, first: int, n: int) -> Tensor:
 def random_words(key: Tensor, stream: int, start: int, n: int) -> Tensor:
     """Elements [start, start + n) of a stream of 32-bit words, as int64 [n]."""
     op = "random_words"
-    if not 0 <= stream <= DERIVE:
-        raise ValueError(f"{op}: stream must be between 0 and 4, got {stream}")
+    if not 0 <= stream <= PERMUTATION:
+        raise ValueError(f"{op}: stream must be between 0 and 5, got {stream}")
     _checks.start(op, start)
     if n < 0:
         raise ValueError(f"{op}: n must be at least 0, got {n}")
@@ -76,6 +76,12 @@ def unsigned_order(x: Tensor) -> Tensor:
     return x ^ -(2**63)
 
 
+def child(key: Tensor, stream: int, index: int) -> Tensor:
+    """The key, int64 [2], that a block of a stream is."""
+    w = _blocks(key, stream, _range(key, index, 1))[0]
+    return torch.stack([(w[0] << 32) | w[1], (w[2] << 32) | w[3]])
+
+
 def split(key: Tensor, n: int) -> Tensor:
     """int64 [n, 2]: see :func:`pysel.split`."""
     if n < 0:
@@ -88,8 +94,7 @@ def fold_in(key: Tensor, data: int) -> Tensor:
     """int64 [2]: see :func:`pysel.fold_in`."""
     if data < 0:
         raise ValueError(f"fold_in: data must be at least 0, got {data}")
-    w = _blocks(key, DERIVE, _range(key, data, 1))[0]
-    return torch.stack([(w[0] << 32) | w[1], (w[2] << 32) | w[3]])
+    return child(key, DERIVE, data)
 
 
 def two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ def hexadecimal(x):
 def words():
     for key in KEYS:
         k = torch.tensor(key)
-        for stream in range(5):
+        for stream in range(6):
             for start in (0, 5):
                 yield {
                     "key": key,
@@ -64,6 +64,14 @@ def children():
             "split": reference.split(k, 3).tolist(),
             "fold_in_a_million": reference.fold_in(k, 10**6).tolist(),
         }
+
+
+def permutations():
+    for key in KEYS:
+        for n, start in ((1, 0), (20, 0), (1024, 500), (1025, 0), (1_000_003, 999_990), (2**63 - 1, 2**62)):
+            stop = min(start + 13, n)
+            result = reference.OPS["permutation"](n, torch.tensor(key), start, stop).tolist()
+            yield {"key": key, "n": n, "start": start, "stop": stop, "result": result}
 
 
 def noise():
@@ -88,5 +96,5 @@ def ops():
 
 
 if __name__ == "__main__":
-    for make in (words, children, noise, ops):
+    for make in (words, children, permutations, noise, ops):
         write(make.__name__, make())

@@ -62,13 +62,23 @@ def random():
     key = pysel.key(20_240_601)
     for n, start in ((0, 0), (1, 3), (256, 0), (700, 2**34 + 1)):
         yield Case("random_words", (key, 0, start, n), tsan=n == 256)
-    for stream in range(1, 5):
+    for stream in range(1, 6):
         yield Case("random_words", (key, stream, 2**63 - 300, 261))
     yield Case("random_words", (torch.stack([key, key], dim=1)[:, 0], 0, 0, 5), note="strided key")
     for n in (0, 1, 257):
         yield Case("split", (key, n), tsan=n == 1)
     for data in (0, 1, 2**63 - 1):
         yield Case("fold_in", (key, data))
+    for n, start, stop in ((0, 0, 0), (1, 0, 1), (300, 0, 300), (300, 200, 290), (1024, 5, 1000), (1025, 9, 9)):
+        yield Case("permutation", (n, key, start, stop), tsan=stop == 290)
+    for n, start, stop in (
+        (1025, 0, 1025),
+        (4001, 3, 3500),
+        (2**40, 2**39, 2**39 + 300),
+        (2**63 - 1, 2**62, 2**62 + 5),
+    ):
+        yield Case("permutation", (n, key, start, stop), tsan=n == 2**40)
+    yield Case("permutation", (5000, torch.stack([key, key], dim=1)[:, 0], 0, 9), note="strided key")
     bits = torch.randint(-(2**63), 2**63 - 1, (3, 100), generator=generator(1))
     ends = torch.tensor([-(2**63), -1, 0, 1, 2**52 - 1, 2**52, -(2**52) - 1, 2**63 - 1])
     for kind in ("exponential", "gumbel", "logistic"):
