@@ -9,7 +9,7 @@ communication, and a position in an epoch is one number that means the same at a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -22,7 +22,8 @@ from pysel.random import key as new_key
 
 __all__ = ["SelectionSampler", "Selects", "WeightedSampler"]
 
-_LIST_ROWS = 1 << 16  # indices turned into Python ints at a time: a list of 1e9 ints would take 40 GB
+Elements = Callable[[slice], Tensor]
+_PIECE = 1 << 13  # elements of the sequence made at a time: a list of 1e9 Python ints would take 40 GB
 
 
 @runtime_checkable
@@ -76,8 +77,8 @@ class _RankedSampler(Sampler[int]):
         """The epoch whose samples iteration yields."""
         return self._epoch
 
-    def _sequence(self) -> Tensor:
-        """The epoch's global sequence of indices, int64 [n]."""
+    def _sequence(self) -> Elements:
+        """The epoch's global sequence of indices: a function that gives a slice of it, int64."""
         raise NotImplementedError
 
     def _total(self) -> int:
@@ -95,11 +96,16 @@ class _RankedSampler(Sampler[int]):
         start = self._position if self._resuming else 0
         self._start, self._position, self._resuming = start, start, False
         sequence = self._sequence()
-        n, world = sequence.numel(), self.num_replicas
-        count = self._share(max(n - start, 0))
-        for first in range(0, count, _LIST_ROWS):
-            places = torch.arange(first, min(first + _LIST_ROWS, count)).mul_(world).add_(start + self.rank)
-            for index in sequence[places % n].tolist():  # padding wraps around to the sequence's first samples
+        n, world = self._total(), self.num_replicas
+        stop = start + self._share(max(n - start, 0)) * world
+        step = max(_PIECE // world, 1) * world
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            piece = sequence(slice(min(first + self.rank, n), min(last, n), world))
+            if len(piece) < (last - first) // world:  # padding wraps around to the sequence's first samples
+                place = (last - world + self.rank) % n
+                piece = torch.cat([piece, sequence(slice(place, place + 1, 1))])
+            for index in piece.tolist():
                 self._position += world
                 yield index
 
@@ -246,25 +252,27 @@ class WeightedSampler(_RankedSampler):
             self._key = new_key(generator=self._generator).cpu()
         yield from super().__iter__()
 
-    def _sequence(self) -> Tensor:
+    def _sequence(self) -> Elements:
         assert self._key is not None  # set on construction or by __iter__
-        return ops.weighted_sample(
+        drawn = ops.weighted_sample(
             self.weights,
             self.num_samples,
             self.replacement,
             order=self.order,
             key=fold_in(self._key, self._epoch),
         ).cpu()
+        return drawn.__getitem__
 
 
 class SelectionSampler(_RankedSampler):
     """Yields, in random order, the subset that a selector picks for each epoch.
 
-    `set_epoch` makes the selector pick; iteration alone picks epoch 0. The order is a function of (key,
-    epoch). Every rank runs the same selector, which must be in the same state on all of them (same scores,
-    same key); the subset is split evenly, what does not divide is padded with the first samples of the
-    epoch's order, or dropped with ``drop_last=True``. Nothing is read from ``torch.distributed``: pass rank
-    and world size.
+    `set_epoch` makes the selector pick; iteration alone picks epoch 0. The order is a `pysel.permutation`
+    under the key and the epoch, made in pieces as iteration goes on, so that the first sample of a subset of
+    any size comes at once. Every rank runs the same selector, which must be in the same state on all of them
+    (same scores, same key); the subset is split evenly, what does not divide is padded with the first samples
+    of the epoch's order, or dropped with ``drop_last=True``. Nothing is read from ``torch.distributed``: pass
+    rank and world size.
 
     Args:
         selector: a `pysel.selection.Selector`, for instance `pysel.selection.DynamicSelector`.
@@ -325,13 +333,13 @@ class SelectionSampler(_RankedSampler):
     def _total(self) -> int:
         return len(self.selector) if self._subset is None else self._subset.numel()
 
-    def _sequence(self) -> Tensor:
+    def _sequence(self) -> Elements:
         subset = self._pick()
-        if not self.shuffle or subset.numel() == 0:
-            return subset
+        if not self.shuffle:
+            return subset.__getitem__
         assert self._key is not None
-        equal = torch.ones(subset.numel())
-        return subset[ops.weighted_sample(equal, subset.numel(), key=fold_in(self._key, self._epoch))]
+        n, key = subset.numel(), fold_in(self._key, self._epoch)
+        return lambda part: subset[ops.permutation(n, key=key, start=part.start, stop=part.stop)[:: part.step]]
 
     def state_dict(self, *, yielded: int | None = None) -> dict[str, Any]:
         """Epoch, position and the selector's own state; see `WeightedSampler.state_dict`."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 import pysel
-from pysel import SelectionSampler, WeightedSampler
+from pysel import SelectionSampler, WeightedSampler, samplers
 from pysel.selection import DynamicRandom, DynamicSelector, FixedSelector, FullSelector
 
 N = 103  # prime: never divides over ranks
@@ -97,6 +97,55 @@ def test_ranks_share_one_global_sequence(make: Any, world: int, drop_last: bool)
         assert [len(share) for share in shares] == [len(sampler) for sampler in ranks] == [count] * world
         together = [index for row in zip(*shares, strict=True) for index in row]
         assert together == (whole + whole)[: count * world]
+
+
+@pytest.mark.parametrize("make", SAMPLERS)
+@pytest.mark.parametrize("piece", [1, 2, 7, 1000])
+@pytest.mark.parametrize("world", [1, 3])
+def test_pieces_do_not_show(make: Any, piece: int, world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do they when a pass begins between two of them."""
+    wanted = [list(make(rank=r, num_replicas=world)) for r in range(world)]
+    monkeypatch.setattr(samplers, "_PIECE", piece)
+    for rank in range(world):
+        sampler = make(rank=rank, num_replicas=world)
+        assert list(sampler) == wanted[rank]
+        begun = list(islice(iter(sampler), 5))
+        resumed = make(rank=rank, num_replicas=world)
+        resumed.load_state_dict(sampler.state_dict())
+        assert begun + list(resumed) == wanted[rank]
+
+
+def test_order_is_a_permutation_of_the_subset() -> None:
+    sampler = selection()
+    for epoch in (0, 2):
+        sampler.set_epoch(epoch)
+        subset = sampler.selector.select(epoch)
+        order = pysel.permutation(len(subset), key=pysel.fold_in(pysel.key(4), epoch))
+        assert list(sampler) == subset[order].tolist()
+
+
+@pytest.mark.parametrize("world", [1, 4, 10**6])
+def test_the_first_sample_takes_a_piece_of_the_order(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no more, however long the epoch: 1e12 samples would fit into no memory."""
+    n, asked = 10**12, []
+
+    class Sizes:
+        """Stands in for a subset: which of its elements are wanted."""
+
+        def numel(self) -> int:
+            return n
+
+        def __getitem__(self, order: Tensor) -> Tensor:
+            asked.append(order.numel())
+            return order
+
+    sampler = SelectionSampler(FullSelector(3), key=pysel.key(0), rank=world - 1, num_replicas=world)
+    monkeypatch.setattr(sampler, "_subset", Sizes())
+    first = list(islice(iter(sampler), 2))
+    key = pysel.fold_in(pysel.key(0), 0)
+    places = [world - 1, 2 * world - 1]
+    assert first == [int(pysel.permutation(n, key=key, start=p, stop=p + 1)) for p in places]
+    assert sum(asked) <= max(2 * samplers._PIECE, 2 * world)
 
 
 def test_more_ranks_than_samples() -> None:

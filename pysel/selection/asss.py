@@ -211,6 +211,7 @@ class ASSS:
             selector_optimiser = torch.optim.Adam(gate.parameters(), lr=self.selector_lr)
         task_optimiser = torch.optim.Adam(task.parameters(), lr=self.task_lr)
         order_key, gate_key = split(self._key, 2)
+        order_key = order_key.to(x.device)  # the order is made where it is used
         tau = torch.empty((), dtype=torch.float64)  # a tensor, so that annealing recompiles nothing
         equal = torch.ones(n, device=x.device)
         self.history = []
@@ -219,7 +220,7 @@ class ASSS:
             tau.fill_(exponential_decay(epoch, self.tau, self.tau_rate, self.tau_min))
             warm = epoch >= self.warmup_epochs
             running = torch.zeros((), device=x.device)
-            for rows in ops.weighted_sample(equal, n, key=fold_in(order_key, epoch)).split(self.batch_size):
+            for rows in ops.permutation(n, key=fold_in(order_key, epoch)).split(self.batch_size):
                 # Task network: gates are given.
                 w = equal[rows]
                 if warm:
