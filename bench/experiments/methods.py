@@ -54,9 +54,6 @@ def _random(
     )
 
 
-_weighted_tail = partial(_random, balance="equal", tail=True, weighted_tail=True)
-
-
 def _infobatch(setting: Setting) -> Selector:
     # it keeps what its losses let it keep, about 0.7 of the data: so many epochs use up the steps
     return InfoBatch(setting.num_samples, setting.epochs(0.7 * setting.num_samples), key=setting.key)

@@ -233,26 +233,23 @@ def _walk(n: int, k: int, epoch: int, key: Tensor) -> Tensor:
     if k == 0:
         return torch.empty(0, dtype=torch.int64)
     walk, first = divmod(epoch * k, n)
-    chosen = _order(n, k, walk, key)[first : first + k]
-    if chosen.numel() == k:
-        return chosen
-    return torch.cat([chosen, _order(n, k, walk + 1, key)[: k - chosen.numel()]])
+    chosen = _order(n, k, walk, first, min(first + k, n), key)
+    missing = k - chosen.numel()
+    return torch.cat([chosen, _order(n, k, walk + 1, 0, missing, key)]) if missing else chosen
 
 
-def _order(n: int, k: int, walk: int, key: Tensor) -> Tensor:
-    """A walk's permutation, put in order where an epoch of ``k`` reaches into it."""
-    order = _permutation(n, fold_in(key, walk))
+def _order(n: int, k: int, walk: int, start: int, stop: int, key: Tensor) -> Tensor:
+    """Elements ``start`` to ``stop`` of a walk's permutation, put in order where an epoch of ``k`` reaches into it."""
+    this = fold_in(key, walk)
     old = walk * n % k
-    if old:
-        given = torch.zeros(n, dtype=torch.bool)
-        given[_permutation(n, fold_in(key, walk - 1))[n - old :]] = True
-        late = given[order[:k]]
-        order = torch.cat([order[:k][~late], order[:k][late], order[k:]])
-    return order
-
-
-def _permutation(n: int, key: Tensor) -> Tensor:
-    return ops.weighted_sample(torch.ones(n), n, order="draw", key=key)
+    if old == 0 or start >= k:
+        return ops.permutation(n, key=this, start=start, stop=stop)
+    head = ops.permutation(n, key=this, stop=k)
+    given = torch.zeros(n, dtype=torch.bool)
+    given[ops.permutation(n, key=fold_in(key, walk - 1), start=n - old)] = True
+    late = given[head]
+    rest = ops.permutation(n, key=this, start=k, stop=max(k, stop))
+    return torch.cat([head[~late], head[late], rest])[start:stop]
 
 
 DynamicRandomSelector = DynamicRandom
