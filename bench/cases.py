@@ -324,6 +324,8 @@ def usage_step(
         counts.mul_(decay).index_add_(0, selected, ones)
         if form == "exp":
             return torch.mul(counts, -gamma, out=out).exp_().mul_(scores)
+        if form == "log":
+            return torch.sub(scores, torch.log1p(counts), alpha=gamma, out=out)
         return torch.sub(scores, counts, alpha=gamma, out=out)
 
     def room() -> Tensor | None:
@@ -528,6 +530,8 @@ CASES = (
     Case("factor_scores of 8 tables", "gather, mask, sum", factor_scores, {**RECORDS, "T": 8}, FEW_RECORDS),
     Case("select", "torch.topk(sorted=False)", select, {"n": 10_000_000, "share": 1 / 3}, {"n": 60},
          (Target("eager", 10), TWO_THREADS), comparable=ordered),
+    Case("usage_step_ log", "mul_, index_add_, log1p, sub", usage_step, {"n": 10_000_000, "form": "log"}, {"n": 60},
+         (Target("eager", 2.5), TWO_THREADS)),
     Case("usage_step_ linear", "mul_, index_add_, sub", usage_step, {"n": 10_000_000, "form": "linear"}, {"n": 60},
          (Target("eager", 1.5), TWO_THREADS)),
     Case("usage_step_ exp", "mul_, index_add_, exp, mul", usage_step, {"n": 10_000_000, "form": "exp"}, {"n": 60},
@@ -622,6 +626,8 @@ CUDA_CASES = (
          comparable=ordered),
     Case("select n/3 of 1e9", "torch.topk(sorted=False)", select, {"n": 1_000_000_000, "share": 1 / 3}, {"n": 60},
          comparable=ordered),
+    Case("usage_step_ log, ascending", "mul_, index_add_, log1p, sub", usage_step, {"n": 100_000_000, "form": "log"},
+         {"n": 60}),
     Case("usage_step_ linear, ascending", "mul_, index_add_, sub", usage_step, {"n": 100_000_000, "form": "linear"},
          {"n": 60}, (Target("floor", 0.80),)),
     Case("usage_step_ linear, in any order", "mul_, index_add_, sub", usage_step,

@@ -372,7 +372,7 @@ def _counts(op: str, counts: Tensor) -> None:
 
 def _penalty(op: str, counts: Tensor, gamma: float, form: str, step: int) -> None:
     torch._check_value(0 <= gamma < math.inf, lambda: f"{op}: gamma must be finite and at least 0, got {gamma:g}")
-    _checks.choice(op, "form", form, ("linear", "exp", "rate"))
+    _checks.choice(op, "form", form, ("log", "linear", "exp", "rate"))
     torch._check_value(step >= 1, lambda: f"{op}: step must be at least 1, got {step}")
     _counts(op, counts)
 

@@ -325,7 +325,7 @@ def chosen(r: Random, n: int) -> Tensor:
 
 
 def penalty(r: Random) -> tuple[float, str, int]:
-    return r.choice((0.0, 0.1, 1e-3, 7.0)), r.choice(("linear", "exp", "rate")), r.choice((1, 3, 1000))
+    return r.choice((0.0, 0.1, 1e-3, 7.0)), r.choice(("log", "linear", "exp", "rate")), r.choice((1, 3, 1000))
 
 
 @op

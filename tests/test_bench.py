@@ -55,6 +55,7 @@ topk_encode: linear alone 1.05263, memory 1, 1 thread 1.8
 topk: eager 5, 1 thread 1.8
 sparse_decode: eager 1.1, itself 1, 1 thread 1.8
 sparse_decode with backward: eager 2.5, itself 1, 1 thread 1.8
+usage_step_ log: eager 2.5, 1 thread 1.8
 usage_step_ linear: eager 1.5, 1 thread 1.8
 usage_step_ exp: eager 2.5, 1 thread 1.8
 select: eager 10, 1 thread 1.8

@@ -56,13 +56,12 @@ SIGNATURES = {
     "factor_counts": "(values, indices, num_factors, *, groups=None, num_groups=None)",
     "factor_scores": "(values, indices, tables, *, reduce='sum', weighted=False)",
     "usage_update_": "(counts, selected, decay=1.0)",
-    "usage_penalty": "(scores, counts, gamma, form='linear', step=1",
-    "usage_step_": "(counts, selected, scores, gamma, decay=1.0, form='linear', step=1",
+    "usage_penalty": "(scores, counts, gamma, form='log', step=1",
+    "usage_step_": "(counts, selected, scores, gamma, decay=1.0, form='log', step=1",
     "weighted_sample": "(weights, k, replacement=False, *, log_weights=False, order='draw', groups=None, quotas=None, "
     "key=None, generator=None, start=0",
     "select": "(scores, k, largest=True, *, groups=None, quotas=None, key=None",
-    "usage_select_": "(counts, first, second, mix, k, gamma, form='linear', step=1, *, groups=None, "
-    "quotas=None, key=None",
+    "usage_select_": "(counts, first, second, mix, k, gamma, form='log', step=1, *, groups=None, quotas=None, key=None",
 }
 
 

@@ -103,7 +103,9 @@ def test_draws(n, order, replacement, device, key):
 def test_usage(n, ascending, device):
     counts, scores = torch.zeros(n, device=device), torch.zeros(n, dtype=HALF, device=device)
     selected = torch.tensor([0, n // 2, n - 2, n - 1], device=device)
-    penalised = pysel.usage_step_(counts, selected if ascending else selected.flip(0), scores, 0.5, 0.9, out=scores)
+    penalised = pysel.usage_step_(
+        counts, selected if ascending else selected.flip(0), scores, 0.5, 0.9, "linear", out=scores
+    )
     assert (penalised[selected] == -0.5).all()
     assert torch.count_nonzero(penalised) == 4
     assert (counts[selected] == 1).all()

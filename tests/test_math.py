@@ -17,7 +17,8 @@ KINDS = ["exponential", "gumbel", "logistic"]
 FLOATS = [torch.float32, torch.float64]
 kinds = pytest.mark.parametrize("kind", KINDS)
 floats = pytest.mark.parametrize("dtype", FLOATS, ids=["float32", "float64"])
-BOUND = 2  # ulp; measured: log 1.15, exp 0.96, exponential 1.75, Gumbel and logistic 1.95 (as `error` counts them)
+# ulp; measured (as `error` counts them): log 1.15, log1p 0.95, exp 0.96, exponential 1.75, Gumbel and logistic 1.95
+BOUND = 2
 
 TAIL = 2**20  # high words below it, and above 2^32 - 2^20 - 1, take the low word too in float32
 EXPONENTS = [1, 2, 10, 20, 24, 31, 32, 33, 40, 51, 52, 53, 54, 60, 62, 63]
@@ -154,6 +155,16 @@ def test_log_is_exact_to_two_ulp(dtype):
 
 
 @floats
+def test_log1p_is_exact_to_two_ulp(dtype):
+    x = positive(dtype, random.Random(4))
+    whole = torch.cat([torch.arange(300), 2 ** torch.arange(10, 60) - 1]).to(dtype)
+    below = -torch.cat([x[x < 1], 1 - x[(x < 1) & (x > 0)] / 2])
+    x = torch.cat([x, whole, below[below > -1]])
+    for value, got in zip(x.tolist(), reference.random.log1p(x).tolist(), strict=True):
+        assert error(got, mpmath.log1p(mpmath.mpf(value)), dtype) <= BOUND, value
+
+
+@floats
 def test_exp_is_exact_to_two_ulp(dtype):
     rng = random.Random(3)
     lowest = 104 if dtype == torch.float32 else 746
@@ -167,6 +178,8 @@ def test_exp_is_exact_to_two_ulp(dtype):
 def test_log_and_exp_at_special_values(dtype):
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, -1.0, 1.0], dtype=dtype)
     assert_same_bits(reference.random.log(special).nan_to_num(7), torch.log(special).nan_to_num(7))
+    special = torch.cat([special, torch.tensor([-2.0, torch.finfo(dtype).max], dtype=dtype)])
+    torch.testing.assert_close(reference.random.log1p(special), torch.log1p(special), equal_nan=True)
     x = torch.tensor([-torch.inf, -1e30, 0.0, -0.0, torch.nan], dtype=dtype)
     assert reference.random.exp_nonpositive(x).nan_to_num(7).tolist() == [0, 0, 1, 1, 7]
 

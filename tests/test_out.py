@@ -285,7 +285,7 @@ def raw(call: Call) -> tuple[Any, ...]:
     op, tensors = call.function.__name__, [t.clone() for t in call.tensors.values()]
     if op in RAW:
         return RAW[op](*tensors, *call.rest, **dict(call.options))
-    defaults = {"select": (True, None, None, None, None), "usage_penalty": (1,), "usage_step_": ("linear", 1)}
+    defaults = {"select": (True, None, None, None, None), "usage_penalty": (1,), "usage_step_": ("log", 1)}
     return (*tensors, *call.rest, *defaults.get(op, ()))
 
 

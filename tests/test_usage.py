@@ -24,7 +24,7 @@ INFO = pysel.build_info()
 OPS = torch.ops.pysel
 FLOAT_COUNTS = [torch.float32, torch.float64]
 COUNT_DTYPES = [*FLOAT_COUNTS, torch.int32, torch.int64]
-FORMS = ["linear", "exp", "rate"]
+FORMS = ["log", "linear", "exp", "rate"]
 MUTABLE = [layout for layout in LAYOUTS if layout != "negated"]
 ORDERS = ["ascending", "random", "descending", "duplicates", "one", "none"]
 
@@ -120,7 +120,7 @@ def test_float64_becomes_a_half_by_way_of_float32(dtype, half_ulp, device):
     counts = torch.full((40,), 1 + half_ulp + 2**-40, dtype=torch.float64, device=device)
     scores = torch.zeros(40, dtype=dtype, device=device)
     for penalty in (
-        pysel.usage_penalty(scores, counts, 1.0),
+        pysel.usage_penalty(scores, counts, 1.0, "linear"),
         reference.usage_penalty(scores, counts, 1.0, "linear", 1),
     ):
         assert (penalty == -1).all()
@@ -160,6 +160,7 @@ def test_step_in_any_memory(layout, dtype):
 def test_penalty_formulas():
     scores, counts = torch.tensor([1.0, 0.5, -2.0], dtype=torch.float64), torch.tensor([0, 3, 10])
     wanted = {
+        "log": scores - 0.3 * torch.log1p(counts.double()),
         "linear": scores - 0.3 * counts.double(),
         "exp": scores * torch.exp(-0.3 * counts.double()),
         "rate": scores - 0.3 * counts.double() / 4,
@@ -171,9 +172,10 @@ def test_penalty_formulas():
 def test_penalty_at_extremes():
     for dtype in FLOAT_COUNTS:
         ones, counts = torch.ones(4, dtype=dtype), torch.tensor([0, 1, 1e30, math.inf], dtype=dtype)
-        assert pysel.usage_penalty(ones, counts, 1e300)[:1].tolist() == [1]
+        for form in FORMS:
+            assert pysel.usage_penalty(ones, counts, 1e300, form)[:1].tolist() == [1]
         assert pysel.usage_penalty(ones, counts, 1e300, "exp").tolist() == [1, 0, 0, 0]
-        assert pysel.usage_penalty(ones, counts, 1e10)[2:].tolist() == [
+        assert pysel.usage_penalty(ones, counts, 1e10, "linear")[2:].tolist() == [
             -1e10 * 1e30 if dtype == torch.float64 else -math.inf,
             -math.inf,
         ]
@@ -181,6 +183,29 @@ def test_penalty_at_extremes():
         below = torch.tensor([-1.0, -50.0, -1000.0, math.nan], dtype=dtype)
         got = pysel.usage_penalty(ones, below, 1.0, "exp")
         torch.testing.assert_close(got, torch.exp(-below), equal_nan=True, rtol=1e-6, atol=0)
+
+
+@every_count
+def test_log_penalty_of_many_uses_and_of_a_few_decayed_ones(counts_dtype):
+    """Distinct counts get distinct penalties, and small ones are not lost in 1 + n."""
+    ones = torch.ones(1, dtype=torch.float64)
+    for count in [1e-30, 1e-9, 0.3, 0.5] if counts_dtype.is_floating_point else [1, 2**24 + 1, 2**30]:
+        counts = torch.tensor([count], dtype=counts_dtype)
+        wanted = torch.log1p(counts.double())
+        torch.testing.assert_close(-pysel.usage_penalty(0 * ones, counts, 1.0), wanted, rtol=1e-15, atol=0)
+        single = -pysel.usage_penalty(torch.zeros(1), counts, 1.0)
+        torch.testing.assert_close(single, wanted.float(), rtol=2e-7, atol=0)
+    uses = torch.arange(4000).to(counts_dtype)
+    assert (pysel.usage_penalty(torch.ones(4000), uses, 0.2).diff() < 0).all()
+
+
+def test_log_penalty_of_counts_below_zero():
+    for dtype in FLOAT_COUNTS:
+        below = torch.tensor([-0.5, -1.0, -1.5], dtype=dtype)
+        got = pysel.usage_penalty(torch.zeros(3, dtype=dtype), below, 1.0, "log")
+        assert got[0].item() == pytest.approx(math.log(2))
+        assert got[1].item() == math.inf
+        assert math.isnan(got[2])
 
 
 def test_counts_beyond_24_bits():
@@ -198,7 +223,7 @@ def test_counts_beyond_24_bits():
     # float32 scores against counts that float32 would merge
     scores = torch.tensor([0.5 * big, 0.5 * big])
     for dtype in (torch.float64, torch.int32, torch.int64):
-        penalised = pysel.usage_penalty(scores, torch.tensor([big, big + 1], dtype=dtype), 0.5)
+        penalised = pysel.usage_penalty(scores, torch.tensor([big, big + 1], dtype=dtype), 0.5, "linear")
         assert penalised.tolist() == [0, -0.5]
 
 
@@ -437,7 +462,7 @@ BAD = [
     (ValueError, "gamma must be finite and at least 0, got -0.5", {"gamma": -0.5}, (step, penalty)),
     (ValueError, "gamma must be finite and at least 0, got inf", {"gamma": math.inf}, (step, penalty)),
     (ValueError, "gamma must be finite and at least 0, got nan", {"gamma": math.nan}, (step, penalty)),
-    (ValueError, "form must be linear, exp or rate, got 'cubic'", {"form": "cubic"}, (step, penalty)),
+    (ValueError, "form must be log, linear, exp or rate, got 'cubic'", {"form": "cubic"}, (step, penalty)),
     (ValueError, "step must be at least 1, got 0", {"step": 0}, (step, penalty)),
     (ValueError, "counts must not require grad", {"counts": used(6).requires_grad_()}, (update, step, penalty)),
     (ValueError, "scores must not require grad", {"scores": score(6).requires_grad_()}, (step,)),

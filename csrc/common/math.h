@@ -154,6 +154,24 @@ PYSEL_HD T log_any(T x) {
   return ((x > T{0}) & (x < inf)) ? finite : special;
 }
 
+// log(1 + x), right for small x too: -inf at -1, +inf at +inf, NaN below -1 and at NaN. Only the exponent is that of
+// the rounded sum: 1 + fraction = (1 + x) 2^-exponent is taken from x itself, unless x is so large that it makes no
+// difference.
+template <typename T>
+PYSEL_HD T log1p_any(T x) {
+  using F = Float<T>;
+  using Int = typename F::Int;
+  const T y = T{1} + x;
+  LogSplit<T> s = split_normal(y);
+  const Int exponent = (bit_cast<Int>(y) - F::kSqrtHalf) >> F::kMantissa;
+  const T scale = bit_cast<T>((F::kBias - exponent) << F::kMantissa);
+  s.fraction = s.exponent > T(F::kMantissa) ? s.fraction : fma_(x, scale, scale - T{1});
+  const T inf = T(__builtin_inf());
+  const T finite = log_of(s);
+  const T special = y == T{0} ? -inf : (y == inf ? inf : T(__builtin_nan("")));
+  return ((y > T{0}) & (y < inf)) ? finite : special;
+}
+
 // exp(x) for x <= 0; NaN stays NaN.
 template <typename T>
 PYSEL_HD T exp_nonpositive(T x) {

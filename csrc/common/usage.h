@@ -36,19 +36,19 @@ PYSEL_HD S rounded(A x) {
 }
 
 struct PenaltyArguments {
-  enum Form { linear, exp, rate } form;
+  enum Form { log, linear, exp, rate } form;
   double gamma;
   int64_t step;
 
   PenaltyArguments(const char* op, double gamma, const std::string& name, int64_t step)
-      : form(name == "exp"    ? exp
+      : form(name == "linear" ? linear
+             : name == "exp"  ? exp
              : name == "rate" ? rate
-                              : linear),
+                              : log),
         gamma(gamma),
         step(step) {
     check_value(std::isfinite(gamma) && gamma >= 0, op, ": gamma must be finite and at least 0, got ", gamma);
-    check_value(name == "linear" || name == "exp" || name == "rate", op, ": form must be linear, exp or rate, got ",
-                name);
+    check_value(form != log || name == "log", op, ": form must be log, linear, exp or rate, got ", name);
     check_value(step >= 1, op, ": step must be at least 1, got ", step);
   }
 

@@ -1,5 +1,5 @@
-// How often each sample has been used, and the penalty that rotates samples (arXiv 2603.04981; the forms and the decay
-// are ours).
+// How often each sample has been used, and the penalty that rotates samples (arXiv 2603.04981, whose form is log; the
+// other forms and the decay are ours).
 //
 // Counts are handled in blocks that stay in cache: decay, +1 for each selected index of the block, penalty. Selected
 // indices come grouped by block, which ascending ones are already; others are brought into groups first. So no two
@@ -19,6 +19,9 @@ void convert(const C* counts, int n, A* out) {
 template <typename S, typename A>
 void penalise(const S* scores, const A* counts, int n, PenaltyArguments::Form form, A gamma, A step, S* out) {
   switch (form) {
+    case PenaltyArguments::log:
+      for (int i = 0; i < n; ++i) out[i] = rounded<S>(static_cast<A>(scores[i]) - gamma * log1p_any(counts[i]));
+      break;
     case PenaltyArguments::linear:
       for (int i = 0; i < n; ++i) out[i] = rounded<S>(static_cast<A>(scores[i]) - gamma * counts[i]);
       break;

@@ -1,5 +1,5 @@
-// How often each sample has been used, and the penalty that rotates samples (arXiv 2603.04981; the forms and the decay
-// are ours).
+// How often each sample has been used, and the penalty that rotates samples (arXiv 2603.04981, whose form is log; the
+// other forms and the decay are ours).
 //
 // A block owns a range of counts. Among ascending selected indices it finds those of its range by search and tallies
 // them in shared memory; then each thread decays, adds and penalises counts that it holds in registers:
@@ -116,6 +116,8 @@ struct Penalty {
   __device__ A operator()(A score, A count) const {
     const A used = gamma * count;
     switch (form) {
+      case PenaltyArguments::log:
+        return score - gamma * log1p_any(count);
       case PenaltyArguments::exp:
         return score * exp_clamped(-used);
       case PenaltyArguments::rate:

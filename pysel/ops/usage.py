@@ -11,7 +11,7 @@ from pysel.random import resolve
 
 __all__ = ["usage_penalty", "usage_select_", "usage_step_", "usage_update_"]
 
-_FORMS = ("linear", "exp", "rate")
+_FORMS = ("log", "linear", "exp", "rate")
 _COUNTS = (torch.float32, torch.float64, torch.int32, torch.int64)
 
 
@@ -79,22 +79,23 @@ def usage_penalty(
     scores: Tensor,
     counts: Tensor,
     gamma: float,
-    form: str = "linear",
+    form: str = "log",
     step: int = 1,
     *,
     out: Tensor | None = None,
 ) -> Tensor:
     """Lower the scores of samples that have been used.
 
-    With n the count of a sample and s its score: ``linear`` is ``s - gamma n``, ``exp`` is ``s exp(-gamma n)``,
-    ``rate`` is ``s - gamma n / step``. Computed in float32 if counts are float32 and scores are not float64, else in
-    float64, so that counts beyond 2**24 keep their precision.
+    With n the count of a sample and s its score: ``log`` is ``s - gamma log(1 + n)``, ``linear`` is ``s - gamma n``,
+    ``exp`` is ``s exp(-gamma n)``, ``rate`` is ``s - gamma n / step``. Computed in float32 if counts are float32 and
+    scores are not float64, else in float64, so that counts beyond 2**24 keep their precision. A count below 0, which
+    none of these ops makes, is a bonus; to ``log``, an infinite one at -1, and NaN below.
 
     Args:
         scores: any shape, float32, float64, bfloat16 or float16.
         counts: the shape of ``scores``, float32, float64, int32 or int64.
         gamma: strength, finite, 0 or more.
-        form: linear, exp or rate.
+        form: log, linear, exp or rate.
         step: how many selections have been made, 1 or more (rate only).
         out: like ``scores``, which may be ``out`` itself: write the penalised scores here and return it. Untouched by
             an error. No gradient passes through it.
@@ -110,9 +111,9 @@ def usage_penalty(
     Example:
         >>> import torch, pysel
         >>> pysel.usage_penalty(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 3.0]), gamma=0.25)
-        tensor([1.0000, 0.2500])
+        tensor([1.0000, 0.6534])
 
-    Source: arXiv 2603.04981 (usage-frequency penalty); the three forms are ours.
+    Source: arXiv 2603.04981 (usage-frequency penalty, log with gamma 0.2); the other forms are ours.
     """
     op = "usage_penalty"
     _check_penalty(op, scores, counts, gamma, form, step)
@@ -128,7 +129,7 @@ def usage_step_(
     scores: Tensor,
     gamma: float,
     decay: float = 1.0,
-    form: str = "linear",
+    form: str = "log",
     step: int = 1,
     *,
     out: Tensor | None = None,
@@ -143,7 +144,7 @@ def usage_step_(
         scores: [n], float32, float64, bfloat16 or float16.
         gamma: strength, finite, 0 or more.
         decay: in [0, 1].
-        form: linear, exp or rate.
+        form: log, linear, exp or rate.
         step: how many selections have been made, 1 or more (rate only).
         out: [n], like ``scores``, which may be ``out`` itself: write the penalised scores here and return it. On the
             CPU untouched by an error, as ``counts`` is everywhere.
@@ -158,9 +159,9 @@ def usage_step_(
         >>> import torch, pysel
         >>> counts = torch.zeros(3)
         >>> pysel.usage_step_(counts, torch.tensor([1]), torch.ones(3), gamma=0.5), counts
-        (tensor([1.0000, 0.5000, 1.0000]), tensor([0., 1., 0.]))
+        (tensor([1.0000, 0.6534, 1.0000]), tensor([0., 1., 0.]))
 
-    Source: arXiv 2603.04981 (usage-frequency penalty); the forms and the decay are ours.
+    Source: arXiv 2603.04981 (usage-frequency penalty, log with gamma 0.2); the other forms and the decay are ours.
     """
     op = "usage_step_"
     _check_update(op, counts, selected, decay)
@@ -177,7 +178,7 @@ def usage_select_(
     mix: float,
     k: int,
     gamma: float,
-    form: str = "linear",
+    form: str = "log",
     step: int = 1,
     *,
     groups: Tensor | None = None,
@@ -202,7 +203,7 @@ def usage_select_(
         mix: share of ``second``, in [0, 1].
         k: between 0 and n.
         gamma: strength, finite, 0 or more.
-        form: linear, exp or rate, as in :func:`usage_penalty`.
+        form: log, linear, exp or rate, as in :func:`usage_penalty`.
         step: how many selections have been made, 1 or more (rate only).
         groups: [n], int64 or int32, and
         quotas: int64 [G]: as in :func:`select`.
@@ -220,9 +221,9 @@ def usage_select_(
         >>> import torch, pysel
         >>> counts, common = torch.zeros(4), torch.tensor([3.0, 2.0, 1.0, 0.0])
         >>> rare = common.flip(0)
-        >>> pysel.usage_select_(counts, common, rare, 0.25, 2, gamma=2.0)
+        >>> pysel.usage_select_(counts, common, rare, 0.25, 2, gamma=4.0)
         tensor([0, 1])
-        >>> pysel.usage_select_(counts, common, rare, 0.25, 2, gamma=2.0), counts
+        >>> pysel.usage_select_(counts, common, rare, 0.25, 2, gamma=4.0), counts
         (tensor([2, 3]), tensor([1., 1., 1., 1.]))
 
     Source: arXiv 2603.04981 (algorithm 1); the fusion is ours.

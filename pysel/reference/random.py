@@ -224,6 +224,18 @@ def log(x: Tensor) -> Tensor:
     return torch.where((x < 0) | torch.isnan(x), math.nan, y).to(x.dtype)
 
 
+def log1p(x: Tensor) -> Tensor:
+    """log(1 + x), right for small x too; -inf at -1, NaN below."""
+    f = _traits(x)
+    y = 1 + x
+    fraction, exponent = _split_normal(y)
+    scale = ((f.bias - exponent.to(f.bits)) << f.mantissa).view(x.dtype)
+    result = _log_of(torch.where(exponent > f.mantissa, fraction, fma(x, scale, scale - 1)), exponent)
+    result = torch.where(y == math.inf, math.inf, result)
+    result = torch.where(y == 0, -math.inf, result)
+    return torch.where((y < 0) | torch.isnan(y), math.nan, result).to(x.dtype)
+
+
 def exp_nonpositive(x: Tensor) -> Tensor:
     """exp(x) for x <= 0; NaN stays NaN."""
     f = _traits(x)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pysel import _fake
-from pysel.reference.random import exp_nonpositive
+from pysel.reference.random import exp_nonpositive, log1p
 from pysel.reference.select import check_groups, select
 
 
@@ -40,8 +40,11 @@ def usage_penalty(scores: Tensor, counts: Tensor, gamma: float, form: str, step:
     wide = counts.dtype != torch.float32 or scores.dtype == torch.float64
     compute = torch.float64 if wide else torch.float32
     s, n = scores.to(compute), counts.to(compute)
-    used = n * min(gamma, torch.finfo(compute).max)
-    if form == "exp":
+    strength = min(gamma, torch.finfo(compute).max)
+    used = n * strength
+    if form == "log":
+        result = s - strength * log1p(n)
+    elif form == "exp":
         # above zero (counts below it) the same polynomial holds until it overflows
         result = s * exp_nonpositive((-used).clamp_max(1024.0 if wide else 128.0))
     elif form == "rate":

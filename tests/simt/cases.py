@@ -266,10 +266,12 @@ def usage():
     for counts in (torch.float32, torch.float64, torch.int32, torch.int64):
         for scores in floats:
             decay = 0.9 if counts.is_floating_point else 1.0
-            for form in ("linear", "exp", "rate"):
+            for form in ("log", "linear", "exp", "rate"):
                 yield Case("usage_penalty", (numbers(37, scores), counts_of(37, counts), 0.3, form, 7))
             args = (counts_of(33, counts), picks(33, 40), numbers(33, scores), 0.3, decay, "exp", 1)
             yield Case("usage_step_", args, note="in no order")
+            args = (counts_of(33, counts), picks(33, 9).sort().values, numbers(33, scores), 0.3, decay, "log", 1)
+            yield Case("usage_step_", args, note="ascending")
         yield Case("usage_update_", (counts_of(300, counts), picks(300, 260), 1.0), tsan=True)
     for n, m in ((0, 0), (1, 0), (1, 3), (31, 5), (2048, 100), (2049, 257), (5000, 1025)):
         for order in ("ascending", "in no order"):
@@ -289,8 +291,8 @@ def usage():
     for selected in (torch.tensor([4] * 8), torch.tensor([4] * 8 + [1])):
         yield Case("usage_update_", (full, selected, 1.0), note="counts at 2**24")
         yield Case("usage_step_", (full, selected, numbers(9), 1e-7, 0.999, "linear", 1), note="counts at 2**24")
-    negative = torch.tensor([-3.0, -0.5, -1e-30, -2000.0, 0.0, float("inf"), float("nan"), 1e30])
-    for form in ("linear", "exp", "rate"):
+    negative = torch.tensor([-3.0, -0.5, -1e-30, -2000.0, 0.0, float("inf"), float("nan"), 3e38])
+    for form in ("log", "linear", "exp", "rate"):
         args = (negative, torch.tensor([0, 1, 1, 2]), numbers(8), 3e38, 1.0, form, 3)
         yield Case("usage_step_", args, note="extreme counts")
         yield Case("usage_penalty", (numbers(8), negative, 1e300, form, 3), note="a gamma beyond float32")
