@@ -20,12 +20,14 @@ CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 # $(call need,command that succeeds,what to say when it does not)
 need = @$(1) >/dev/null 2>&1 || { echo 'pysel: $(2)' >&2; exit 1; }
 
+PIP = $(PY) -m pip install --quiet --disable-pip-version-check
+
 .PHONY: demo test bench bench-quick experiments gpu-check lint build clean
 
 demo: .venv/built
 	@$(PY) -m bench.train $(DEMO_ARGS)
 
-test: .venv/built
+test: .venv/built .venv/dev
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
 bench: .venv/built .venv/rivals
@@ -39,10 +41,10 @@ experiments: .venv/built
 
 # The Python that was asked for, as it is; otherwise the one in .venv.
 ASKED := $(if $(filter command environment,$(firstword $(origin PYTHON))),$(PYTHON))
-gpu-check: $(if $(ASKED),,.venv/installed)
+gpu-check: $(if $(ASKED),,.venv/dev)
 	@$(or $(ASKED),$(PY)) -m bench.gpu_check $(GPU_CHECK_ARGS)
 
-lint: .venv/installed
+lint: .venv/dev
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@.venv/bin/clang-format --dry-run -Werror $(CXX_FILES)
@@ -53,23 +55,29 @@ build: .venv/built
 clean:
 	rm -rf build pysel.egg-info pysel/_C*.so .venv/built
 
-.venv/installed: requirements-dev.txt
+.venv/installed: requirements.txt
 	$(call need,command -v $(firstword $(CXX)),no C++ compiler $(firstword $(CXX)). Type: apt-get install g++)
 	$(call need,$(PYTHON) -c 'import sys; assert sys.hexversion >= 0x030b0000',no $(PYTHON) of version 3.11 or newer. Name one: make PYTHON=...)
 	$(call need,$(PYTHON) -c 'import ensurepip; import venv',$(PYTHON) cannot make virtual environments. Type: apt-get install python3-venv)
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@echo 'pysel: installing the pinned packages into .venv'
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+.venv/dev: .venv/installed requirements-dev.txt
+	@echo 'pysel: installing what tests and linters take into .venv'
+	@$(PIP) -r requirements-dev.txt
 	@touch $@
 
 .venv/rivals: .venv/installed requirements-bench.txt
 	@echo 'pysel: installing the libraries to measure against into .venv'
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	@$(PIP) -r requirements-bench.txt
 	@touch $@
 
 # The folders are listed too: their time changes when a file comes or goes.
 .venv/built: .venv/installed setup.py CMakeLists.txt pyproject.toml $(wildcard csrc csrc/* csrc/*/*)
 	@echo 'pysel: compiling'
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@$(PY) setup.py --quiet build_ext --inplace  # in sight: pip would hide it, and finds it done
+	@$(PIP) --no-build-isolation --no-deps --editable .
 	@$(PY) -c 'import pysel; print("pysel:", pysel.build_info())'
 	@touch $@

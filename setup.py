@@ -57,7 +57,7 @@ class CMakeBuild(build_ext):
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         for command in (
-            ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *options],
+            ["cmake", "--log-level=NOTICE", "-S", ROOT, "-B", build, "-G", "Ninja", *options],
             ["cmake", "--build", build, *jobs],
             ["cmake", "--install", build, "--prefix", target],
         ):

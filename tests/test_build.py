@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -126,6 +127,41 @@ def test_wide_instructions_stay_in_their_variants():
             wide.add(function)
     assert any("avx2::" in name for name in wide)
     assert [name for name in wide if "avx2::" not in name and "avx512::" not in name] == []
+
+
+# --- progress ---
+
+
+def build(folder, *sources, terminal=False):
+    """What `make build` prints for these C++ sources, and its exit status."""
+    for name in ("Makefile", "CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "csrc").mkdir()
+    for number, source in enumerate(sources):
+        (folder / f"csrc/source{number}.cpp").write_text(source)
+    command = ["make", "--directory", folder, f"PY={sys.executable}", "--assume-old=.venv/installed", "build"]
+    if terminal:
+        command = ["script", "--return", "--quiet", "--command", shlex.join(map(str, command)), os.devnull]
+    return output(*command, PYSEL_CUDA="OFF", MAX_JOBS="1", TERM="xterm")
+
+
+BROKEN = "#error the reason why\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["log", "terminal"])
+@pytest.mark.skipif(shutil.which("make") is None or shutil.which("c++") is None, reason="needs make and a compiler")
+def test_build_says_how_far_it_is_and_why_it_fails(tmp_path, terminal):
+    if terminal and shutil.which("script") is None:
+        pytest.skip("needs script, from bsdutils")
+    printed, status = build(tmp_path, "", "", BROKEN, "", terminal=terminal)
+    assert status != 0
+    assert "pysel: CUDA kernels off (PYSEL_CUDA=OFF)" in printed
+    assert re.search(r"\[1/\d\] Building CXX object \S+csrc/source0", printed)
+    assert "error: #error the reason why" in printed
+    assert "failed; the reason is above" in printed
+    assert "source3" not in printed  # it ends there,
+    assert "subprocess-exited-with-error" not in printed  # and pip, which would keep this to itself, does not try
+    assert ("source1.cpp.o\x1b[K" in printed) is terminal  # there it is one line, written over and its rest erased
 
 
 # --- setup.py on a machine that lacks something ---
