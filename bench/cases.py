@@ -178,11 +178,15 @@ def topk(shape: tuple[int, int], k: int) -> Setup:
     )
 
 
-def topk_encode(B: int, d: int, H: int, k: int, dtype: torch.dtype = torch.float32) -> Setup:
+def topk_encode(B: int, d: int, H: int, k: int, dtype: torch.dtype = torch.float32, activation: str = "relu") -> Setup:
     x, weight, bias = (t.to(dtype) for t in (torch.randn(B, d), torch.randn(H, d) / math.sqrt(d), torch.randn(H) / 10))
 
     def eager(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
-        return torch.topk(F.relu(F.linear(x, weight, bias)), k)
+        z = F.linear(x, weight, bias)
+        if activation == "relu":
+            return torch.topk(F.relu(z), k)
+        indices = torch.topk(z.abs(), k).indices
+        return z.gather(1, indices), indices
 
     def sparsify() -> object:
         from sparsify.fused_encoder import fused_encoder
@@ -192,12 +196,12 @@ def topk_encode(B: int, d: int, H: int, k: int, dtype: torch.dtype = torch.float
     compiled_eager = compiled(eager)
     return Setup(
         {
-            "pysel": lambda: pysel.topk_encode(x, weight, bias, k),
+            "pysel": lambda: pysel.topk_encode(x, weight, bias, k, activation=activation),
             "eager": lambda: eager(x, weight, bias),
             "compile": lambda: compiled_eager(x, weight, bias),
             "linear alone": lambda: F.linear(x, weight, bias),
-            "sparsify": sparsify,
-        },
+        }
+        | ({"sparsify": sparsify} if activation == "relu" else {}),
         nbytes(x, weight, bias) + B * k * 12,
     )
 
@@ -520,6 +524,9 @@ CASES = (
          {"B": 4, "d": 8, "H": 32, "k": 3},
          # a quarter of all activations [B, H]: outputs and a tile fit, the activations do not
          (Target("linear alone", 1 / 0.95), Target("memory", 1, 1024 * 16_384), TWO_THREADS), comparable=by_index),
+    Case("topk_encode abs", "linear, abs, topk, gather", topk_encode,
+         {"B": 1024, "d": 512, "H": 16_384, "k": 32, "activation": "abs"}, {"B": 4, "d": 8, "H": 32, "k": 3},
+         comparable=by_index),
     Case("sparse_decode", "F.embedding_bag", sparse_decode, {**CODES, "backward": False}, FEW_CODES,
          (Target("eager", 1.1), Target("itself", 1), TWO_THREADS)),
     Case("sparse_decode with backward", "F.embedding_bag", sparse_decode, {**CODES, "backward": True}, FEW_CODES,

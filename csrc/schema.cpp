@@ -26,7 +26,7 @@ STABLE_TORCH_LIBRARY(pysel, m) {
 
   // topk
   m.def("topk(Tensor x, int k) -> (Tensor, Tensor)");
-  m.def("topk_encode(Tensor x, Tensor weight, Tensor? bias, int k) -> (Tensor, Tensor)");
+  m.def("topk_encode(Tensor x, Tensor weight, Tensor? bias, int k, str activation) -> (Tensor, Tensor)");
   m.def("sparse_decode(Tensor values, Tensor indices, Tensor weight, Tensor? bias) -> Tensor");
   m.def("sparse_decode.out(Tensor values, Tensor indices, Tensor weight, Tensor? bias, *, Tensor(a!) out) -> ()");
   m.def("sddmm(Tensor indices, Tensor weight, Tensor grad) -> Tensor");

@@ -296,12 +296,12 @@ class topk_encode(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
-        return below("topk_encode", x, weight, bias, k)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, activation: str) -> tuple[Tensor, Tensor]:
+        return below("topk_encode", x, weight, bias, k, activation)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, weight, _, _ = inputs
+        x, weight, _, _, ctx.activation = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(x, weight, *output)
 
@@ -310,13 +310,16 @@ class topk_encode(Function):
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         x, weight, values, indices = ctx.saved_tensors
         need = ctx.needs_input_grad
-        through = torch.where(values <= 0, 0.0, grad).to(grad.dtype)  # NaN passes, as in relu
+        through = grad
+        if ctx.activation == "relu":
+            through = torch.where(values <= 0, 0.0, grad).to(grad.dtype)  # NaN passes
         num_factors = weight.shape[0]
         ones = x.new_ones(x.shape[0], 1)
         return (
             sparse_decode_op(through, indices, weight, None) if need[0] else None,
             torch.ops.pysel.spmm_t(through, indices, x, num_factors) if need[1] else None,
             torch.ops.pysel.spmm_t(through, indices, ones, num_factors).squeeze(1) if need[2] else None,
+            None,
             None,
         )
 

@@ -234,7 +234,7 @@ def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 @fake
-def topk_encode(x: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+def topk_encode(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, activation: str) -> tuple[Tensor, Tensor]:
     op = "topk_encode"
     _matrix(op, "x", x, "[B, d]")
     _matrix(op, "weight", weight, "[H, d]")
@@ -245,6 +245,7 @@ def topk_encode(x: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> tuple
     _same_dtype(op, "x", x, "weight", weight)
     _bias(op, bias, weight.shape[0], "x", x)
     _checks.k(op, k, weight.shape[0])
+    _checks.choice(op, "activation", activation, ("relu", "abs"))
     size = (x.shape[0], k)
     return x.new_empty(size), x.new_empty(size, dtype=torch.int64)
 

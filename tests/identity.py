@@ -247,7 +247,8 @@ def topk_encode(r: Random) -> Call:
     d = min(d, 200 if dtype in (torch.bfloat16, torch.float16) else d)
     x, weight = r.integers(-1, 2, B, d).to(dtype), r.integers(-1, 2, H, d).to(dtype)
     bias = r.choice((None, r.integers(-3, 4, H).to(dtype)))
-    return Call("topk_encode", (r.laid_out(x), r.laid_out(weight), bias, r.count(H)))
+    args = (r.laid_out(x), r.laid_out(weight), bias, r.count(H), r.choice(("relu", "abs")))
+    return Call("topk_encode", args, 1)  # ulp, as 0 and -0 are the same number
 
 
 def coded(r: Random) -> tuple[int, int, int, int]:

@@ -51,7 +51,7 @@ SIGNATURES = {
     "gumbel_sigmoid": "(logits, tau=1.0, hard=False, *, key=None, generator=None, start=0",
     "gumbel_argmax": "(logits, *, dim=-1, key=None, generator=None, start=0",
     "topk": "(x, k)",
-    "topk_encode": "(x, weight, bias=None, k=32)",
+    "topk_encode": "(x, weight, bias=None, k=32, *, activation='relu')",
     "sparse_decode": "(values, indices, weight, bias=None",
     "factor_counts": "(values, indices, num_factors, *, groups=None, num_groups=None)",
     "factor_scores": "(values, indices, tables, *, reduce='sum', weighted=False)",

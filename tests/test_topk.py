@@ -113,30 +113,45 @@ def test_topk_finds_what_was_hidden_anywhere():
 # --- topk_encode ---
 
 
+def assert_same_encoding(got, wanted, activation):
+    """Equal bits; but whether a product is 0 or -0 is up to the matrix product, and abs keeps it."""
+    assert_same(got if activation == "relu" else (got[0] + 0, got[1]), (wanted[0] + 0, wanted[1]))
+
+
+every_activation = pytest.mark.parametrize("activation", ["relu", "abs"])
+
+
+@every_activation
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(
     ("rows", "d", "hidden", "k"),
     [(1, 1, 1, 1), (0, 3, 5, 2), (3, 0, 5, 2), (3, 4, 6, 0), (4, 8, 50, 50), (33, 7, 700, 20), (1030, 5, 1500, 9)],
 )
-def test_encode_equals_the_reference(rows, d, hidden, k, with_bias, dtype, device):
+def test_encode_equals_the_reference(rows, d, hidden, k, with_bias, activation, dtype, device):
     x, weight = whole((rows, d), -2, 2, dtype).to(device), whole((hidden, d), -2, 2, dtype, 1).to(device)
     bias = whole((hidden,), -4, 1, dtype, 2).to(device) if with_bias else None
-    assert_same(pysel.topk_encode(x, weight, bias, k), reference.topk_encode(x, weight, bias, k))
+    got = pysel.topk_encode(x, weight, bias, k, activation=activation)
+    assert_same_encoding(got, reference.topk_encode(x, weight, bias, k, activation), activation)
 
 
+@every_activation
 @pytest.mark.parametrize("layout", ["strided", "transposed", "unaligned", "negated"])
-def test_encode_in_any_memory(layout, dtype):
+def test_encode_in_any_memory(layout, activation, dtype):
     x, weight, bias = whole((6, 8), -2, 2, dtype), whole((90, 8), -2, 2, dtype, 1), whole((90,), -4, 1, dtype, 2)
-    got = pysel.topk_encode(*(laid_out(t, layout) for t in (x, weight, bias)), 9)
-    assert_same(got, reference.topk_encode(x, weight, bias, 9))
+    got = pysel.topk_encode(*(laid_out(t, layout) for t in (x, weight, bias)), 9, activation=activation)
+    assert_same_encoding(got, reference.topk_encode(x, weight, bias, 9, activation), activation)
 
 
-def test_encode_across_tiles_of_hidden_units():
+@every_activation
+def test_encode_across_tiles_of_hidden_units(activation):
     # Ties and rising maxima over many tiles; the best of all come last.
     hidden = 200_000
     x = torch.ones(3, 1)
     weight = (torch.arange(hidden) // 1000).float().unsqueeze(1)
-    assert_same(pysel.topk_encode(x, weight, None, 1500), reference.topk_encode(x, weight, None, 1500))
+    if activation == "abs":
+        weight[::3] *= -1
+    got = pysel.topk_encode(x, weight, None, 1500, activation=activation)
+    assert_same(got, reference.topk_encode(x, weight, None, 1500, activation))
 
 
 def test_encode_fills_up_with_zeros_of_the_lowest_indices():
@@ -153,6 +168,28 @@ def test_encode_counts_nan_as_largest():
     assert indices.tolist() == [[1, 2, 0]]
     assert math.isnan(values[0, 0])
     assert values[0, 1:].tolist() == [math.inf, 1]
+
+
+def test_encode_by_magnitude():
+    weight = torch.tensor([[-1.0], [2.0], [0.0], [-3.0], [3.0], [-2.0]])
+    values, indices = pysel.topk_encode(torch.tensor([[1.0], [-2.0], [0.0]]), weight, None, 5, activation="abs")
+    assert values.tolist() == [[-3, 3, 2, -2, -1], [6, -6, -4, 4, 2], [0, 0, 0, 0, 0]]
+    assert indices.tolist() == [[3, 4, 1, 5, 0], [3, 4, 1, 5, 0], [0, 1, 2, 3, 4]]
+    weight = torch.tensor([[1.0], [math.nan], [-math.inf], [math.inf], [-math.nan], [-2.0]])
+    values, indices = pysel.topk_encode(torch.ones(1, 1), weight, None, 5, activation="abs")
+    assert indices.tolist() == [[1, 4, 2, 3, 5]]
+    assert torch.isnan(values[0, :2]).all()
+    assert values[0, 2:].tolist() == [-math.inf, math.inf, -2]
+
+
+def test_magnitudes_of_any_numbers(dtype):
+    """An identity makes the encoder show what it is given, bit for bit."""
+    for pattern in [p for p in PATTERNS if p not in ("nan", "infinite")]:
+        x = scores((3, 200), pattern, dtype)
+        values, indices = pysel.topk_encode(x, torch.eye(200, dtype=dtype), None, 90, activation="abs")
+        wanted = reference.topk(x.abs(), 90)[1]
+        assert torch.equal(indices, wanted)
+        assert_same_bits(values + 0, x.gather(1, wanted) + 0)
 
 
 _MEMORY = """
@@ -529,7 +566,11 @@ def fingerprint():
     for dtype in DTYPES:
         x, weight = whole((600, 6), -2, 2, dtype), whole((3000, 6), -2, 2, dtype, 1)
         for op, call in (
-            calls(dtype) | {"topk_encode": lambda x=x, w=weight: pysel.topk_encode(x, w, None, 20)}
+            calls(dtype)
+            | {
+                f"topk_encode {a}": lambda x=x, w=weight, a=a: pysel.topk_encode(x, w, None, 20, activation=a)
+                for a in ("relu", "abs")
+            }
         ).items():
             digest = hashlib.sha256()
             for out in call():
@@ -572,6 +613,10 @@ INDICES = torch.tensor([[0, 4, 2], [2, 2, 1], [5, 0, 3], [1, 6, 6]])
 DIFFERENTIABLE = {
     "topk": (lambda x: pysel.topk(x, 3)[0], doubles((2, 4, 7))),
     "topk_encode": (lambda x, w, b: pysel.topk_encode(x, w, b, 3)[0], doubles((4, 5), (9, 5), (9,))),
+    "topk_encode_abs": (
+        lambda x, w, b: pysel.topk_encode(x, w, b, 3, activation="abs")[0],
+        doubles((4, 5), (9, 5), (9,)),
+    ),
     "topk_encode_few_active": (lambda x, w: pysel.topk_encode(x, w, None, 8)[0], doubles((4, 5), (9, 5))),
     "sparse_decode": (lambda v, w, b: pysel.sparse_decode(v, INDICES, w, b), doubles((4, 3), (7, 5), (5,))),
     "sparse_decode_no_bias": (lambda v, w: pysel.sparse_decode(v, INDICES, w), doubles((4, 3), (7, 5))),
@@ -585,14 +630,16 @@ def test_gradcheck(case):
     assert torch.autograd.gradcheck(function, inputs)
 
 
+@every_activation
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
-def test_encoder_gradient_is_that_of_dense_torch(dtype):
+def test_encoder_gradient_is_that_of_dense_torch(activation, dtype):
     x, weight, bias = whole((20, 6), -2, 2, dtype), whole((80, 6), -2, 2, dtype, 1), whole((80,), -3, 0, dtype, 2)
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
-    values, indices = pysel.topk_encode(*inputs, 7)
+    values, indices = pysel.topk_encode(*inputs, 7, activation=activation)
     weights = whole(values.shape, -2, 2, dtype, 3)
     got = torch.autograd.grad(values, inputs, weights)
-    dense = F.linear(*inputs).relu().gather(1, indices)
+    dense = F.linear(*inputs)
+    dense = (dense.relu() if activation == "relu" else dense).gather(1, indices)
     wanted = torch.autograd.grad(dense, inputs, weights)
     for g, w in zip(got, wanted, strict=True):
         assert_within_ulps(g, w, 0)
@@ -663,7 +710,7 @@ def raw_calls(requires_grad=False):
     values, x, weight, bias, dense = floats
     return {
         "topk": (x, 2),
-        "topk_encode": (x, weight, bias, 3),
+        "topk_encode": (x, weight, bias, 3, "abs"),
         "sparse_decode": (values, indices, weight, None),
         "sddmm": (indices, weight.detach(), dense.detach()),
         "spmm_t": (values.detach(), indices, dense.detach(), 7),
@@ -693,7 +740,7 @@ def test_meta_tensors_have_the_shape_of_results(op):
 
 
 def model(x, weight, bias, tables):
-    values, indices = pysel.topk_encode(x, weight, bias, k=4)
+    values, indices = pysel.topk_encode(x, weight, bias, k=4, activation="abs")
     decoded = pysel.sparse_decode(values, indices, weight)
     top = pysel.topk(decoded, 2)[0]
     groups = indices[:, 0] % 3
@@ -729,6 +776,7 @@ def test_autocast_is_that_of_linear():
         values, indices = pysel.topk_encode(x, weight, bias, 2)
         decoded = pysel.sparse_decode(values.float(), indices, weight)
         double = pysel.topk_encode(x.double(), weight.double(), None, 2)[0]
+        assert pysel.topk_encode(x, weight, bias, 2, activation="abs")[0].dtype == torch.bfloat16
         assert F.linear(x, weight, bias).dtype == values.dtype == decoded.dtype == torch.bfloat16
         assert double.dtype == torch.float64
     decoded.sum().backward()
@@ -762,6 +810,8 @@ BAD = [
     (ValueError, r"bias must have shape \[7\], got \[5\]", lambda: pysel.topk_encode(X, W, X[0], 1)),
     (IndexError, "k must be between 0 and 7, got 32", lambda: pysel.topk_encode(X, W)),
     (TypeError, "weight must have the dtype of x", lambda: pysel.topk_encode(X, W.double(), None, 1)),
+    (ValueError, "activation must be relu or abs, got 'gelu'",
+     lambda: pysel.topk_encode(X, W, None, 1, activation="gelu")),
     (TypeError, "indices must be int64, got torch.int32", lambda: pysel.sparse_decode(V, J.int(), W)),
     (ValueError, r"indices must have the shape of values, \[4, 3\], got \[4, 2\]",
      lambda: pysel.sparse_decode(V, J[:, :2], W)),
@@ -817,9 +867,9 @@ def test_bad_input(error, message, call):
 RAW_BAD = [
     ("topk", (X.long(), 2)),
     ("topk", (X, 9)),
-    ("topk_encode", (X, W.double(), None, 2)),
-    ("topk_encode", (X, W, W[:, 0].double(), 2)),
-    ("topk_encode", (X, W[0], None, 2)),
+    ("topk_encode", (X, W.double(), None, 2, "relu")),
+    ("topk_encode", (X, W, W[:, 0].double(), 2, "abs")),
+    ("topk_encode", (X, W[0], None, 2, "relu")),
     ("sparse_decode", (V, J.int(), W, None)),
     ("sparse_decode", (V, J + 7, W, None)),
     ("sparse_decode", (V.double(), J, W, None)),

@@ -22,6 +22,10 @@ inline void check_bias(const char* op, const std::optional<Tensor>& bias, int64_
   check_same_dtype(op, like_name, like, "bias", *bias);
 }
 
+inline void check_activation(const char* op, const std::string& activation) {
+  check_value(activation == "relu" || activation == "abs", op, ": activation must be relu or abs, got ", activation);
+}
+
 inline void check_codes(const char* op, const Tensor* values, const Tensor& indices) {
   check_matrix(op, "indices", indices, "[B, k]", indices);
   check_dtype(op, "indices", indices, ScalarType::Long, "int64");

@@ -66,6 +66,37 @@ PYSEL_HD OrderBits<T> order(T x) {
   }
 }
 
+// By what numbers are ranked.
+enum class Rank { value, magnitude };
+
+template <Rank kRank, typename T>
+PYSEL_HD OrderBits<T> order_by(T x) {
+  using Bits = OrderBits<T>;
+  constexpr Bits magnitude = static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1);
+  if constexpr (kRank == Rank::magnitude)
+    x = pysel::bit_cast<T>(static_cast<Bits>(pysel::bit_cast<Bits>(x) & magnitude));
+  return order(x);
+}
+
+// An index to go below an order key: with the sign of the number where only its magnitude is ranked. Equal ones so come
+// by index still.
+template <Rank kRank, typename T>
+PYSEL_HD int64_t signed_index(int64_t index, T x) {
+  using Bits = OrderBits<T>;
+  if constexpr (kRank == Rank::magnitude)
+    return 2 * index + static_cast<int64_t>(pysel::bit_cast<Bits>(x) >> (8 * sizeof(Bits) - 1));
+  else
+    return index;
+}
+
+// The number of a magnitude, given its order() and its sign.
+template <typename T>
+PYSEL_HD T from_magnitude(OrderBits<T> bits, bool negative) {
+  using Bits = OrderBits<T>;
+  constexpr Bits sign = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
+  return pysel::bit_cast<T>(static_cast<Bits>(negative ? bits | sign : bits & static_cast<Bits>(~sign)));
+}
+
 // The float whose order() is `bits`: +0 and one NaN stand for all of theirs.
 template <typename T>
 PYSEL_HD T from_order(OrderBits<T> bits) {

@@ -9,16 +9,17 @@
 //   entries    9, 8                       key above inverted index in one integer, so ties go to the lowest index
 //
 // When the entries overflow, the k largest stay and the gate rises to the k-th. The encoder carries gate and entries
-// from one tile of its hidden units to the next, so its activations exist a tile at a time only.
+// from one tile of its hidden units to the next, so its activations exist a tile at a time only; what it ranks by
+// magnitude has its sign below the index.
 #ifdef PYSEL_VARIANT
 
 #include "cpu/lanes.h"
 
-template <typename T, int kGroup>
+template <typename T, int kGroup, Rank kRank>
 void group_maxima(const T* x, int64_t groups, OrderBits<T>* out) {
   alignas(64) OrderBits<T> keys[kGroup];
   for (int64_t g = 0; g < groups; ++g) {
-    for (int i = 0; i < kGroup; ++i) keys[i] = order(x[g * kGroup + i]);
+    for (int i = 0; i < kGroup; ++i) keys[i] = order_by<kRank>(x[g * kGroup + i]);
     OrderBits<T> most = 0;
     for (int i = 0; i < kGroup; ++i) most = keys[i] > most ? keys[i] : most;
     out[g] = most;
@@ -26,17 +27,17 @@ void group_maxima(const T* x, int64_t groups, OrderBits<T>* out) {
 }
 
 // Writes the entries of elements whose key is above the gate, in order; returns how many. `out` has room for all.
-template <typename T, typename Entry>
+template <typename T, typename Entry, Rank kRank>
 int64_t survivors(const T* x, int n, OrderBits<T> gate, int64_t first, Entry* out) {
   static_assert(kMostGroup == 64);
   alignas(64) OrderBits<T> keys[kMostGroup];
   alignas(64) uint8_t passed[kMostGroup] = {};
-  for (int i = 0; i < n; ++i) keys[i] = order(x[i]);
+  for (int i = 0; i < n; ++i) keys[i] = order_by<kRank>(x[i]);
   for (int i = 0; i < n; ++i) passed[i] = keys[i] > gate;
   int64_t count = 0;
   for (uint64_t bits = bits_of(passed); bits != 0; bits &= bits - 1) {
     const int i = __builtin_ctzll(bits);
-    out[count++] = pack<Entry>(keys[i], first + i);
+    out[count++] = pack<Entry>(keys[i], signed_index<kRank>(first + i, x[i]));
   }
   return count;
 }
@@ -95,7 +96,7 @@ void dispatch_entry(int64_t n, F f) {
 }
 
 // The k largest of a row that arrives from left to right. `entries` has room for room(k).
-template <typename T, typename Entry>
+template <typename T, typename Entry, Rank kRank = Rank::value>
 class RowTop {
  public:
   using Bits = OrderBits<T>;
@@ -127,7 +128,7 @@ class RowTop {
   void scan_groups(const T* x, int64_t n, int64_t first, std::vector<Bits>& maxima) {
     const int64_t groups = n / kGroup;
     if (static_cast<int64_t>(maxima.size()) < 2 * groups) maxima.resize(static_cast<size_t>(2 * groups));
-    PYSEL_CHOOSE(group_maxima<T, kGroup>)(x, groups, maxima.data());
+    PYSEL_CHOOSE(group_maxima<T, kGroup, kRank>)(x, groups, maxima.data());
     if (count_ == 0 && groups >= k_) {
       // Fewer and larger groups bound nearly as well, and are ranked sooner.
       Bits* copy = maxima.data() + groups;
@@ -144,7 +145,7 @@ class RowTop {
   }
 
   void take(const T* x, int n, int64_t first) {
-    count_ += PYSEL_CHOOSE(survivors<T, Entry>)(x, n, gate_, first, entries_ + count_);
+    count_ += PYSEL_CHOOSE(survivors<T, Entry, kRank>)(x, n, gate_, first, entries_ + count_);
     if (count_ + kMostGroup > room(k_)) compact();
   }
 
@@ -256,13 +257,11 @@ void linear_out(const Tensor& x, const Tensor& weight, const std::optional<Tenso
 // The k best of relu(row) after all its positive (or NaN) entries have been seen. Zeros fill up, lowest index first.
 template <typename T, typename Entry>
 void write_activations(RowTop<T, Entry>& top, int64_t k, T* values, int64_t* indices, std::vector<int64_t>& taken) {
-  using Bits = OrderBits<T>;
-  constexpr Bits magnitude = static_cast<Bits>(~Bits{0}) >> 1;
   const Entry* sorted = top.sorted();
   const int64_t active = top.count();
   for (int64_t j = 0; j < active; ++j) {
     indices[j] = index_of(sorted[j]);
-    values[j] = pysel::bit_cast<T>(static_cast<Bits>(static_cast<Bits>(sorted[j] >> kIndexBits<Entry>) & magnitude));
+    values[j] = from_magnitude<T>(static_cast<OrderBits<T>>(sorted[j] >> kIndexBits<Entry>), false);
   }
   if (active == k) return;
   taken.assign(indices, indices + active);
@@ -278,7 +277,18 @@ void write_activations(RowTop<T, Entry>& top, int64_t k, T* values, int64_t* ind
   }
 }
 
+// The k of largest magnitude, in order.
 template <typename T, typename Entry>
+void write_magnitudes(RowTop<T, Entry, Rank::magnitude>& top, int64_t k, T* values, int64_t* indices) {
+  const Entry* sorted = top.sorted();
+  for (int64_t j = 0; j < k; ++j) {
+    const int64_t index = index_of(sorted[j]);
+    indices[j] = index >> 1;
+    values[j] = from_magnitude<T>(static_cast<OrderBits<T>>(sorted[j] >> kIndexBits<Entry>), (index & 1) != 0);
+  }
+}
+
+template <typename T, typename Entry, Rank kRank>
 void encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t k, T* values,
             int64_t* indices) {
   // About a million activations at a time: a few megabytes, which the gate reads while they are still in cache.
@@ -290,13 +300,14 @@ void encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& 
   const Tensor workspace = empty_cpu({tile_rows, tile_hidden}, x.scalar_type());
   const T* activations = static_cast<const T*>(workspace.data_ptr());
 
-  const int64_t room = RowTop<T, Entry>::room(k);
+  const int64_t room = RowTop<T, Entry, kRank>::room(k);
   std::vector<Entry> entries(static_cast<size_t>(tile_rows * room));
-  std::vector<RowTop<T, Entry>> tops;
+  std::vector<RowTop<T, Entry, kRank>> tops;
+  const OrderBits<T> gate = kRank == Rank::value ? order(static_cast<T>(0.0f)) : OrderBits<T>{0};
   for (int64_t row = 0; row < rows; row += tile_rows) {
     const int64_t r = std::min(tile_rows, rows - row);
     tops.clear();
-    for (int64_t b = 0; b < r; ++b) tops.emplace_back(entries.data() + b * room, k, order(static_cast<T>(0.0f)));
+    for (int64_t b = 0; b < r; ++b) tops.emplace_back(entries.data() + b * room, k, gate);
     const Tensor x_tile = torch::stable::narrow(const_cast<Tensor&>(x), 0, row, r);
     for (int64_t unit = 0; unit < hidden; unit += tile_hidden) {
       const int64_t h = std::min(tile_hidden, hidden - unit);
@@ -313,13 +324,19 @@ void encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& 
     }
     parallel_for(r, rows_per_thread(k), [&](int64_t begin, int64_t end) {
       std::vector<int64_t> taken;
-      for (int64_t b = begin; b < end; ++b)
-        write_activations(tops[static_cast<size_t>(b)], k, values + (row + b) * k, indices + (row + b) * k, taken);
+      for (int64_t b = begin; b < end; ++b) {
+        auto& top = tops[static_cast<size_t>(b)];
+        if constexpr (kRank == Rank::value)
+          write_activations(top, k, values + (row + b) * k, indices + (row + b) * k, taken);
+        else
+          write_magnitudes(top, k, values + (row + b) * k, indices + (row + b) * k);
+      }
     });
   }
 }
 
-std::tuple<Tensor, Tensor> topk_encode(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t k) {
+std::tuple<Tensor, Tensor> topk_encode(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t k,
+                                       std::string activation) {
   constexpr const char* op = "topk_encode";
   check_matrix(op, "x", x, "[B, d]", x);
   check_matrix(op, "weight", weight, "[H, d]", x);
@@ -328,13 +345,19 @@ std::tuple<Tensor, Tensor> topk_encode(Tensor x, Tensor weight, std::optional<Te
   check_same_dtype(op, "x", x, "weight", weight);
   check_bias(op, bias, weight.size(0), "x", x);
   check_k(op, k, weight.size(0));
+  check_activation(op, activation);
   Tensor values = empty_cpu({x.size(0), k}, x.scalar_type()), indices = empty_cpu({x.size(0), k}, ScalarType::Long);
   dispatch_floating(op, "x", x, [&]<typename T>() {
     if (values.numel() == 0) return;
-    dispatch_entry<T>(weight.size(0), [&]<typename Entry>() {
-      encode<T, Entry>(x, weight, bias, k, static_cast<T*>(values.data_ptr()),
-                       static_cast<int64_t*>(indices.data_ptr()));
-    });
+    T* to = static_cast<T*>(values.data_ptr());
+    auto* to_indices = static_cast<int64_t*>(indices.data_ptr());
+    const int64_t hidden = weight.size(0);
+    if (activation == "relu")
+      dispatch_entry<T>(hidden,
+                        [&]<typename Entry>() { encode<T, Entry, Rank::value>(x, weight, bias, k, to, to_indices); });
+    else
+      dispatch_entry<T>(
+          2 * hidden, [&]<typename Entry>() { encode<T, Entry, Rank::magnitude>(x, weight, bias, k, to, to_indices); });
   });
   return {values, indices};
 }

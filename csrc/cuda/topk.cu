@@ -21,6 +21,7 @@
 #include <limits>
 #include <tuple>
 
+#include "common/codes.h"
 #include "common/order.h"
 #include "cuda/call.cuh"
 #include "cuda/sort.cuh"
@@ -101,7 +102,7 @@ struct Buffer {
 };
 
 // Every method is called by the whole block, a power of two of threads. Between calls no thread is writing the buffer.
-template <typename T, typename Entry, unsigned kRoom>
+template <typename T, typename Entry, unsigned kRoom, Rank kRank = Rank::value>
 class Top {
  public:
   using Bits = OrderBits<T>;
@@ -130,7 +131,8 @@ class Top {
     for (unsigned u = 0; u < kLoads; ++u) v[u] = load(x, u * blockDim.x + threadIdx.x);
     for (unsigned u = 0; u < kLoads; ++u) {
       Bits most = 0;
-      for (unsigned e = 0; e < Vector<T>::kSize; ++e) most = larger(most, order(pysel::bit_cast<T>(v[u].bits[e])));
+      for (unsigned e = 0; e < Vector<T>::kSize; ++e)
+        most = larger(most, order_by<kRank>(pysel::bit_cast<T>(v[u].bits[e])));
       const unsigned group = u * blockDim.x + threadIdx.x;
       s_.entries[group] = P::pack(most, group);
     }
@@ -169,7 +171,7 @@ class Top {
         constexpr unsigned size = Vector<T>::kSize;
         const unsigned at =
             whole ? (i / size * blockDim.x + threadIdx.x) * size + i % size : i * blockDim.x + threadIdx.x;
-        return P::pack(order(x[at]), first + at);
+        return P::pack(order_by<kRank>(x[at]), signed_index<kRank>(first + at, x[at]));
       });
       x += step;
       first += step;
@@ -237,7 +239,10 @@ class Top {
 
   // passes(x, value_gate()) holds for every x, NaN included, whose key exceeds the gate's; the few others that pass
   // when the gate is NaN or infinite are found out by add(). Elements that come later and equal the gate lose the tie.
-  __device__ static bool passes(T x, A gate) { return !(static_cast<A>(x) <= gate); }
+  __device__ static bool passes(T x, A gate) {
+    const A a = static_cast<A>(x);
+    return !((kRank == Rank::magnitude && a < 0 ? -a : a) <= gate);
+  }
   __device__ A value_gate() const {
     constexpr Bits sign = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
     const Bits key = P::key(gate_);
@@ -342,20 +347,13 @@ template <typename T>
 struct Output {
   T* values;              // [rows, k]
   std::int64_t* indices;  // [rows, k]
-  const T* x;             // [rows, n], where the values come from; null: relu'd activations, which the keys hold
+  const T* x;             // [rows, n], where the values come from; null: activations, which the entries hold
   std::int64_t n;
+  Rank rank = Rank::value;  // of activations: magnitudes, with the sign below the index, or what relu leaves
 };
 
-// The value of a relu'd activation: keys of positive numbers are their bits and the sign bit, and so is NaN's.
-template <typename T>
-__device__ T activation(OrderBits<T> key) {
-  using Bits = OrderBits<T>;
-  constexpr Bits magnitude = static_cast<Bits>(static_cast<Bits>(~Bits{0}) >> 1);
-  return pysel::bit_cast<T>(static_cast<Bits>(key & magnitude));
-}
-
-template <typename T, typename Entry, unsigned kRoom>
-__device__ void write_row(Top<T, Entry, kRoom>& top, unsigned k, const Output<T>& out, std::int64_t row) {
+template <typename T, typename Entry, unsigned kRoom, Rank kRank>
+__device__ void write_row(Top<T, Entry, kRoom, kRank>& top, unsigned k, const Output<T>& out, std::int64_t row) {
   using P = Packed<T, Entry>;
   T* values = out.values + row * k;
   std::int64_t* indices = out.indices + row * k;
@@ -364,9 +362,11 @@ __device__ void write_row(Top<T, Entry, kRoom>& top, unsigned k, const Output<T>
   const unsigned count = top.count();
   top.sort(count);
   for (unsigned j = threadIdx.x; j < count; j += blockDim.x) {
-    const std::int64_t i = P::index(entries[j]);
+    std::int64_t i = P::index(entries[j]);
+    const bool negative = out.rank == Rank::magnitude && i % 2 != 0;
+    if (out.rank == Rank::magnitude) i /= 2;
     indices[j] = i;
-    values[j] = out.x != nullptr ? out.x[row * out.n + i] : activation<T>(P::key(entries[j]));
+    values[j] = out.x != nullptr ? out.x[row * out.n + i] : from_magnitude<T>(P::key(entries[j]), negative);
   }
   if (count == k) return;
 
@@ -390,8 +390,8 @@ __device__ void write_row(Top<T, Entry, kRoom>& top, unsigned k, const Output<T>
   }
 }
 
-template <typename T, typename Entry, unsigned kRoom>
-__device__ void save(Top<T, Entry, kRoom>& top, const State<Entry>& state, std::int64_t task, unsigned saved) {
+template <typename T, typename Entry, unsigned kRoom, Rank kRank>
+__device__ void save(Top<T, Entry, kRoom, kRank>& top, const State<Entry>& state, std::int64_t task, unsigned saved) {
   if (saved + top.count() > state.room) {
     __syncthreads();  // every thread has read the count
     if (saved > 0) top.merge(state, task, 1u);
@@ -409,7 +409,7 @@ __device__ void save(Top<T, Entry, kRoom>& top, const State<Entry>& state, std::
 // --- the kernels ---
 
 // The best of each part of each row, into `state` where there is one, else written.
-template <typename T, typename Entry, unsigned kRoom>
+template <typename T, typename Entry, unsigned kRoom, Rank kRank>
 __global__ void __launch_bounds__(kMostThreads)
     rows_kernel(const T* __restrict__ x,  // [rows, n]
                 std::int64_t rows, std::int64_t n, std::int64_t parts,
@@ -424,7 +424,7 @@ __global__ void __launch_bounds__(kMostThreads)
     const std::int64_t size = larger(smaller(part, n - begin), std::int64_t{0});  // 0: behind a tile's end
     const T* here = x + row * n + begin;
     const unsigned saved = fresh ? 0 : state.count[task];  // here, as barriers follow before a thread changes it
-    Top<T, Entry, kRoom> top(buffer, k, fresh ? gate : state.gate[task]);
+    Top<T, Entry, kRoom, kRank> top(buffer, k, fresh ? gate : state.gate[task]);
     if (fresh && size > kRoom) top.bound(here, size);
     top.scan(here, size, first + begin);
     if (state.room > 0)
@@ -607,18 +607,24 @@ ScalarType sort_key_type() {
   return sizeof(T) == 2 ? ScalarType::Short : sizeof(T) == 4 ? ScalarType::Int : ScalarType::Long;
 }
 
-// keys[row] = the keys kept so far, then those of x[row] or its relu.
+// keys[row] = the keys kept so far, then those of x[row], its relu or its magnitudes.
 template <typename T>
 __global__ void sort_keys_kernel(const T* __restrict__ x,              // [rows, n]
                                  const SortKey<T>* __restrict__ best,  // [rows, k]
                                  std::int64_t rows, std::int64_t n, std::int64_t k, std::int64_t kept, bool relu,
+                                 Rank rank,
                                  SortKey<T>* __restrict__ keys) {  // [rows, kept + n]
   const OrderBits<T> least = relu ? order(static_cast<T>(0.0f)) : OrderBits<T>{0};
   const std::int64_t width = kept + n;
   for (std::int64_t i = thread_in_grid(); i < rows * width; i += threads_in_grid()) {
     const std::int64_t row = i / width, j = i % width;
-    keys[i] = j < kept ? best[row * k + j]
-                       : static_cast<SortKey<T>>(larger(order(x[row * n + j - kept]), least) ^ kSignBit<T>);
+    if (j < kept) {
+      keys[i] = best[row * k + j];
+      continue;
+    }
+    const T element = x[row * n + j - kept];
+    const auto key = rank == Rank::magnitude ? order_by<Rank::magnitude>(element) : larger(order(element), least);
+    keys[i] = static_cast<SortKey<T>>(key ^ kSignBit<T>);
   }
 }
 
@@ -636,22 +642,32 @@ __global__ void gather_kernel(const T* __restrict__ x,                  // [rows
 }
 
 // Keeps the first `keep` of a tile's sort. Positions below `kept` are what was kept before, the others the tile's units
-// from `first` on.
+// from `first` on. The last tile has `values`; until then indices of magnitudes have the sign below them.
 template <typename T>
-__global__ void keep_sorted_kernel(const SortKey<T>* __restrict__ keys,      // [rows, width] sorted
+__global__ void keep_sorted_kernel(const T* __restrict__ x,                  // [rows, width - kept]
+                                   const SortKey<T>* __restrict__ keys,      // [rows, width] sorted
                                    const std::int64_t* __restrict__ sorted,  // [rows, width] positions
                                    const std::int64_t* __restrict__ before,  // [rows, k] indices of those kept
                                    std::int64_t rows, std::int64_t width, std::int64_t k, std::int64_t kept,
-                                   std::int64_t keep, std::int64_t first,
+                                   std::int64_t keep, std::int64_t first, Rank rank,
                                    SortKey<T>* __restrict__ best,       // [rows, k]
                                    std::int64_t* __restrict__ indices,  // [rows, k]
-                                   T* __restrict__ values) {            // [rows, k]
+                                   T* __restrict__ values) {            // [rows, k] or null
   for (std::int64_t i = thread_in_grid(); i < rows * keep; i += threads_in_grid()) {
     const std::int64_t row = i / keep, j = i % keep, from = sorted[row * width + j];
     const SortKey<T> key = keys[row * width + j];
     best[row * k + j] = key;
-    indices[row * k + j] = from < kept ? before[row * k + from] : first + from - kept;
-    values[row * k + j] = activation<T>(static_cast<OrderBits<T>>(static_cast<OrderBits<T>>(key) ^ kSignBit<T>));
+    std::int64_t index;
+    if (from < kept)
+      index = before[row * k + from];
+    else if (index = first + from - kept; rank == Rank::magnitude)
+      index = signed_index<Rank::magnitude>(index, x[row * (width - kept) + from - kept]);
+    if (values != nullptr) {
+      const auto bits = static_cast<OrderBits<T>>(static_cast<OrderBits<T>>(key) ^ kSignBit<T>);
+      values[row * k + j] = from_magnitude<T>(bits, rank == Rank::magnitude && index % 2 != 0);
+      if (rank == Rank::magnitude) index /= 2;
+    }
+    indices[row * k + j] = index;
   }
 }
 
@@ -664,7 +680,7 @@ void topk_by_sort(const Call& call, const T* x, std::int64_t rows, std::int64_t 
     const std::int64_t r = std::min(most, rows - row);
     const Tensor keys = call.empty({r, n}, sort_key_type<T>());
     call.launch(sort_keys_kernel<T>, grid_size(r * n, kMostThreads), kMostThreads, x + row * n,
-                static_cast<const SortKey<T>*>(nullptr), r, n, k, std::int64_t{0}, false,
+                static_cast<const SortKey<T>*>(nullptr), r, n, k, std::int64_t{0}, false, Rank::value,
                 static_cast<SortKey<T>*>(keys.data_ptr()));
     const auto [best_first, positions] = sort_rows(keys, true);
     call.launch(gather_kernel<T>, grid_size(r * k, kMostThreads), kMostThreads, x + row * n,
@@ -693,8 +709,8 @@ void topk_rows(const Call& call, const T* x, std::int64_t rows, std::int64_t n, 
     const Parts parts(rows, n, k);
     const unsigned block = block_for(parts.size * static_cast<std::int64_t>(sizeof(T)));
     auto scan = [&](const State<Entry>& state) {
-      call.launch(rows_kernel<T, Entry, kRoom>, grid_size(rows * parts.count, 1), block, x, rows, n, parts.count,
-                  parts.size, std::int64_t{0}, few, Entry{0}, true, state, out);
+      call.launch(rows_kernel<T, Entry, kRoom, Rank::value>, grid_size(rows * parts.count, 1), block, x, rows, n,
+                  parts.count, parts.size, std::int64_t{0}, few, Entry{0}, true, state, out);
     };
     if (parts.count == 1) return scan(State<Entry>{});
     const Saved<Entry> saved(call, rows * parts.count, k);
@@ -752,7 +768,7 @@ class Activations {
   Tensor workspace_;
 };
 
-template <typename T, typename Entry, unsigned kRoom>
+template <typename T, typename Entry, unsigned kRoom, Rank kRank>
 void encode(const Call& call, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, std::int64_t k,
             const Output<T>& out) {
   const std::int64_t rows = x.size(0), hidden = weight.size(0);
@@ -765,6 +781,7 @@ void encode(const Call& call, const Tensor& x, const Tensor& weight, const std::
   const Parts parts(tile_rows, tile_hidden, k);
   const unsigned block = block_for(parts.size * static_cast<std::int64_t>(sizeof(T)));
   const Entry positive = Packed<T, Entry>::below(static_cast<OrderBits<T>>(order(static_cast<T>(0.0f)) + 1));
+  const Entry gate = kRank == Rank::value ? positive : Entry{0};
 
   Activations activations(call, x, weight, bias, tile_rows, tile_hidden);
   const Saved<Entry> saved(call, tile_rows * parts.count, room);
@@ -773,10 +790,11 @@ void encode(const Call& call, const Tensor& x, const Tensor& weight, const std::
     for (std::int64_t unit = 0; unit < hidden; unit += tile_hidden) {
       const std::int64_t h = std::min(tile_hidden, hidden - unit);
       const T* tile = static_cast<const T*>(activations.tile(row, r, unit, h));
-      call.launch(rows_kernel<T, Entry, kRoom>, grid_size(r * parts.count, 1), block, tile, r, h, parts.count,
-                  parts.size, unit, static_cast<unsigned>(k), positive, unit == 0, saved.state(), Output<T>{});
+      call.launch(rows_kernel<T, Entry, kRoom, kRank>, grid_size(r * parts.count, 1), block, tile, r, h, parts.count,
+                  parts.size, unit, static_cast<unsigned>(k), gate, unit == 0, saved.state(), Output<T>{});
     }
-    merge<T, Entry, kRoom>(call, saved, r, parts.count, k, {out.values + row * k, out.indices + row * k, nullptr, 0});
+    merge<T, Entry, kRoom>(call, saved, r, parts.count, k,
+                           {out.values + row * k, out.indices + row * k, nullptr, 0, kRank});
   }
 }
 
@@ -802,21 +820,23 @@ void encode_by_sort(const Call& call, const Tensor& x, const Tensor& weight, con
       const T* tile = static_cast<const T*>(activations.tile(row, r, unit, h));
       const Tensor keys = call.empty({r, width}, sort_key_type<T>());
       call.launch(sort_keys_kernel<T>, grid_size(r * width, kMostThreads), kMostThreads, tile,
-                  static_cast<const SortKey<T>*>(best_keys), r, h, k, kept, true,
+                  static_cast<const SortKey<T>*>(best_keys), r, h, k, kept, true, out.rank,
                   static_cast<SortKey<T>*>(keys.data_ptr()));
       const auto [best_first, positions] = sort_rows(keys, true);
       const bool last = unit + h == hidden;
-      call.launch(keep_sorted_kernel<T>, grid_size(r * keep, kMostThreads), kMostThreads,
+      call.launch(keep_sorted_kernel<T>, grid_size(r * keep, kMostThreads), kMostThreads, tile,
                   static_cast<const SortKey<T>*>(best_first.data_ptr()),
                   static_cast<const std::int64_t*>(positions.data_ptr()),
-                  static_cast<const std::int64_t*>(before.data_ptr()), r, width, k, kept, keep, unit, best_keys,
-                  last ? out.indices + row * k : static_cast<std::int64_t*>(after.data_ptr()), out.values + row * k);
+                  static_cast<const std::int64_t*>(before.data_ptr()), r, width, k, kept, keep, unit, out.rank,
+                  best_keys, last ? out.indices + row * k : static_cast<std::int64_t*>(after.data_ptr()),
+                  last ? out.values + row * k : nullptr);
       std::swap(before, after);
     }
   }
 }
 
-std::tuple<Tensor, Tensor> topk_encode(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t k) {
+std::tuple<Tensor, Tensor> topk_encode(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t k,
+                                       std::string activation) {
   constexpr const char* op = "topk_encode";
   check_value(x.dim() == 2, op, ": x must have shape [B, d], got ", shape(x));
   check_value(weight.dim() == 2, op, ": weight must have shape [H, d], got ", shape(weight));
@@ -832,14 +852,23 @@ std::tuple<Tensor, Tensor> topk_encode(Tensor x, Tensor weight, std::optional<Te
     check_same_dtype(op, "x", x, "bias", *bias);
   }
   check_k(op, k, hidden);
+  check_activation(op, activation);
+  const Rank rank = activation == "abs" ? Rank::magnitude : Rank::value;
   const Call call(x);
   Tensor values = call.empty({x.size(0), k}, x.scalar_type()), indices = call.empty({x.size(0), k}, ScalarType::Long);
   dispatch_floating(op, "x", x, [&]<typename T>() {
     if (values.numel() == 0) return;
-    const Output<T> out{static_cast<T*>(values.data_ptr()), static_cast<int64_t*>(indices.data_ptr()), nullptr, 0};
+    const Output<T> out{static_cast<T*>(values.data_ptr()), static_cast<int64_t*>(indices.data_ptr()), nullptr, 0,
+                        rank};
     if (k > kMostK) return encode_by_sort<T>(call, x, weight, bias, k, out);
-    dispatch_entry<T>(
-        hidden, k, [&]<typename Entry, unsigned kRoom>() { encode<T, Entry, kRoom>(call, x, weight, bias, k, out); });
+    if (rank == Rank::value)
+      dispatch_entry<T>(hidden, k, [&]<typename Entry, unsigned kRoom>() {
+        encode<T, Entry, kRoom, Rank::value>(call, x, weight, bias, k, out);
+      });
+    else
+      dispatch_entry<T>(2 * hidden, k, [&]<typename Entry, unsigned kRoom>() {
+        encode<T, Entry, kRoom, Rank::magnitude>(call, x, weight, bias, k, out);
+      });
   });
   return {values, indices};
 }

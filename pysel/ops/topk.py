@@ -69,25 +69,29 @@ def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return _autograd.topk_op(x, k)
 
 
-def topk_encode(x: Tensor, weight: Tensor, bias: Tensor | None = None, k: int = 32) -> tuple[Tensor, Tensor]:
-    """Encode sparsely: the k largest of ``relu(x @ weight.T + bias)`` in each row.
+def topk_encode(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, k: int = 32, *, activation: str = "relu"
+) -> tuple[Tensor, Tensor]:
+    """Encode sparsely: the k largest of ``relu(x @ weight.T + bias)`` in each row, or those of largest magnitude.
 
-    On the CPU the activations exist a tile at a time, never all [B, H] of them. Ties go to the lowest index; a row with
-    fewer than k positive activations is filled with zeros of the lowest indices; NaN is the largest of all. Under
-    autocast the arguments are cast as for :func:`torch.nn.functional.linear`.
+    On the CPU the activations exist a tile at a time, never all [B, H] of them. Ties go to the lowest index; NaN is the
+    largest of all. With ``relu`` a row with fewer than k positive activations is filled with zeros of the lowest
+    indices; ``abs`` ranks ``x @ weight.T + bias`` by its absolute value and keeps the sign. Under autocast the
+    arguments are cast as for :func:`torch.nn.functional.linear`.
 
     Args:
         x: [B, d], float32, float64, bfloat16 or float16.
         weight: [H, d], like ``x``.
         bias: [H], like ``x``, or None.
         k: between 0 and H.
+        activation: relu, or abs.
 
     Returns:
-        values [B, k] like ``x``, descending, and their int64 indices [B, k]. Gradients pass through the selected
-        positive activations; a second derivative raises.
+        values [B, k] like ``x``, descending (with ``abs`` in magnitude), and their int64 indices [B, k]. Gradients pass
+        through the selected activations, with ``relu`` the positive ones; a second derivative raises.
 
     Raises:
-        ValueError: shapes or devices that do not fit.
+        ValueError: shapes or devices that do not fit; another ``activation``.
         IndexError: ``k`` is out of range.
         TypeError: a wrong type or dtype, or mixed dtypes.
 
@@ -95,8 +99,11 @@ def topk_encode(x: Tensor, weight: Tensor, bias: Tensor | None = None, k: int = 
         >>> import torch, pysel
         >>> pysel.topk_encode(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 1.0]]), k=2)
         (tensor([[3., 1.]]), tensor([[2, 0]]))
+        >>> x, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, -1.0]])
+        >>> pysel.topk_encode(x, weight, k=1, activation="abs")
+        (tensor([[-2.]]), tensor([[1]]))
 
-    Source: Gao et al., arXiv 2406.04093 (TopK sparse autoencoders).
+    Source: Gao et al., arXiv 2406.04093 (TopK sparse autoencoders); arXiv 2603.04981 keeps the largest magnitudes.
     """
     op = "topk_encode"
     _checks.tensor(op, "x", x)
@@ -104,9 +111,10 @@ def topk_encode(x: Tensor, weight: Tensor, bias: Tensor | None = None, k: int = 
     if bias is not None:
         _checks.tensor(op, "bias", bias)
     _checks.integer(op, "k", k)
+    _checks.choice(op, "activation", activation, ("relu", "abs"))
     x, weight, bias = _as_linear(x, weight, bias)
     _check_like(op, "x", x, weight=weight, bias=bias)
-    return _autograd.topk_encode_op(x, weight, bias, k)
+    return _autograd.topk_encode_op(x, weight, bias, k, activation)
 
 
 def sparse_decode(

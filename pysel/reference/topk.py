@@ -31,11 +31,14 @@ def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return x.gather(-1, indices), indices
 
 
-def topk_encode(x: Tensor, weight: Tensor, bias: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+def topk_encode(x: Tensor, weight: Tensor, bias: Tensor | None, k: int, activation: str) -> tuple[Tensor, Tensor]:
     """See :func:`pysel.topk_encode`."""
-    _fake.topk_encode(x, weight, bias, k)
+    _fake.topk_encode(x, weight, bias, k, activation)
     z = F.linear(x, weight, bias)
-    return topk(torch.where(z <= 0, 0.0, z), k)
+    if activation == "relu":
+        return topk(torch.where(z <= 0, 0.0, z), k)
+    indices = topk(z.abs(), k)[1]
+    return z.gather(1, indices), indices
 
 
 def sparse_decode(values: Tensor, indices: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

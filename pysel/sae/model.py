@@ -282,9 +282,7 @@ class TopKSAE(nn.Module):
         return (x.reshape(-1, self.in_features) - self.bias).to(self.bias.dtype)
 
     def _encode(self, centred: Tensor, encoder: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        if self.activation == "relu":
-            return ops.topk_encode(centred, encoder, bias, k)
-        return ops.topk_encode(centred, encoder, bias, k, activation=self.activation)  # type: ignore[call-arg]
+        return ops.topk_encode(centred, encoder, bias, k, activation=self.activation)
 
     def _mean_square(self, residual: Tensor) -> Tensor:
         """Squared error per row over the variance; in units of the spread, whose squares fit every dtype."""
