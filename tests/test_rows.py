@@ -201,8 +201,7 @@ def test_a_memmap_is_read_without_being_loaded(tmp_path: Path) -> None:
     n = 2_000_000
     path = tmp_path / "large.npy"
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n, 32))
-    array[:] = 0.5
-    array[:, 0] = np.arange(n) % 1000 == 0
+    array[::1000, 0] = 1  # the rest is a hole that takes no time to write
     array.flush()
     del array
 
@@ -213,5 +212,5 @@ def test_a_memmap_is_read_without_being_loaded(tmp_path: Path) -> None:
     result = read(8192)
     assert result.returncode == 0, result.stderr
     count, total, taken = map(float, result.stdout.split())
-    assert (count, total, taken) == (n, n * 31 / 2 + n / 1000, n / 1000)
+    assert (count, total, taken) == (n, n / 1000, n / 1000)
     assert "MemoryError" in read(n).stderr  # the limit does limit

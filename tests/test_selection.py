@@ -39,7 +39,6 @@ from pysel.selection import (
     subset_size,
     to_unit_interval,
 )
-from pysel.selection.features import pca, penultimate, random_projection, standardise
 from tests.statistics import accept, reject
 
 
@@ -164,81 +163,6 @@ def test_resolve() -> None:
         schedule.balance(lambda p: 1.5, 0.5)
     with pytest.raises(ValueError, match="width must be positive, got 0"):
         schedule.sigmoid(0.5, width=0)
-
-
-# --- features.py ---------------------------------------------------------------------
-
-
-def test_standardise() -> None:
-    x = torch.randn(200, 3, 2, generator=generator()) * 5 + 7
-    x[:, 1, 1] = 4
-    z = standardise(x)
-    assert z.shape == (200, 6)
-    scale = z.square().mean(0)
-    torch.testing.assert_close(z.mean(0), torch.zeros(6), atol=1e-5, rtol=0)
-    torch.testing.assert_close(scale, torch.tensor([1.0, 1, 1, 0, 1, 1]), atol=1e-4, rtol=0)
-
-
-def test_pca() -> None:
-    x = torch.randn(300, 5, generator=generator(), dtype=torch.float64) * torch.tensor([1.0, 5, 2, 0.1, 3])
-    z = pca(x, 3)
-    centred = x - x.mean(0)
-    _, s, _ = torch.linalg.svd(centred, full_matrices=False)
-    torch.testing.assert_close(z.square().sum(0), s[:3] ** 2)
-    torch.testing.assert_close(z.mT @ z, torch.diag(s[:3] ** 2), atol=1e-8, rtol=0)
-    torch.testing.assert_close(pca(x, 5).square().sum(1), centred.square().sum(1))
-    white = pca(torch.cat([x, x[:, :1]], 1), 6, whiten=True)  # the last direction has no variance
-    variance = torch.tensor([1.0, 1, 1, 1, 1, 0], dtype=torch.float64)
-    torch.testing.assert_close(white.square().mean(0), variance)
-    assert pca(torch.randint(256, (10, 4, 4), dtype=torch.uint8), 2).shape == (10, 2)
-
-
-def test_random_projection_keeps_distances() -> None:
-    x = torch.randn(50, 300, generator=generator())
-    z = random_projection(x, 2000, key=pysel.key(0))
-    ratio = torch.pdist(z) / torch.pdist(x)
-    assert float((ratio - 1).abs().max()) < 0.1  # standard deviation 1 / sqrt(2 * 2000) = 0.016
-    assert torch.equal(z, random_projection(x, 2000, key=pysel.key(0)))
-    assert not torch.equal(z, random_projection(x, 2000, key=pysel.key(1)))
-
-
-def test_penultimate() -> None:
-    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU(), nn.Dropout(0.5), nn.Linear(3, 2))
-    model[1].eval()
-    x = torch.randn(10, 4, generator=generator())
-    z = penultimate(model, x, batch_size=3)
-    with torch.no_grad():
-        torch.testing.assert_close(z, model[2](model[1](model[0](x))))
-    assert model.training and model[3].training and not model[1].training, "modes are as they were"
-    assert not z.requires_grad
-    assert torch.equal(penultimate(model, [x[:5], x[5:]]), z)
-    assert torch.equal(penultimate(model, x, layer="0"), x)
-    assert not model[4]._forward_pre_hooks
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: pca(torch.ones(3, 2), 3), ValueError, "pca: dim must be between 1 and 2, got 3"),
-        (lambda: pca(torch.ones(3), 1), ValueError, r"pca: x must be \[N, ...\].*got shape \[3\]"),
-        (lambda: standardise([[1.0]]), TypeError, "standardise: x must be a Tensor, got list"),  # type: ignore[arg-type]
-        (
-            lambda: random_projection(torch.ones(3, 2), 0, key=pysel.key(0)),
-            ValueError,
-            "random_projection: dim must be at least 1, got 0",
-        ),
-        (lambda: penultimate(nn.ReLU(), torch.ones(3, 2)), ValueError, "layer must be given"),
-        (
-            lambda: penultimate(nn.Linear(2, 2), torch.ones(3, 2), layer="head"),
-            ValueError,
-            r"layer must be a name in model.named_modules\(\), got 'head'",
-        ),
-        (lambda: penultimate(nn.Linear(2, 2), []), ValueError, "x must reach layer"),
-    ],
-)
-def test_bad_features(call: Callable[[], Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        call()
 
 
 # --- dynamic.py ----------------------------------------------------------------------

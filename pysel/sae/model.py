@@ -61,7 +61,7 @@ def geometric_median(x: Tensor, iterations: int = 100, tolerance: float = 1e-6, 
     """
     _check_matrix("geometric_median", "x", x)
     rows = x[:: -(-x.size(0) // max_rows)].to(_wide(x))
-    unit = _power_of_two(rows.abs().max())  # squares of distances must neither overflow nor vanish
+    unit = power_of_two(rows.abs().max())  # squares of distances must neither overflow nor vanish
     rows = rows / unit
     median = rows.mean(0)
     for _ in range(iterations):
@@ -308,23 +308,29 @@ class TopKSAE(nn.Module):
 
 
 @torch.no_grad()
-def root_mean_square(x: Tensor) -> float:
-    """Root mean square of the elements of ``x`` [N, d] about the means of their columns; 0 if rounding explains it."""
+def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance and mean square of each column of ``x`` [N, d]: float64 [d], a part of the rows at a time."""
     n, d = x.shape
-    origin = x[0].double()
-    total, squares, size = torch.zeros(3, d, dtype=torch.float64, device=x.device)
+    origin = x[0].double()  # so that little cancels where the mean is far from 0
+    total, about_origin, squares = torch.zeros(3, d, dtype=torch.float64, device=x.device)
     for rows in x.split(8192):
         wide = rows.double()
-        size += wide.square().sum(0)
+        squares += wide.square().sum(0)
         wide = wide - origin
         total += wide.sum(0)
-        squares += wide.square().sum(0)
-    variance = float((squares - total.square() / n).sum()) / (n * d)
-    rounding = torch.finfo(_wide(x)).eps ** 2 * float(size.sum()) / (n * d)
-    return variance**0.5 if variance > rounding else 0.0
+        about_origin += wide.square().sum(0)
+    mean = total / n
+    return mean + origin, (about_origin / n - mean.square()).clamp_min(0), squares / n
 
 
-def _power_of_two(x: Tensor) -> Tensor:
+def root_mean_square(x: Tensor) -> float:
+    """Root mean square of the elements of ``x`` [N, d] about the means of their columns; 0 if rounding explains it."""
+    _, variance, squares = moments(x)
+    spread = float(variance.mean()) ** 0.5
+    return spread if spread > torch.finfo(_wide(x)).eps * float(squares.mean()) ** 0.5 else 0.0
+
+
+def power_of_two(x: Tensor) -> Tensor:
     """The power of two at or below ``x`` [], by which division is exact; 1 for 0."""
     _, exponent = torch.frexp(x)
     return torch.where(x > 0, torch.ldexp(torch.ones_like(x), exponent - 1), 1)

@@ -6,23 +6,38 @@ arXiv 2603.04981 works in "a plug-in feature space"; these are plain ones to plu
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pysel.nn import normal
+from pysel.sae.model import moments, power_of_two
 
 
-def _matrix(op: str, x: Tensor) -> Tensor:
-    """``x`` as a floating-point matrix [N, d]: everything but the first dimension flattened."""
+def _matrix(op: str, x: Tensor | np.ndarray) -> Tensor:
+    """``x`` as a finite matrix [N, d] of float32 or float64: everything but the first dimension flattened."""
+    if isinstance(x, np.ndarray) and x.dtype.kind in "fiub":
+        x = torch.from_numpy(np.array(x, x.dtype.newbyteorder("="), order="C"))
     if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: x must be a Tensor, got {type(x).__name__}")
+        kind = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
+        raise TypeError(f"{op}: x must be a tensor or an array of numbers, got {kind}")
+    if x.is_complex():
+        raise TypeError(f"{op}: x must be real, got {x.dtype}")
     if x.dim() < 2 or x.size(0) == 0:
         raise ValueError(f"{op}: x must be [N, ...] with at least one row, got shape {list(x.shape)}")
-    return x.flatten(1) if x.is_floating_point() else x.flatten(1).float()
+    x = x.detach().flatten(1)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if not bool(torch.isfinite(x.sum())):  # a sum forgets neither NaN nor infinity, but may be too large itself
+        bad = torch.nonzero(~torch.isfinite(x))
+        if len(bad):
+            row, column = bad[0].tolist()
+            raise ValueError(f"{op}: x must be finite, got {float(x[row, column])} in row {row}")
+    return x
 
 
-def standardise(x: Tensor, eps: float = 1e-6) -> Tensor:
+def standardise(x: Tensor | np.ndarray, eps: float = 1e-6) -> Tensor:
     """Each column with mean 0 and variance 1; a column that never varies becomes 0.
 
     Args:
@@ -30,10 +45,11 @@ def standardise(x: Tensor, eps: float = 1e-6) -> Tensor:
         eps: standard deviations below this count as no variation.
 
     Returns:
-        [N, d] floating point.
+        [N, d] float32, or float64 for float64.
 
     Raises:
-        TypeError, ValueError: ``x`` is not a tensor with rows.
+        TypeError: ``x`` is not a tensor or array of real numbers.
+        ValueError: ``x`` has no rows, or a row that is not finite.
 
     Example:
         >>> standardise(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
@@ -41,12 +57,16 @@ def standardise(x: Tensor, eps: float = 1e-6) -> Tensor:
                 [ 1.,  0.]])
     """
     x = _matrix("standardise", x)
-    centred = x - x.mean(0)
-    scale = centred.square().mean(0).sqrt()
-    return centred / torch.where(scale > eps, scale, torch.inf)
+    mean, variance, _ = moments(x)
+    scale = variance.sqrt()
+    scale = torch.where(scale > eps, scale, torch.inf)
+    result = torch.empty_like(x)
+    for rows, out in zip(x.split(8192), result.split(8192), strict=True):
+        out.copy_((rows.double() - mean) / scale)
+    return result
 
 
-def pca(x: Tensor, dim: int, whiten: bool = False) -> Tensor:
+def pca(x: Tensor | np.ndarray, dim: int, whiten: bool = False) -> Tensor:
     """Coordinates along the ``dim`` directions of largest variance.
 
     Args:
@@ -55,11 +75,12 @@ def pca(x: Tensor, dim: int, whiten: bool = False) -> Tensor:
         whiten: scale each coordinate to unit variance.
 
     Returns:
-        [N, dim] floating point; the sign of each column makes its largest loading positive, so it is
-        reproducible.
+        [N, dim] float32, or float64 for float64; the sign of each column makes its largest loading positive, so it
+        is reproducible.
 
     Raises:
-        TypeError, ValueError: ``x`` is not a tensor with rows, or ``dim`` is out of range.
+        TypeError: ``x`` is not a tensor or array of real numbers.
+        ValueError: ``x`` has no rows, or a row that is not finite; or ``dim`` is out of range.
 
     Example:
         >>> pca(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), 1)
@@ -69,17 +90,19 @@ def pca(x: Tensor, dim: int, whiten: bool = False) -> Tensor:
     x = _matrix("pca", x)
     if not 1 <= dim <= x.size(1):
         raise ValueError(f"pca: dim must be between 1 and {x.size(1)}, got {dim}")
-    centred = x - x.mean(0)
+    unit = power_of_two(x.abs().max())  # squares must neither overflow nor vanish
+    centred = x / unit
+    centred = centred - moments(centred)[0].to(x.dtype)
     variance, directions = torch.linalg.eigh(centred.mT @ centred / x.size(0))
     variance, directions = variance[-dim:].flip(0), directions[:, -dim:].flip(1)
     directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
     if whiten:
         flat = variance <= variance[0].clamp_min(0) * torch.finfo(x.dtype).eps  # rounding, not data
-        directions = directions * torch.where(flat, torch.inf, variance).rsqrt()
-    return centred @ directions
+        return centred @ (directions * torch.where(flat, torch.inf, variance).rsqrt())
+    return (centred @ directions) * unit
 
 
-def random_projection(x: Tensor, dim: int, *, key: Tensor) -> Tensor:
+def random_projection(x: Tensor | np.ndarray, dim: int, *, key: Tensor) -> Tensor:
     """Gaussian random projection: distances are kept on average, at the cost of one matrix product.
 
     Args:
@@ -88,10 +111,11 @@ def random_projection(x: Tensor, dim: int, *, key: Tensor) -> Tensor:
         key: int64 [2]; the same key gives the same projection.
 
     Returns:
-        [N, dim] floating point.
+        [N, dim] float32, or float64 for float64.
 
     Raises:
-        TypeError, ValueError: ``x`` is not a tensor with rows, or ``dim`` is below 1.
+        TypeError: ``x`` is not a tensor or array of real numbers.
+        ValueError: ``x`` has no rows, or a row that is not finite; or ``dim`` is below 1.
 
     Example:
         >>> import pysel
@@ -105,24 +129,25 @@ def random_projection(x: Tensor, dim: int, *, key: Tensor) -> Tensor:
 
 
 def penultimate(
-    model: nn.Module, x: Tensor | Iterable[Tensor], *, layer: str | None = None, batch_size: int = 1024
+    model: nn.Module, x: Tensor | Iterable[Any], *, layer: str | None = None, batch_size: int = 1024
 ) -> Tensor:
     """What a model feeds to one of its layers, by default to its last ``nn.Linear``.
 
     The model runs in evaluation mode without gradients and every part of it is left in the mode it was in.
 
     Args:
-        model: any module.
+        model: any module, all of it on one device.
         x: [N, ...] inputs, cut into batches here, or an iterable of input batches (a DataLoader of inputs
-            only).
+            only). They are moved to the model's device.
         layer: name as in ``model.named_modules()`` of the layer whose input is wanted.
         batch_size: rows at a time when ``x`` is a tensor.
 
     Returns:
-        [N, d] features, on the device that the model computes on.
+        [N, d] features, on the model's device.
 
     Raises:
-        ValueError: no such layer, the layer was never reached, or ``x`` is empty.
+        TypeError: a batch is not a tensor, nor a list or tuple of one.
+        ValueError: no such layer, the layer was never reached or more than once in a pass, or ``x`` is empty.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -138,14 +163,30 @@ def penultimate(
         raise ValueError(f"penultimate: layer must be a name in model.named_modules(), got {layer!r}")
 
     captured: list[Tensor] = []
+
+    def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        captured.append((*args, *kwargs.values())[0].flatten(1))  # an argument may be passed by its name
+
     batches = x.split(batch_size) if isinstance(x, Tensor) else x
+    device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
     training = {module: module.training for module in model.modules()}
-    hook = modules[layer].register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0].flatten(1)))
+    hook = modules[layer].register_forward_pre_hook(capture, with_kwargs=True)
     model.eval()
+    passes = 0
     try:
         with torch.no_grad():
             for batch in batches:
-                model(batch)
+                if isinstance(batch, list | tuple) and len(batch) == 1:
+                    batch = batch[0]  # what a DataLoader over a TensorDataset yields
+                if not isinstance(batch, Tensor):
+                    raise TypeError(f"penultimate: x must give tensors of inputs alone, got a {type(batch).__name__}")
+                model(batch.to(device))
+                passes += 1
+                if len(captured) > passes:
+                    raise ValueError(
+                        f"penultimate: layer {layer!r} is used more than once in a pass: name another one, whose input "
+                        "is meant"
+                    )
     finally:
         hook.remove()
         for module, mode in training.items():
