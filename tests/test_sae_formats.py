@@ -17,7 +17,7 @@ import pysel
 from pysel.sae import TopKSAE, load_sae, save_sae
 
 DATA = Path(__file__).parent / "data" / "sae"
-WRITTEN = ["sparsify", "sparsify-bfloat16", "saelens-topk", "saelens-topk-folded"]
+WRITTEN = ["sparsify", "sparsify-bfloat16", "saelens-topk", "saelens-topk-folded", "saelens-abstopk"]
 FORMATS = {"sparsify": "sae.safetensors", "saelens": "sae_weights.safetensors"}
 
 
@@ -208,7 +208,7 @@ def test_sparsify_reads_ours(tmp_path: Path) -> None:
     torch.testing.assert_close(theirs.decode(values, indices), reconstruction)
 
 
-@pytest.mark.parametrize("activation", ["relu"])
+@pytest.mark.parametrize("activation", ["relu", "abs"])
 def test_saelens_reads_ours(activation: str, tmp_path: Path) -> None:
     """Runs where the library is installed; no requirements file asks for it."""
     sae_lens = pytest.importorskip("sae_lens")

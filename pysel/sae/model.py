@@ -308,26 +308,24 @@ class TopKSAE(nn.Module):
 
 
 @torch.no_grad()
-def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, variance and mean square of each column of ``x`` [N, d]: float64 [d], a part of the rows at a time."""
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each column of ``x`` [N, d]: float64 [d], a part of the rows at a time."""
     n, d = x.shape
     origin = x[0].double()  # so that little cancels where the mean is far from 0
-    total, about_origin, squares = torch.zeros(3, d, dtype=torch.float64, device=x.device)
+    total, squares = torch.zeros(2, d, dtype=torch.float64, device=x.device)
     for rows in x.split(8192):
-        wide = rows.double()
-        squares += wide.square().sum(0)
-        wide = wide - origin
+        wide = rows.double() - origin
         total += wide.sum(0)
-        about_origin += wide.square().sum(0)
+        squares += wide.square().sum(0)
     mean = total / n
-    return mean + origin, (about_origin / n - mean.square()).clamp_min(0), squares / n
+    return mean + origin, (squares / n - mean.square()).clamp_min(0)
 
 
 def root_mean_square(x: Tensor) -> float:
     """Root mean square of the elements of ``x`` [N, d] about the means of their columns; 0 if rounding explains it."""
-    _, variance, squares = moments(x)
+    mean, variance = moments(x)
     spread = float(variance.mean()) ** 0.5
-    return spread if spread > torch.finfo(_wide(x)).eps * float(squares.mean()) ** 0.5 else 0.0
+    return spread if spread > torch.finfo(_wide(x)).eps * float(mean.square().mean()) ** 0.5 else 0.0
 
 
 def power_of_two(x: Tensor) -> Tensor:

@@ -16,12 +16,13 @@ from tqdm import tqdm
 from pysel import _checks, ops
 from pysel.random import fold_in, split
 from pysel.random import key as new_key
-from pysel.sae.model import TopKSAE, geometric_median, root_mean_square
+from pysel.sae.model import TopKSAE, geometric_median, power_of_two
 from pysel.sae.rows import Rows
 
 __all__ = ["SAEReport", "evaluate_sae", "train_sae"]
 
 _JUDGED = 16384  # rows that a report is made of, at most: explained variance is then known to a fraction of a percent
+_STEPS = 320  # training steps by default: more explain a little more, and cost as much again
 _POOR = 0.5  # explained variance below which most of what tells rows apart is not in the factors
 
 
@@ -74,19 +75,20 @@ def evaluate_sae(model: TopKSAE, features: Any, batch_size: int = 8192) -> SAERe
     if rows.shape[1] != model.in_features:
         raise ValueError(f"evaluate_sae: features must be [N, {model.in_features}], got {list(rows.shape)}")
     counts = torch.zeros(model.num_factors, dtype=torch.int64, device=rows.device)
-    total, squares = torch.zeros(2, model.in_features, dtype=torch.float64, device=rows.device)
-    unexplained = torch.zeros((), dtype=torch.float64, device=rows.device)
+    total = torch.zeros(model.in_features, dtype=torch.float64, device=rows.device)
+    squares, unexplained = torch.zeros(2, dtype=torch.float64, device=rows.device)
     for batch in rows.batches(batch_size):
         values, indices = model.encode(batch)
         # About the bias, as the model sees it: less is lost to rounding where the mean is far from 0.
-        centred = batch.double() - model.bias
+        centred = batch - model.bias
+        residual = centred - ops.sparse_decode(values, indices, model.decoder)
         total += centred.sum(0)
-        squares += centred.square().sum(0)
-        unexplained += (centred - ops.sparse_decode(values, indices, model.decoder)).square().sum()
+        squares += torch.linalg.vector_norm(centred, dtype=torch.float64).square()
+        unexplained += torch.linalg.vector_norm(residual, dtype=torch.float64).square()
         counts += model.counts(values, indices)
     n = rows.shape[0]
-    variance = float((squares - total.square() / n).clamp_min(0).sum())
-    rounding = torch.finfo(torch.float64).eps * float(squares.sum())
+    variance = float(squares - total.square().sum() / n)
+    rounding = torch.finfo(torch.float64).eps * float(squares)
     return SAEReport(
         explained_variance=1.0 - float(unexplained) / variance if variance > rounding else float(unexplained == 0),
         l0=int(counts.sum()) / n,
@@ -104,10 +106,10 @@ def train_sae(
     activation: str = "relu",
     tied: bool = False,
     revive: str | None = "aux",
-    max_rows: int | None = 65536,
-    epochs: int = 5,
+    max_rows: int | None = 32768,
+    epochs: int | None = None,
     batch_size: int = 512,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     aux_k: int | None = None,
     aux_weight: float = 1 / 32,
     dead_after: int | None = None,
@@ -121,6 +123,9 @@ def train_sae(
     those units. The result depends on the features, the arguments and the key, and on nothing else on one device;
     devices differ in the last bits of matrix products.
 
+    The defaults are by measurement on a table of flights and on pictures (bench/experiments/factors.py): a higher lr
+    explains more and leaves more units dead, a lower one makes scores that depend less on which rows were seen.
+
     Args:
         features: [N, d] floating point, best with comparable scales (`pysel.selection.features.standardise`): a tensor,
             an array, a memmap, a column of a data set, or batches that can be iterated twice, see `Rows`. The rows
@@ -129,7 +134,7 @@ def train_sae(
         k: activations kept.
         activation, tied, revive, aux_k, aux_weight: see `TopKSAE`.
         max_rows: train on so many rows at most, a uniform sample without replacement; None for all.
-        epochs: passes over the rows trained on; 0 gives the initial model.
+        epochs: passes over the rows trained on; 0 gives the initial model, None as many as make 320 steps or more.
         batch_size: rows a step.
         lr: initial learning rate, for features of unit variance.
         dead_after: samples without activity after which a unit is dead; default one pass over the rows trained on.
@@ -157,7 +162,8 @@ def train_sae(
         2
     """
     op = "train_sae"
-    _checks.in_range(op, "epochs", epochs, 0)
+    if epochs is not None:
+        _checks.in_range(op, "epochs", epochs, 0)
     _checks.in_range(op, "batch_size", batch_size, 1)
     if max_rows is not None:
         _checks.in_range(op, "max_rows", max_rows, 1)
@@ -175,6 +181,7 @@ def train_sae(
         raise ValueError(f"{op}: num_factors must be at most {told}, got {num_factors}")
 
     began = time.perf_counter()
+    epochs = -(-_STEPS // -(-m // batch_size)) if epochs is None else epochs
     key = key if isinstance(key, Tensor) else new_key(key, device="cpu")
     init_key, order_key, sample_key = split(key, 3)
     # A caller's inference mode, autocast or default dtype must not reach in.
@@ -200,7 +207,7 @@ def train_sae(
         x, centre, unit = _prepare(rows, order[:m].sort().values, model)
         losses = _fit(model, x, epochs, batch_size, float(lr), order_key, progress)
         with torch.no_grad():
-            model.bias.copy_(centre + unit * model.bias.double())
+            model.bias.copy_(centre.double() + unit * model.bias.double())
             model.encoder_bias.mul_(unit)
             model.spread.mul_(unit)
         del x
@@ -220,11 +227,14 @@ def train_sae(
 def _prepare(rows: Rows, numbers: Tensor, model: TopKSAE) -> tuple[Tensor, Tensor, float]:
     """The rows of these numbers in float32, about their median and in units of about their spread."""
     taken = rows.take(numbers)
-    spread = root_mean_square(taken)
-    if spread == 0:  # constant: nothing to learn but the constant, which no iteration is to blur
-        return torch.zeros_like(taken, dtype=torch.float32), taken[0].double(), 1.0
-    centre = geometric_median(taken).double()
+    # A place to start from: it need not be exact, but what x is centred on must be what the bias will hold.
+    centre = geometric_median(taken, tolerance=1e-4, max_rows=8192).float()
+    x = taken - centre
+    top = power_of_two(x.abs().max())  # squares must neither overflow nor vanish
+    spread = float(top) * float(torch.var(x / top, dim=0, correction=0).mean()) ** 0.5
     largest = float(centre.abs().max())
+    if spread <= torch.finfo(taken.dtype).eps * largest:  # constant: nothing is to blur it
+        return torch.zeros_like(x, dtype=torch.float32), taken[0].float(), 1.0
     if not 1e-30 < spread < 1e30 > largest:
         raise ValueError(
             f"{rows.op}: {rows.name} must lie within 1e30 and vary by 1e-30 to 1e30 (root mean square) to be "
@@ -237,10 +247,7 @@ def _prepare(rows: Rows, numbers: Tensor, model: TopKSAE) -> tuple[Tensor, Tenso
         )
     unit = 2.0 ** round(math.log2(spread))  # a power of two: divided by it, no value is rounded
     model.spread.fill_(spread / unit)
-    x = torch.empty(taken.shape, dtype=torch.float32, device=taken.device)
-    for part, scaled in zip(taken.split(8192), x.split(8192), strict=True):
-        scaled.copy_((part.double() - centre) / unit)
-    return x, centre, unit
+    return x.div_(unit).float(), centre, unit
 
 
 def _fit(
@@ -256,14 +263,13 @@ def _fit(
     m = x.size(0)
     steps = epochs * -(-m // batch_size)
     optimiser = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
-    equal = torch.ones(m, dtype=torch.float32, device=x.device)
     losses: list[float] = []
     step = 0
     # disable=None: no bar where it would not be seen
     with tqdm(total=steps, desc="autoencoder", unit="step", disable=None if progress is True else True) as bar:
         for epoch in range(epochs):
             running = 0.0
-            for batch in ops.weighted_sample(equal, m, key=fold_in(key, epoch)).split(batch_size):
+            for batch in ops.permutation(m, key=fold_in(key, epoch).to(x.device)).split(batch_size):
                 for group in optimiser.param_groups:
                     group["lr"] = lr * (1 - step / steps)
                 loss = model.loss(x[batch])

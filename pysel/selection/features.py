@@ -57,7 +57,7 @@ def standardise(x: Tensor | np.ndarray, eps: float = 1e-6) -> Tensor:
                 [ 1.,  0.]])
     """
     x = _matrix("standardise", x)
-    mean, variance, _ = moments(x)
+    mean, variance = moments(x)
     scale = variance.sqrt()
     scale = torch.where(scale > eps, scale, torch.inf)
     result = torch.empty_like(x)
