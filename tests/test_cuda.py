@@ -23,9 +23,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 Call = Callable[[Tensor], Any]
-RANDOM = ("gumbel_softmax", "gumbel_softmax hard", "gumbel_sigmoid", "gumbel_argmax", "race", "draws", "rows")
-OTHERS = ("topk", "topk_encode", "sparse_decode", "factor_counts", "factor_scores", "select", "usage_update_")
-ALL = (*RANDOM, *OTHERS, "usage_penalty", "usage_step_")
+RANDOM = ("gumbel_softmax", "gumbel_softmax hard", "gumbel_sigmoid", "gumbel_argmax", "race", "races", "draws", "rows")
+FACTORS = ("topk", "topk_encode", "sparse_decode", "factor_counts", "factor_scores")
+USAGE = ("usage_update_", "usage_penalty", "usage_step_", "usage_select_")
+ALL = (*RANDOM, *FACTORS, "select", "select by key", "select in groups", *USAGE)
 
 
 @pytest.fixture(autouse=True)
@@ -50,12 +51,14 @@ def calls(seed: int = 0, flat: bool = False, device: str = "cuda") -> dict[str, 
     x, encoder, bias = normal(50, 64), normal(2000, 64), normal(2000)
     values, indices, groups, tables = normal(50, 8).relu(), below(2000, 50, 8), below(4, 50), normal(3, 2000)
     selected = below(n, 1000)
+    classes, quotas = below(50, n), torch.full((50,), 1000, device=device)
     return {
         "gumbel_softmax": lambda key: pysel.gumbel_softmax(logits, 0.5, key=key),
         "gumbel_softmax hard": lambda key: pysel.gumbel_softmax(logits, 0.5, hard=True, key=key),
         "gumbel_sigmoid": lambda key: pysel.gumbel_sigmoid(logits, 0.5, key=key),
         "gumbel_argmax": lambda key: pysel.gumbel_argmax(logits, key=key),
         "race": lambda key: pysel.weighted_sample(weights, 3000, key=key),
+        "races": lambda key: pysel.weighted_sample(weights, 50_000, groups=classes, quotas=quotas, key=key),
         "draws": lambda key: pysel.weighted_sample(weights, 3000, True, key=key),
         "rows": lambda key: pysel.weighted_sample(logits, 100, log_weights=True, order="shuffled", key=key),
         "topk": lambda key: pysel.topk(logits, 30),
@@ -64,6 +67,11 @@ def calls(seed: int = 0, flat: bool = False, device: str = "cuda") -> dict[str, 
         "factor_counts": lambda key: pysel.factor_counts(values, indices, 2000, groups=groups, num_groups=4),
         "factor_scores": lambda key: pysel.factor_scores(values, indices, tables, reduce="mean", weighted=True),
         "select": lambda key: pysel.select(scores, n // 3),
+        "select by key": lambda key: pysel.select(scores, n // 3, key=key),
+        "select in groups": lambda key: pysel.select(scores, 50_000, groups=classes, quotas=quotas, key=key),
+        "usage_select_": lambda key: pysel.usage_select_(
+            counts.clone(), scores, weights, 0.3, 50_000, 0.1, groups=classes, quotas=quotas, key=key
+        ),
         "usage_update_": lambda key: pysel.usage_update_(counts.clone(), selected, 0.9),
         "usage_penalty": lambda key: pysel.usage_penalty(scores, counts, 0.1),
         "usage_step_": lambda key: pysel.usage_step_(counts.clone(), selected, scores, 0.1, 0.9),
@@ -257,6 +265,7 @@ def refusals(device: str = "cuda") -> dict[str, Bad]:
     values, weight, tables = (torch.rand(shape, device=device) for shape in ((4, 3), (10, 5), (2, 10)))
     indices, groups = torch.randint(10, (4, 3), device=device), torch.arange(4, device=device) % 3
     selected, counts = torch.arange(0, 5000, 50, device=device), torch.ones(5000, device=device)
+    classes, quotas = torch.arange(5000, device=device) % 4, torch.full((4,), 25, device=device)
 
     def tau(bad: bool) -> Tensor:
         return torch.tensor(-1.0 if bad else 1.0, device=device)
@@ -268,6 +277,10 @@ def refusals(device: str = "cuda") -> dict[str, Bad]:
             "weights",
             lambda result: (result == -1).all(),
         )
+
+    def epoch(bad: bool, **v: Any) -> tuple[Tensor, Tensor]:
+        changed = counts.clone()
+        return pysel.usage_select_(changed, spoilt(scores, bad, math.nan, 7), scores, 0.5, 100, 0.1, **v), changed
 
     def row_is_nan(result: Tensor) -> Tensor:
         return torch.isnan(result[1]).all() & ~torch.isnan(result[0]).any()
@@ -301,6 +314,24 @@ def refusals(device: str = "cuda") -> dict[str, Bad]:
             lambda bad, **v: pysel.select(spoilt(scores, bad, math.nan, 7), 100, **v),
             "scores",
             lambda result: (result == -1).all(),
+        ),
+        "select, a group": Bad(
+            lambda bad: pysel.select(scores, 100, groups=spoilt(classes, bad, 4, 7), quotas=quotas),
+            "groups",
+            lambda result: (result == -1).all(),
+            IndexError,
+            validate=False,
+        ),
+        "select, a quota": Bad(
+            lambda bad: pysel.select(scores, 100, groups=spoilt(classes, bad, 0, slice(None)), quotas=quotas),
+            "quotas",
+            lambda result: (result == -1).all(),
+            validate=False,
+        ),
+        "usage_select_, NaN": Bad(
+            epoch,
+            "scores",
+            lambda result: (result[0] == -1).all() & (result[1] == 1).all(),
         ),
         "sample, negative": sample(-1.0),
         "sample, infinite": sample(math.inf),
@@ -470,6 +501,16 @@ def test_select_beyond_2_to_31_elements():
     scores = torch.zeros(n, dtype=torch.bfloat16, device="cuda")
     scores[n - 1] = 1
     assert pysel.select(scores, 2).tolist() == [0, n - 1]
+
+
+def test_groups_beyond_2_to_31_elements():
+    needs_memory(32)
+    n = 2**31 + 5
+    scores = torch.zeros(n, dtype=torch.bfloat16, device="cuda")
+    groups = torch.zeros(n, dtype=torch.int32, device="cuda")
+    scores[n - 1], groups[n - 2 :] = 1, 1
+    quotas = torch.tensor([2, 1], device="cuda")
+    assert pysel.select(scores, 3, groups=groups, quotas=quotas).tolist() == [0, 1, n - 1]
 
 
 def test_counts_beyond_2_to_31_elements():

@@ -10,6 +10,7 @@ import torch
 from tests import simt
 from tests.simt.cases import KEY
 from tests.simt.run import set_order
+from tests.tensors import assert_same_bits
 
 pytestmark = pytest.mark.skipif(not simt.ON_THIS_MACHINE, reason="the interpreter switches stacks on x86-64 only")
 
@@ -48,6 +49,7 @@ class Refused:
     text: str
     check: Callable = all_spoiled
     validates: bool = True  # whether the last argument is validate
+    always: bool = False  # even with validate=False
 
     def call(self, validate=None):
         args = (*self.args, validate) if self.validates else self.args
@@ -97,7 +99,9 @@ def _refused():
     nan[100] = NAN
     for largest in (True, False):
         for k in (0, 10):
-            yield Refused("select", (nan, k, largest), ValueError, "select: scores must not be NaN, got NaN")
+            yield Refused(
+                "select", (nan, k, largest, None, None, None), ValueError, "select: scores must not be NaN, got NaN"
+            )
 
     weights = torch.ones(3, 40)
     text = "weighted_sample: weights must be finite and at least 0, got a negative, infinite or NaN weight"
@@ -106,27 +110,76 @@ def _refused():
         broken[1, 17] = bad
         for replacement in (False, True):
             for order in ("draw", "index", "shuffled"):
-                args = (broken, 5, replacement, False, order, KEY, 0)
+                args = (broken, 5, replacement, False, order, None, None, KEY, 0)
                 yield Refused("weighted_sample", args, ValueError, text, spoiled_rows(*ROWS_13))
-            args = (broken, 0, replacement, False, "draw", KEY, 0)
+            args = (broken, 0, replacement, False, "draw", None, None, KEY, 0)
             yield Refused("weighted_sample", args, ValueError, text, lambda out: None)
     broken = weights.clone()
     broken[1, 17] = NAN
     text = "weighted_sample: weights must be below +inf and not NaN (log_weights=True), got +inf or NaN"
     for replacement in (False, True):
-        args = (broken, 5, replacement, True, "draw", KEY, 0)
+        args = (broken, 5, replacement, True, "draw", None, None, KEY, 0)
         yield Refused("weighted_sample", args, ValueError, text, spoiled_rows(*ROWS_13))
     few = weights.clone()
     few[1, 3:] = 0
     text = "weighted_sample: k must be at most the number of nonzero weights, 3, got 4"
     for order in ("draw", "index", "shuffled"):
-        args = (few, 4, False, False, order, KEY, 0)
+        args = (few, 4, False, False, order, None, None, KEY, 0)
         yield Refused("weighted_sample", args, ValueError, text, spoiled_rows(*ROWS_13))
     few = few.clone()
     few[1] = 0
     text = "weighted_sample: weights must have at least one above 0 in every row, got a row of zeros"
-    args = (few, 4, True, False, "draw", KEY, 0)
+    args = (few, 4, True, False, "draw", None, None, KEY, 0)
     yield Refused("weighted_sample", args, ValueError, text, spoiled_rows(*ROWS_13))
+
+    # Groups and quotas, which indices depend on, are refused whatever is asked for.
+    scores, of, quotas = torch.arange(300.0), torch.arange(300) % 3, torch.tensor([10, 0, 5])
+    some = torch.where(torch.arange(300) < 30, 0.0, 1.0)  # 90 of each group are not 0
+    ops = {
+        "select": (lambda k, of, quotas: (scores, k, False, of, quotas, KEY), "the size", 100),
+        "weighted_sample": (
+            lambda k, of, quotas: (some, k, False, False, "draw", of, quotas, KEY, 0),
+            "the number of nonzero weights",
+            90,
+        ),
+        "usage_select_": (
+            lambda k, of, quotas: (scores.clone(), scores, scores, 0.5, 0.1, "linear", 1, k, of, quotas, None),
+            "the size",
+            100,
+        ),
+    }
+    for op, (args, limit, size) in ops.items():
+        always = {"always": True}
+        for group in (-1, 3, 2**31 - 1):
+            text = f"{op}: groups must be between 0 and 2, got {group}"
+            for dtype in (torch.int64, torch.int32):
+                bad = of.index_fill(0, torch.tensor(100), group).to(dtype)
+                yield Refused(op, args(15, bad, quotas), IndexError, text, **always)
+        text = f"{op}: groups must be empty for empty quotas, got 0"
+        yield Refused(op, args(0, 0 * of, quotas[:0]), IndexError, text, **always)
+        text = f"{op}: quotas must be at least 0, got -1 for group 1"
+        yield Refused(op, args(15, of, torch.tensor([10, -1, 6])), ValueError, text, **always)
+        for k in (0, 14, 16):
+            text = f"{op}: quotas must sum to k, {k}, got a sum of 15"
+            yield Refused(op, args(k, of, quotas), ValueError, text, **always)
+        text = f"{op}: quotas must sum to k, 0, got a sum of 1"
+        yield Refused(op, args(0, of, torch.tensor([0, 0, 1])), ValueError, text, **always)
+        text = f"{op}: quotas must be at most {limit} of each group, {size} for group 2, got 101"
+        yield Refused(op, args(111, of, torch.tensor([10, 0, 101])), ValueError, text, **always)
+        text = f"{op}: quotas must be at most {limit} of each group, 0 for group 3, got 1"
+        yield Refused(op, args(16, of, torch.tensor([10, 0, 5, 1])), ValueError, text, **always)
+    for k in (0, 15):
+        text = "select: scores must not be NaN, got NaN"
+        yield Refused("select", (nan, k, True, of, quotas * (k > 0), None), ValueError, text)
+        text = "usage_select_: scores of first, second and counts must not be NaN, got NaN"
+        for tables in ((scores, nan, scores), (nan, scores, scores)):
+            args = (*tables, 0.5, 0.1, "linear", 1, k)
+            yield Refused("usage_select_", (*args, of, quotas * (k > 0), KEY), ValueError, text)
+            yield Refused("usage_select_", (*args, None, None, None), ValueError, text)
+    text = "weighted_sample: weights must be finite and at least 0, got a negative, infinite or NaN weight"
+    for order in ("draw", "index", "shuffled"):
+        args = (some.index_fill(0, torch.tensor(250), -1.0), 15, False, False, order, of, quotas, KEY, 0)
+        yield Refused("weighted_sample", args, ValueError, text)
 
     for decay in (1.0, 0.5):
         for selected in ([0, 3, 5], [5, 1], [-1, 2]):
@@ -184,6 +237,9 @@ def test_validate_raises_at_once_or_not_at_all(library, refused):
     assert str(raised.value).splitlines()[0] == refused.text
     harmless()
     refused.call(False)
+    if refused.always:
+        with pytest.raises(refused.error):
+            harmless()
     harmless()
 
 
@@ -203,6 +259,16 @@ def test_refused_indices_leave_counts_alone(library, op, selected):
     getattr(torch.ops.pysel_simt, op)(counts, at, *more)
     assert torch.equal(counts, torch.arange(5.0))
     with pytest.raises(IndexError):
+        harmless()
+
+
+@pytest.mark.parametrize("refused", [r for r in _refused() if r.op == "usage_select_"], ids=lambda r: r.text)
+def test_refused_selections_leave_counts_alone(library, refused):
+    set_order(library, "3")
+    counts = refused.args[0].clone()
+    torch.ops.pysel_simt.usage_select_(counts, *refused.args[1:], None)
+    assert_same_bits(counts, refused.args[0])
+    with pytest.raises(refused.error):
         harmless()
 
 

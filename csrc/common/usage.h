@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <string>
 #include <type_traits>
 
 #include "common/math.h"
+#include "common/sample.h"
 #include "common/tensor.h"
 
 namespace pysel {
@@ -88,6 +90,24 @@ inline void check_penalty_out(const char* op, const Tensor& out, const Tensor& s
   check_out(op, out, sizes(scores), scores.scalar_type(), scores);
   check_apart(op, out, "scores", scores, true);
   check_apart(op, out, "counts", counts);
+}
+
+inline void check_usage_select(const char* op, const Tensor& counts, const Tensor& first, const Tensor& second,
+                               double mix, int64_t k, const std::optional<Tensor>& groups,
+                               const std::optional<Tensor>& quotas) {
+  check_counts(op, counts);
+  check_value(sizes(first) == sizes(counts), op, ": first must have the shape of counts, ", shape(counts), ", got ",
+              shape(first));
+  check_value(sizes(second) == sizes(counts), op, ": second must have the shape of counts, ", shape(counts), ", got ",
+              shape(second));
+  check_value(first.scalar_type() == ScalarType::Float || first.scalar_type() == ScalarType::Double, op,
+              ": first must be float32 or float64");
+  check_same_dtype(op, "first", first, "second", second);
+  check_device(op, "first", first, counts);
+  check_device(op, "second", second, counts);
+  check_value(mix >= 0 && mix <= 1, op, ": mix must be between 0 and 1, got ", mix);
+  check_k(op, k, counts.size(0));
+  check_groups(op, groups, quotas, "counts", counts);
 }
 
 // f.template operator()<C>() for the counts' type.

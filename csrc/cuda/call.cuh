@@ -27,7 +27,7 @@ struct Fault {
 struct FaultRecord {
   unsigned claimed;
   const Fault* fault;  // an address of the host, which the device only carries
-  std::int64_t number[2];
+  std::int64_t number[3];
 };
 
 // A kernel's way to report one fault. False when the caller asked for no checks.
@@ -38,10 +38,11 @@ struct Report {
   __device__ explicit operator bool() const { return record != nullptr; }
 
   // The first report stays until it is read.
-  __device__ void operator()(std::int64_t first = 0, std::int64_t second = 0) const {
+  __device__ void operator()(std::int64_t first = 0, std::int64_t second = 0, std::int64_t third = 0) const {
     if (atomicCAS(&record->claimed, 0u, 1u) != 0) return;
     record->number[0] = first;
     record->number[1] = second;
+    record->number[2] = third;
     __threadfence_system();
     *const_cast<const Fault* volatile*>(&record->fault) = fault;
   }

@@ -1,7 +1,7 @@
 // Weighted index sampling.
 //
 // Without replacement: a race (Efraimidis and Spirakis 2006). Item i has the key log w_i + g_i and the k largest win,
-// ties by lowest index.
+// of equal keys those of the smallest words of the order stream. With groups, each holds a race of its own.
 //
 // With replacement: weights become integers in fixed point, so that their prefix sums are exact and in any order the
 // same; draw j looks its own 64-bit uniform up in them. Only the sums up to every kSpan-th weight are kept; a draw
@@ -12,7 +12,7 @@
 
 #include "common/fixed_point.h"
 #include "common/sample.h"
-#include "cuda/select.cuh"
+#include "cuda/group_select.cuh"
 #include "cuda/sort.cuh"
 
 namespace pysel {
@@ -21,12 +21,12 @@ namespace {
 constexpr const char* kOp = "weighted_sample";
 constexpr unsigned kBlock = kSelectBlock;
 
-// Whether a weight may be drawn, and whether it must be refused.
+// Whether a weight may be drawn; and whether it must be refused.
 template <typename A>
-__device__ void see(A weight, bool log_weights, Seen& seen) {
+__device__ bool permitted(A weight, bool log_weights, bool& bad) {
   const A inf = static_cast<A>(__builtin_inf()), floor = log_weights ? -inf : A{0};
-  seen.permitted += weight > floor ? 1 : 0;
-  seen.bad |= !(weight >= floor && weight < inf);
+  bad |= !(weight >= floor && weight < inf);
+  return weight > floor;
 }
 
 template <typename A>
@@ -50,7 +50,7 @@ struct Race {
     A z[4];
     row.load(weights + r * n, quad, nothing<A>(log_weights), z);
     for (int i = 0; i < 4; ++i) {
-      see(z[i], log_weights, seen);
+      seen.permitted |= permitted(z[i], log_weights, seen.bad) ? 1u << i : 0u;
       if (!log_weights) z[i] = log_any(z[i]);
     }
     row.template add_noise<Distribution::gumbel>(quad, z);
@@ -107,7 +107,7 @@ Tensor shuffled(const Call& call, const Tensor& winners, std::int64_t rows, std:
   return gather_rows(winners, std::get<1>(sort_rows(words, false)));
 }
 
-// Winners by race key, largest first; equal ones (at 1e9 items many are) in a random order.
+// Winners by race key, largest first; equal ones (at 1e9 items many are) by their words.
 template <typename T>
 Tensor drawn(const Call& call, const Tensor& winners, std::int64_t rows, std::int64_t k, const Race<T>& race,
              const NoiseArgument& noise) {
@@ -162,20 +162,21 @@ __global__ void __launch_bounds__(kBlock) largest_kernel(Weights<T> w) {
     const std::int64_t r = p / w.parts, begin = p % w.parts * kPart;
     if (threadIdx.x == 0) most.largest = 0;
     __syncthreads();
-    Seen seen;
+    bool bad = false;
+    std::uint64_t count = 0;
     unsigned long long mine = 0;
     for (std::int64_t i = begin + threadIdx.x; i < min(begin + kPart, w.n); i += kBlock) {
       const auto x = static_cast<Compute<T>>(w.weights[r * w.n + i]);
-      see(x, w.log_weights, seen);
+      count += permitted(x, w.log_weights, bad);
       if (x == x) mine = max(mine, static_cast<unsigned long long>(order(static_cast<double>(x))));
     }
     atomicMax(&most.largest, mine);
-    const BlockSum permitted = block_sum(seen.permitted, most.sum);
-    const bool bad = __syncthreads_or(seen.bad) != 0;
+    const BlockSum all = block_sum(count, most.sum);
+    const bool any_bad = __syncthreads_or(bad) != 0;
     if (threadIdx.x == 0) {
       atomicMax(&w.tally[r].largest, most.largest);
-      if (permitted.all > 0) atomicAdd(&w.tally[r].permitted, static_cast<unsigned long long>(permitted.all));
-      if (bad) atomicOr(&w.tally[r].bad, 1u);
+      if (all.all > 0) atomicAdd(&w.tally[r].permitted, static_cast<unsigned long long>(all.all));
+      if (any_bad) atomicOr(&w.tally[r].bad, 1u);
     }
     __syncthreads();  // before the next part's
   }
@@ -300,28 +301,35 @@ constexpr Fault kBadWeight{
 constexpr Fault kBadLogWeight{
     Fault::value, "weighted_sample: weights must be below +inf and not NaN (log_weights=True), got +inf or NaN"};
 constexpr Fault kTooFew{Fault::value, "weighted_sample: k must be at most the number of nonzero weights, #, got #"};
+constexpr GroupFaults kGroupFaults = PYSEL_GROUP_FAULTS("weighted_sample", "the number of nonzero weights");
 constexpr Fault kNothing{Fault::value,
                          "weighted_sample: weights must have at least one above 0 in every row, got a row of zeros"};
 
 // Draws into `room`, [rows, k], and returns it, or a fresh tensor where an order takes further steps.
 Tensor sampled(const Call& call, const Tensor& weights, int64_t k, bool replacement, bool log_weights,
-               const std::string& order, const Tensor& key, int64_t start, const Tensor& room) {
+               const std::string& order, const std::optional<Tensor>& groups, const std::optional<Tensor>& quotas,
+               const Tensor& key, int64_t start, const Tensor& room) {
   const int64_t n = weights.size(weights.dim() - 1), rows = room.size(0);
   const NoiseArgument noise{KeyArgument(kOp, key, weights), static_cast<uint64_t>(start), true};
-  if (rows == 0 || n == 0) return room;
+  if (rows == 0 || (n == 0 && !groups)) return room;
   auto* index = static_cast<int64_t*>(room.data_ptr());
-  const Report bad = call.report(log_weights ? kBadLogWeight : kBadWeight);
+  const Fault& bad = log_weights ? kBadLogWeight : kBadWeight;
   const Tensor w = torch::stable::contiguous(weights);
   Tensor result = room;
   dispatch_floating(kOp, "weights", weights, [&]<typename T>() {
     const T* data = static_cast<const T*>(w.data_ptr());
     if (replacement) {
-      draw_rows<T>(call, data, rows, n, k, log_weights, noise, {bad, call.report(kNothing)}, index);
+      draw_rows<T>(call, data, rows, n, k, log_weights, noise, {call.report(bad), call.report(kNothing)}, index);
       if (order == "index" && k > 0) result = std::get<0>(sort_rows(room, false));
       return;
     }
     const Race<T> race{data, n, log_weights};
-    select_rows(call, race, noise, rows, n, k, {bad, call.report(kTooFew)}, index);
+    if (groups) {
+      const GroupArguments g(*groups, *quotas);
+      select_groups(call, race, noise, noise, g.groups, n, k, {call, bad, kGroupFaults, g.groups.count}, index);
+    } else {
+      select_rows(call, race, noise, noise, rows, n, k, {call.report(bad), call.report(kTooFew)}, index);
+    }
     if (k == 0) return;
     if (order == "draw") result = drawn(call, room, rows, k, race, noise);
     if (order == "shuffled") result = shuffled(call, room, rows, n, k, noise);
@@ -338,22 +346,22 @@ Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_wei
                        std::optional<Tensor> groups, std::optional<Tensor> quotas, Tensor key, int64_t start,
                        std::optional<bool> validate) {
   const std::vector<int64_t> size = check_weighted_sample(kOp, weights, k, replacement, order, groups, quotas, start);
-  check_value(!groups, kOp, ": groups must be None on a GPU, where they are not there yet");
   const Call call(weights, validate);
   const Tensor room = call.empty({size.size() == 2 ? size[0] : 1, k}, ScalarType::Long);
-  return reshaped(sampled(call, weights, k, replacement, log_weights, order, key, start, room), size);
+  return reshaped(sampled(call, weights, k, replacement, log_weights, order, groups, quotas, key, start, room), size);
 }
 
 void weighted_sample_out(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order,
                          std::optional<Tensor> groups, std::optional<Tensor> quotas, Tensor key, int64_t start,
                          std::optional<bool> validate, Tensor out) {
   const std::vector<int64_t> size = check_weighted_sample(kOp, weights, k, replacement, order, groups, quotas, start);
-  check_value(!groups, kOp, ": groups must be None on a GPU, where they are not there yet");
   check_out(kOp, out, size, ScalarType::Long, weights);
   check_apart(kOp, out, "weights", weights);
+  if (groups) check_apart(kOp, out, "groups", *groups);
+  if (quotas) check_apart(kOp, out, "quotas", *quotas);
   const Call call(weights, validate);
   Tensor room = reshaped(out, {size.size() == 2 ? size[0] : 1, k});
-  const Tensor result = sampled(call, weights, k, replacement, log_weights, order, key, start, room);
+  const Tensor result = sampled(call, weights, k, replacement, log_weights, order, groups, quotas, key, start, room);
   if (result.data_ptr() != room.data_ptr()) torch::stable::copy_(room, result);
 }
 

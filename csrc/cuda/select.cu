@@ -1,10 +1,8 @@
-// Top-k of one long vector.
+// Top-k of one long vector, or of each of its groups.
 #include <torch/csrc/stable/library.h>
 
-#include <cmath>
-
 #include "common/sample.h"
-#include "cuda/select.cuh"
+#include "cuda/group_select.cuh"
 
 namespace pysel {
 namespace {
@@ -20,6 +18,7 @@ struct Scores {
   __device__ void keys(const Row& row, std::int64_t, std::int64_t quad, Bits (&key)[4], Seen& seen) const {
     T x[4];
     row.load(scores, quad, static_cast<T>(0), x);
+    seen.permitted = 0xf;
     for (int i = 0; i < 4; ++i) {
       const Bits bits = order(x[i]);
       if constexpr (!std::is_integral_v<T>) seen.bad |= bits == static_cast<Bits>(~Bits{0});  // NaN
@@ -29,18 +28,27 @@ struct Scores {
 };
 
 constexpr Fault kNan{Fault::value, "select: scores must not be NaN, got NaN"};
+constexpr GroupFaults kGroupFaults = PYSEL_GROUP_FAULTS("select", "the size");
 
 constexpr const char* kOp = "select";
 
-void write_select(const Call& call, const Tensor& scores, int64_t k, bool largest, const Tensor& out) {
+void write_select(const Call& call, const Tensor& scores, int64_t k, bool largest, const std::optional<Tensor>& groups,
+                  const std::optional<Tensor>& quotas, const std::optional<Tensor>& key, const Tensor& out) {
   const int64_t n = scores.size(0);
-  if (n == 0) return;
+  const NoiseArgument ties = key ? NoiseArgument{KeyArgument(kOp, *key, scores), 0, true} : NoiseArgument{};
+  if (n == 0 && !groups) return;
   const Tensor x = torch::stable::contiguous(scores);
+  auto* index = static_cast<int64_t*>(out.data_ptr());
   const auto run = [&]<typename T>() {
     using Bits = OrderBits<T>;
     const Scores<T> source{static_cast<const T*>(x.data_ptr()), largest ? Bits{0} : static_cast<Bits>(~Bits{0})};
-    select_rows(call, source, NoiseArgument{}, 1, n, k, {call.report(kNan), Report{}},
-                static_cast<int64_t*>(out.data_ptr()));
+    if (groups) {
+      const GroupArguments g(*groups, *quotas);
+      select_groups(call, source, NoiseArgument{}, ties, g.groups, n, k, {call, kNan, kGroupFaults, g.groups.count},
+                    index);
+    } else {
+      select_rows(call, source, NoiseArgument{}, ties, 1, n, k, {call.report(kNan), Report{}}, index);
+    }
   };
   if (scores.scalar_type() == ScalarType::Long)
     run.template operator()<int64_t>();
@@ -51,18 +59,12 @@ void write_select(const Call& call, const Tensor& scores, int64_t k, bool larges
   call.finish();
 }
 
-void check_yet(const std::optional<Tensor>& groups, const std::optional<Tensor>& key) {
-  check_value(!groups, kOp, ": groups must be None on a GPU, where they are not there yet");
-  check_value(!key, kOp, ": key must be None on a GPU, where it is not there yet");
-}
-
 Tensor select(Tensor scores, int64_t k, bool largest, std::optional<Tensor> groups, std::optional<Tensor> quotas,
               std::optional<Tensor> key, std::optional<bool> validate) {
   const std::vector<int64_t> size = check_select(kOp, scores, k, groups, quotas);
-  check_yet(groups, key);
   const Call call(scores, validate);
   Tensor out = call.empty(size, ScalarType::Long);
-  write_select(call, scores, k, largest, out);
+  write_select(call, scores, k, largest, groups, quotas, key, out);
   return out;
 }
 
@@ -70,8 +72,9 @@ void select_out(Tensor scores, int64_t k, bool largest, std::optional<Tensor> gr
                 std::optional<Tensor> key, std::optional<bool> validate, Tensor out) {
   check_out(kOp, out, check_select(kOp, scores, k, groups, quotas), ScalarType::Long, scores);
   check_apart(kOp, out, "scores", scores);
-  check_yet(groups, key);
-  write_select(Call(scores, validate), scores, k, largest, out);
+  if (groups) check_apart(kOp, out, "groups", *groups);
+  if (quotas) check_apart(kOp, out, "quotas", *quotas);
+  write_select(Call(scores, validate), scores, k, largest, groups, quotas, key, out);
 }
 
 }  // namespace

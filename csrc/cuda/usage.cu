@@ -13,8 +13,8 @@
 // same number in any order rounds the same way, so neither duplicates nor atomics make a difference to the bits.
 #include <torch/csrc/stable/library.h>
 
-#include "common/usage.h"
 #include "cuda/call.cuh"
+#include "cuda/usage.cuh"
 
 namespace pysel {
 namespace {
@@ -106,27 +106,6 @@ __device__ C add_ones(C x, unsigned times) {
   }
   return x;
 }
-
-template <typename A>
-struct Penalty {
-  PenaltyArguments::Form form;
-  A gamma;
-  A step;
-
-  __device__ A operator()(A score, A count) const {
-    const A used = gamma * count;
-    switch (form) {
-      case PenaltyArguments::log:
-        return score - gamma * log1p_any(count);
-      case PenaltyArguments::exp:
-        return score * exp_clamped(-used);
-      case PenaltyArguments::rate:
-        return score - used / step;
-      default:
-        return score - used;
-    }
-  }
-};
 
 struct Tally {
   unsigned of[kRange];

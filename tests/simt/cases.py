@@ -477,3 +477,72 @@ def topk():
     yield Case("topk_encode", (whole(3, 2), whole(4, 2), whole(3), 1, "relu"))
     yield Case("topk_encode", (whole(3, 2), whole(4, 2), whole(4), -1, "abs"))
     yield Case("topk_encode", (whole(3, 2), whole(4, 2), whole(4), 1, "gelu"))
+
+
+def quotas_of(groups: torch.Tensor, count: int, g: torch.Generator) -> torch.Tensor:
+    """Some of each group; of every fifth nothing, of every seventh all."""
+    sizes = torch.bincount(groups.long(), minlength=count)
+    quotas = (sizes * torch.rand(count, generator=g)).long()
+    quotas[::5] = 0
+    quotas[1::7] = sizes[1::7]
+    return quotas
+
+
+@family
+def usage_select():
+    g = generator(9)
+
+    def table(n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randint(0, 9, (n,), generator=g).to(dtype) / 8
+
+    def counts_of(n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randint(0, 4, (n,), generator=g).to(dtype)
+
+    for scores in (torch.float32, torch.float64):
+        for counts in (torch.float32, torch.float64, torch.int32, torch.int64):
+            for form in ("log", "linear", "exp", "rate"):
+                of = torch.randint(0, 5, (300,), generator=g)
+                quotas = quotas_of(of, 5, g)
+                tables = (counts_of(300, counts), table(300, scores), table(300, scores), 0.3, 0.2, form, 7)
+                tsan = form == "log" and counts == scores == torch.float32
+                yield Case("usage_select_", (*tables, int(quotas.sum()), of, quotas, KEY, None), tsan=tsan)
+                if form == "log":
+                    yield Case("usage_select_", (*tables, 100, None, None, None, None), tsan=tsan)
+    for n, k in ((0, 0), (1, 1), (5, 0), (5000, 2500), (9001, 4000)):
+        for key in (None, KEY):
+            args = (counts_of(n), table(n), torch.rand(n, generator=g), 0.7, 0.1, "log", 1, k, None, None, key, None)
+            yield Case("usage_select_", args)
+    of = torch.randint(0, 40, (2000,), generator=g).int()
+    quotas = quotas_of(of, 40, g)
+    wide = counts_of(6000)
+    args = (wide[::3], table(4000)[::2], table(2001)[1:], 1.0, 0.1, "exp", 1, int(quotas.sum()), of, quotas, KEY, None)
+    yield Case("usage_select_", args, note="strided and unaligned")
+    nan = table(300).index_fill(0, torch.arange(0, 300, 7), torch.nan)
+    args = (counts_of(300), nan, table(300), 0.5, 0.1, "log", 1, 90, None, None, None, False)
+    yield Case("usage_select_", args, note="NaN, unchecked")
+
+    # What both refuse, in the same words.
+    counts, score, of, quotas = counts_of(6), table(6), torch.zeros(6).long(), torch.tensor([2])
+    good = {"first": score, "second": score, "mix": 0.5, "gamma": 0.1, "form": "exp", "step": 1, "k": 2}
+    good |= {"groups": of, "quotas": quotas, "key": None, "validate": None}
+    for bad in (
+        {"first": table(5)},
+        {"second": table(7)},
+        {"second": score.double()},
+        {"first": score.half(), "second": score.half()},
+        {"mix": 1.5},
+        {"mix": -0.5},
+        {"gamma": -1.0},
+        {"step": 0},
+        {"k": 7},
+        {"k": -1},
+        {"groups": None},
+        {"quotas": None},
+        {"groups": of[1:]},
+        {"groups": of.short()},
+        {"quotas": quotas.int()},
+        {"quotas": quotas.view(1, 1)},
+    ):
+        yield Case("usage_select_", (counts, *(good | bad).values()))
+    yield Case("usage_select_", (torch.zeros(1).expand(6), *good.values()), note="expanded counts")
+    yield Case("usage_select_", (counts.half(), *good.values()))
