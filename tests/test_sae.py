@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -424,6 +425,50 @@ def test_the_form_of_the_paper_learns() -> None:
     model, report = trained(x, **options)
     assert report.explained_variance > 0.6 > untrained.explained_variance + 0.2 and report.l0 == 4
     assert "activation='abs', tied=True" in repr(model)
+
+
+def test_export(sae: TopKSAE) -> None:
+    x = torch.randn(5, 6, dtype=torch.float64)
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(sae.eval(), (x,)), buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.export.load(buffer).module()(x)[0], sae(x).reconstruction)
+
+
+def replica() -> TopKSAE:
+    model = TopKSAE(16, 32, 2, key=0, dead_after=60, aux_k=4, dtype=torch.float64)
+    model.bias.data += 3
+    return model
+
+
+def train_replica(rank: int, folder: str) -> None:
+    """A rank of two, each with half of every batch."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    model = replica()
+    model.process_group = torch.distributed.group.WORLD
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.5)
+    for batch in sparse_data(240).double().split(40):
+        optimiser.zero_grad()
+        wrapped(batch[rank * 20 : rank * 20 + 20], loss=True).backward()
+        optimiser.step()
+    torch.save(model.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_replicas_stay_one_model(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(train_replica, (str(tmp_path),), nprocs=2)
+    single = replica()
+    optimiser = torch.optim.SGD(single.parameters(), lr=0.5)
+    for batch in sparse_data(240).double().split(40):
+        optimiser.zero_grad()
+        single.loss(batch).backward()
+        optimiser.step()
+    assert single.dead_units().numel() > 0  # so that the account of the dead had a say
+    for rank in range(2):
+        state = torch.load(tmp_path / f"{rank}.pt")
+        for name, value in single.state_dict().items():
+            torch.testing.assert_close(state[name], value, msg=f"rank {rank}: {name}")
 
 
 def dead_model(revive: str | None, x: Tensor) -> TopKSAE:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from pysel import _checks, ops
 from pysel.random import key as new_key
@@ -84,6 +86,10 @@ class SAEOutput(NamedTuple):
     indices: Tensor  # [..., k] int64 units
 
 
+# Without a name to write, torch.export.save refuses a model that returns it.
+_pytree._register_namedtuple(SAEOutput, serialized_type_name="pysel.SAEOutput")
+
+
 class TopKSAE(nn.Module):
     """Sparse autoencoder that keeps the k largest activations of each row.
 
@@ -98,6 +104,10 @@ class TopKSAE(nn.Module):
 
     Inputs of any floating-point dtype are centred in the wider of their dtype and the parameters', then computed in the
     parameters'. Starting values come from ``key``; data-dependent ones (``b``, the loss's scale) from `initialise_`.
+
+    Under DistributedDataParallel call the wrapper, ``ddp(x, loss=True)``: it does not see a call of `loss`, and the
+    replicas would drift apart. Set ``process_group`` to the group of the replicas, so that a unit is dead where all of
+    them say so. ``torch.jit.trace`` is not supported while gradients are recorded; ``torch.export`` is.
 
     Args:
         in_features: d.
@@ -132,6 +142,7 @@ class TopKSAE(nn.Module):
     bias: nn.Parameter  # [d]
     silent: Tensor  # [H] int64, samples since a unit was last active
     spread: Tensor  # [] root mean square of the features about their mean; scales the loss
+    process_group: dist.ProcessGroup | None = None
 
     def __init__(
         self,
@@ -211,15 +222,18 @@ class TopKSAE(nn.Module):
         rows = ops.sparse_decode(values.reshape(-1, k), indices.reshape(-1, k), self.decoder, self.bias)
         return rows.reshape(*values.shape[:-1], self.in_features)
 
-    def forward(self, x: Tensor) -> SAEOutput:
+    def forward(self, x: Tensor, loss: bool = False) -> SAEOutput | Tensor:
         """Encode and decode.
 
         Args:
             x: [..., d] floating point.
+            loss: return `loss` instead.
 
         Returns:
             `SAEOutput` of reconstruction [..., d], values [..., k] and indices [..., k].
         """
+        if loss:
+            return self.loss(x)
         values, indices = self.encode(x)
         return SAEOutput(self.decode(values, indices), values, indices)
 
@@ -240,7 +254,7 @@ class TopKSAE(nn.Module):
         loss = self._mean_square(residual)
         if not self.training:
             return loss
-        self.silent.add_(residual.size(0)).masked_fill_(self.counts(values, indices) > 0, 0)
+        self._account(self.counts(values, indices), residual.size(0))
         if self.revive is None or self.aux_weight == 0:
             return loss
         dead = self.dead_units()
@@ -283,6 +297,14 @@ class TopKSAE(nn.Module):
 
     def _encode(self, centred: Tensor, encoder: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return ops.topk_encode(centred, encoder, bias, k, activation=self.activation)
+
+    def _account(self, counts: Tensor, rows: int) -> None:
+        """Note which units so many rows have left silent, those of all replicas together."""
+        if self.process_group is not None:
+            counts = torch.cat([counts, counts.new_tensor([rows])])
+            dist.all_reduce(counts, group=self.process_group)
+            counts, rows = counts[:-1], int(counts[-1])
+        self.silent.add_(rows).masked_fill_(counts > 0, 0)
 
     def _mean_square(self, residual: Tensor) -> Tensor:
         """Squared error per row over the variance; in units of the spread, whose squares fit every dtype."""
