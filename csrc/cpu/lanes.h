@@ -30,3 +30,10 @@ inline uint64_t bits_of(const uint8_t* flags) {
   }
   return bits;
 }
+
+// The positions of set bits in words, counted from `first`; where they end.
+inline int64_t* expand(const uint64_t* words, int64_t n, int64_t first, int64_t* out) {
+  for (int64_t w = 0; w < n; ++w, first += 64)
+    for (uint64_t bits = words[w]; bits != 0; bits &= bits - 1) *out++ = first + __builtin_ctzll(bits);
+  return out;
+}

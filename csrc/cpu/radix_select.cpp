@@ -23,13 +23,6 @@ Tally classify(const Bits* keys, int n, Bits low, Bits high, uint64_t* above, ui
   return tally;
 }
 
-// The positions of set bits, counted from `first`.
-inline int64_t* expand(const uint64_t* words, int64_t n, int64_t first, int64_t* out) {
-  for (int64_t w = 0; w < n; ++w, first += 64)
-    for (uint64_t bits = words[w]; bits != 0; bits &= bits - 1) *out++ = first + __builtin_ctzll(bits);
-  return out;
-}
-
 // Lists the set bits of words, and the order stream's words of their elements, numbered from `first`.
 inline int tie_words(Key key, uint64_t first, const uint64_t* bits, int n, uint32_t* at, uint64_t* out) {
   alignas(64) uint64_t elements[kKeyChunk];
@@ -90,20 +83,20 @@ uint64_t scramble(uint64_t x) {
 template <typename Bits>
 class Selection {
  public:
-  Selection(int64_t n, int64_t k, const KeysOf<Bits>& keys_of, const std::optional<TieOrder>& tie_order)
+  Selection(int64_t n, int64_t k, const KeysOf<Bits>& keys_of, const SelectOptions& options)
       : n_(n),
         k_(k),
-        tie_order_(tie_order),
-        most_kept_(std::max(n / 8, kPart)),
+        tie_order_(options.tie_order),
+        most_kept_(std::max(options.most_kept < 0 ? n / 8 : options.most_kept, kPart)),
         keys_of_(keys_of),
         parts_(static_cast<size_t>((n + kPart - 1) / kPart)),
         words_(empty_cpu({(n + 63) / 64}, ScalarType::Long)),
         bits_(static_cast<uint64_t*>(words_.data_ptr())) {}
 
-  void run(int64_t* indices) {
+  void run(int64_t* indices, const Written& written) {
     for (Bracket b = guess(); !mark(b); b = narrow(b)) {
     }
-    write(indices);
+    write(indices, written);
   }
 
  private:
@@ -371,7 +364,7 @@ class Selection {
     });
   }
 
-  void write(int64_t* indices) {
+  void write(int64_t* indices, const Written& written) {
     std::vector<int64_t> start(parts_.size());
     int64_t total = 0;
     for (size_t p = 0; p < parts_.size(); ++p) {
@@ -380,7 +373,9 @@ class Selection {
     }
     if (k_ == 0) return;
     each_part([&](size_t p) {
-      PYSEL_CHOOSE(expand)(bits_ + first_of(p) / 64, (size_of(p) + 63) / 64, first_of(p), indices + start[p]);
+      int64_t* begin = indices + start[p];
+      int64_t* end = PYSEL_CHOOSE(expand)(bits_ + first_of(p) / 64, (size_of(p) + 63) / 64, first_of(p), begin);
+      if (written) written(begin, end);
     });
   }
 
@@ -396,15 +391,12 @@ class Selection {
 }  // namespace
 
 template <typename Bits>
-void select_largest(int64_t n, int64_t k, const KeysOf<Bits>& keys_of, const std::optional<TieOrder>& tie_order,
-                    int64_t* indices) {
-  if (n > 0) Selection<Bits>(n, k, keys_of, tie_order).run(indices);
+void select_largest(int64_t n, int64_t k, const KeysOf<Bits>& keys_of, const SelectOptions& options, int64_t* indices) {
+  if (n > 0) Selection<Bits>(n, k, keys_of, options).run(indices, options.written);
 }
 
-template void select_largest<uint32_t>(int64_t, int64_t, const KeysOf<uint32_t>&, const std::optional<TieOrder>&,
-                                       int64_t*);
-template void select_largest<uint64_t>(int64_t, int64_t, const KeysOf<uint64_t>&, const std::optional<TieOrder>&,
-                                       int64_t*);
+template void select_largest<uint32_t>(int64_t, int64_t, const KeysOf<uint32_t>&, const SelectOptions&, int64_t*);
+template void select_largest<uint64_t>(int64_t, int64_t, const KeysOf<uint64_t>&, const SelectOptions&, int64_t*);
 
 }  // namespace pysel
 

@@ -33,13 +33,22 @@ struct TieOrder {
   uint64_t first;
 };
 
+// Sees parts of the result as they are written, from many threads.
+using Written = std::function<void(const int64_t* begin, const int64_t* end)>;
+
+struct SelectOptions {
+  std::optional<TieOrder> tie_order;
+  int64_t most_kept = -1;  // keys of the bracket; -1: n / 8
+  Written written = {};
+};
+
 template <typename Bits>  // uint32_t or uint64_t
-void select_largest(int64_t n, int64_t k, const KeysOf<Bits>& keys_of, const std::optional<TieOrder>& tie_order,
+void select_largest(int64_t n, int64_t k, const KeysOf<Bits>& keys_of, const SelectOptions& options,
                     int64_t* indices /* [k] */);
 
-extern template void select_largest<uint32_t>(int64_t, int64_t, const KeysOf<uint32_t>&, const std::optional<TieOrder>&,
+extern template void select_largest<uint32_t>(int64_t, int64_t, const KeysOf<uint32_t>&, const SelectOptions&,
                                               int64_t*);
-extern template void select_largest<uint64_t>(int64_t, int64_t, const KeysOf<uint64_t>&, const std::optional<TieOrder>&,
+extern template void select_largest<uint64_t>(int64_t, int64_t, const KeysOf<uint64_t>&, const SelectOptions&,
                                               int64_t*);
 
 }  // namespace pysel

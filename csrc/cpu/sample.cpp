@@ -172,7 +172,7 @@ double largest(const T* w, int64_t n) {
 #include "common/random.h"
 #include "common/sample.h"
 #include "cpu/bucket.h"
-#include "cpu/radix_select.h"
+#include "cpu/group_select.h"
 
 namespace pysel {
 namespace {
@@ -196,6 +196,8 @@ constexpr const char* kOp = "weighted_sample";
 enum class Arrangement { draw, index, shuffled };
 
 struct Request {
+  std::optional<Groups> groups;
+  bool validate;
   int64_t k;
   bool log_weights;
   Arrangement arrangement;
@@ -220,8 +222,8 @@ void check_weights(const T* w, int64_t n, const Request& request, bool replaceme
     check_value(request.k == 0 || nonzero > 0, kOp,
                 ": weights must have at least one above 0 in every row, got a row of zeros");
   } else {
-    check_value(request.k <= nonzero, kOp, ": k must be at most the number of nonzero weights, ", nonzero, ", got ",
-                request.k);
+    check_value(request.groups || request.k <= nonzero, kOp, ": k must be at most the number of nonzero weights, ",
+                nonzero, ", got ", request.k);
   }
 }
 
@@ -429,18 +431,23 @@ void race(const T* w, int64_t n, const Request& request, uint64_t first, int64_t
   using Bits = OrderBits<A>;
   const bool few = request.k < n / 16;
   const Bits inf = order(std::numeric_limits<A>::infinity());
-  select_largest<Bits>(
-      n, request.k,
-      [&](int64_t begin, int count, Bits floor, Bits* keys) {
-        const uint64_t element = first + static_cast<uint64_t>(begin);
-        if constexpr (std::is_same_v<A, float>)
-          if (few && floor > 0 && floor <= inf)
-            return PYSEL_CHOOSE(high_race_keys<T>)(w + begin, request.log_weights, request.key, element, count,
-                                                   from_order<float>(floor), keys);
-        PYSEL_CHOOSE(race_keys<T, A>)(w + begin, request.log_weights, request.key, element, count, keys);
-        return true;
-      },
-      TieOrder{request.key, first}, out);
+  const KeysOf<Bits> keys_of = [&](int64_t begin, int count, Bits floor, Bits* keys) {
+    const uint64_t element = first + static_cast<uint64_t>(begin);
+    if constexpr (std::is_same_v<A, float>)
+      if (few && floor > 0 && floor <= inf)
+        return PYSEL_CHOOSE(high_race_keys<T>)(w + begin, request.log_weights, request.key, element, count,
+                                               from_order<float>(floor), keys);
+    PYSEL_CHOOSE(race_keys<T, A>)(w + begin, request.log_weights, request.key, element, count, keys);
+    return true;
+  };
+  const TieOrder tie_order{request.key, first};
+  if (request.groups) {
+    GroupOptions<Bits> options{.op = kOp, .size_name = "the number of nonzero weights", .tie_order = tie_order};
+    if (request.validate) options.lowest = order(-std::numeric_limits<A>::infinity()) + 1;
+    select_of_groups<Bits>(n, *request.groups, keys_of, options, out);
+  } else {
+    select_largest<Bits>(n, request.k, keys_of, {.tie_order = tie_order}, out);
+  }
   if (request.arrangement != Arrangement::index) Arranger<T>(w, n, request, first).run(out);
 }
 
@@ -666,12 +673,17 @@ class Inversion {
 };
 
 void write_weighted_sample(const Tensor& weights, int64_t k, bool replacement, bool log_weights,
-                           const std::string& order, const Tensor& key, int64_t start, bool validate,
+                           const std::string& order, const std::optional<Tensor>& groups,
+                           const std::optional<Tensor>& quotas, const Tensor& key, int64_t start, bool validate,
                            const Tensor& out) {
   const KeepSubnormals guard;
   const int64_t n = weights.size(weights.dim() - 1);
   const int64_t rows = weights.dim() == 2 ? weights.size(0) : 1;
-  const Request request{k, log_weights,
+  const GroupTensors given(kOp, groups, quotas, k);
+  const Request request{given.groups,
+                        validate,
+                        k,
+                        log_weights,
                         order == "draw"    ? Arrangement::draw
                         : order == "index" ? Arrangement::index
                                            : Arrangement::shuffled,
@@ -682,7 +694,7 @@ void write_weighted_sample(const Tensor& weights, int64_t k, bool replacement, b
     auto* index = static_cast<int64_t*>(out.data_ptr());
     if (validate)
       for (int64_t r = 0; r < rows; ++r) check_weights(w + r * n, n, request, replacement);
-    if (out.numel() == 0) return;
+    if (out.numel() == 0 && !given.groups) return;
     each_row(rows, std::max(n, k), [&](int64_t r, bool) {
       const auto row_start = static_cast<uint64_t>(start) + static_cast<uint64_t>(r * (replacement ? k : n));
       if (replacement) {
@@ -699,8 +711,8 @@ Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_wei
                        std::optional<bool> validate) {
   Tensor out =
       empty_cpu(check_weighted_sample(kOp, weights, k, replacement, order, groups, quotas, start), ScalarType::Long);
-  check_value(!groups, kOp, ": groups must be None, they are not there yet");
-  write_weighted_sample(weights, k, replacement, log_weights, order, key, start, validate.value_or(true), out);
+  write_weighted_sample(weights, k, replacement, log_weights, order, groups, quotas, key, start,
+                        validate.value_or(true), out);
   return out;
 }
 
@@ -710,8 +722,8 @@ void weighted_sample_out(Tensor weights, int64_t k, bool replacement, bool log_w
   check_out(kOp, out, check_weighted_sample(kOp, weights, k, replacement, order, groups, quotas, start),
             ScalarType::Long, weights);
   check_apart(kOp, out, "weights", weights);
-  check_value(!groups, kOp, ": groups must be None, they are not there yet");
-  write_weighted_sample(weights, k, replacement, log_weights, order, key, start, validate.value_or(true), out);
+  write_weighted_sample(weights, k, replacement, log_weights, order, groups, quotas, key, start,
+                        validate.value_or(true), out);
 }
 
 }  // namespace

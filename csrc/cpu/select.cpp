@@ -1,15 +1,7 @@
 // Top-k of one long vector, by radix selection.
 #ifdef PYSEL_VARIANT
 
-// Order keys of a long vector, complemented if `flip`. True if there is a NaN.
-template <typename T, typename Bits>
-bool fill_keys(const T* x, int n, Bits flip, Bits* out) {
-  for (int i = 0; i < n; ++i) out[i] = order(x[i]);
-  Bits most = 0;
-  for (int i = 0; i < n; ++i) most = out[i] > most ? out[i] : most;
-  for (int i = 0; i < n; ++i) out[i] ^= flip;
-  return most == static_cast<OrderBits<T>>(~OrderBits<T>{0});
-}
+#include "cpu/select_kernels.h"
 
 #else
 
@@ -19,8 +11,8 @@ bool fill_keys(const T* x, int n, Bits flip, Bits* out) {
 
 #include "common/order.h"
 #include "common/sample.h"
-#include "cpu/parallel.h"
-#include "cpu/radix_select.h"
+#include "cpu/chunk.h"
+#include "cpu/group_select.h"
 
 #define PYSEL_FILE "cpu/select.cpp"
 #include "cpu/each_variant.h"
@@ -28,46 +20,48 @@ bool fill_keys(const T* x, int n, Bits flip, Bits* out) {
 namespace pysel {
 namespace {
 
-template <typename T>
-void select_from(const Tensor& scores, int64_t k, bool largest, const std::optional<TieOrder>& tie_order, bool validate,
-                 int64_t* indices) {
-  using Bits = std::conditional_t<sizeof(T) <= 4, uint32_t, uint64_t>;
-  const Tensor scores_c = torch::stable::contiguous(scores);
-  const T* x = static_cast<const T*>(scores_c.data_ptr());
-  const Bits flip = largest ? 0 : ~Bits{0};
-  select_largest<Bits>(
-      scores.size(0), k,
-      [&](int64_t first, int count, Bits, Bits* out) {
-        const bool nan = PYSEL_CHOOSE(fill_keys<T, Bits>)(x + first, count, flip, out);
-        if constexpr (!std::is_integral_v<T>)
-          check_value(!(nan && validate), "select: scores must not be NaN, got NaN");
-        return true;
-      },
-      tie_order, indices);
-}
-
 constexpr const char* kOp = "select";
 
+template <typename T>
+void select_from(const Tensor& scores, int64_t k, bool largest, const std::optional<Groups>& groups,
+                 const std::optional<TieOrder>& tie_order, bool validate, int64_t* indices) {
+  using Bits = std::conditional_t<sizeof(T) <= 4, uint32_t, uint64_t>;
+  const Tensor scores_c = torch::stable::contiguous(scores);
+  const int64_t n = scores.size(0);
+  const T* x = static_cast<const T*>(scores_c.data_ptr());
+  const Bits flip = largest ? 0 : ~Bits{0};
+  const KeysOf<Bits> keys_of = [&](int64_t first, int count, Bits, Bits* out) {
+    const bool nan = PYSEL_CHOOSE(fill_keys<T, Bits>)(x + first, count, flip, out);
+    if constexpr (!std::is_integral_v<T>) check_value(!(nan && validate), kOp, ": scores must not be NaN, got NaN");
+    return true;
+  };
+  if (groups)
+    select_of_groups<Bits>(n, *groups, keys_of, {.op = kOp, .size_name = "the size", .tie_order = tie_order}, indices);
+  else
+    select_largest<Bits>(n, k, keys_of, {.tie_order = tie_order}, indices);
+}
+
 void write_select(const Tensor& scores, int64_t k, bool largest, const std::optional<Tensor>& groups,
-                  const std::optional<Tensor>& key, std::optional<bool> validate, const Tensor& out) {
-  check_value(!groups, kOp, ": groups must be None, they are not there yet");
+                  const std::optional<Tensor>& quotas, const std::optional<Tensor>& key, std::optional<bool> validate,
+                  const Tensor& out) {
+  const GroupTensors given(kOp, groups, quotas, k);
   std::optional<TieOrder> tie_order;
   if (key) tie_order = TieOrder{read_key(kOp, *key), 0};
   auto* indices = static_cast<int64_t*>(out.data_ptr());
   const bool check = validate.value_or(true);
+  const auto run = [&]<typename T>() { select_from<T>(scores, k, largest, given.groups, tie_order, check, indices); };
   if (scores.scalar_type() == ScalarType::Long)
-    select_from<int64_t>(scores, k, largest, tie_order, check, indices);
+    run.template operator()<int64_t>();
   else if (scores.scalar_type() == ScalarType::Int)
-    select_from<int32_t>(scores, k, largest, tie_order, check, indices);
+    run.template operator()<int32_t>();
   else
-    dispatch_floating(kOp, "scores", scores,
-                      [&]<typename T>() { select_from<T>(scores, k, largest, tie_order, check, indices); });
+    dispatch_floating(kOp, "scores", scores, run);
 }
 
 Tensor select(Tensor scores, int64_t k, bool largest, std::optional<Tensor> groups, std::optional<Tensor> quotas,
               std::optional<Tensor> key, std::optional<bool> validate) {
   Tensor out = empty_cpu(check_select(kOp, scores, k, groups, quotas), ScalarType::Long);
-  write_select(scores, k, largest, groups, key, validate, out);
+  write_select(scores, k, largest, groups, quotas, key, validate, out);
   return out;
 }
 
@@ -75,7 +69,7 @@ void select_out(Tensor scores, int64_t k, bool largest, std::optional<Tensor> gr
                 std::optional<Tensor> key, std::optional<bool> validate, Tensor out) {
   check_out(kOp, out, check_select(kOp, scores, k, groups, quotas), ScalarType::Long, scores);
   check_apart(kOp, out, "scores", scores);
-  write_select(scores, k, largest, groups, key, validate, out);
+  write_select(scores, k, largest, groups, quotas, key, validate, out);
 }
 
 }  // namespace

@@ -6,32 +6,11 @@
 // threads touch a count, and counts, scores and result cross the memory bus once.
 #ifdef PYSEL_VARIANT
 
+#include "cpu/usage_kernels.h"
+
 template <typename C>
 void scale(C* counts, int n, C factor) {
   for (int i = 0; i < n; ++i) counts[i] *= factor;
-}
-
-template <typename C, typename A>
-void convert(const C* counts, int n, A* out) {
-  for (int i = 0; i < n; ++i) out[i] = static_cast<A>(counts[i]);
-}
-
-template <typename S, typename A>
-void penalise(const S* scores, const A* counts, int n, PenaltyArguments::Form form, A gamma, A step, S* out) {
-  switch (form) {
-    case PenaltyArguments::log:
-      for (int i = 0; i < n; ++i) out[i] = rounded<S>(static_cast<A>(scores[i]) - gamma * log1p_any(counts[i]));
-      break;
-    case PenaltyArguments::linear:
-      for (int i = 0; i < n; ++i) out[i] = rounded<S>(static_cast<A>(scores[i]) - gamma * counts[i]);
-      break;
-    case PenaltyArguments::exp:
-      for (int i = 0; i < n; ++i) out[i] = rounded<S>(static_cast<A>(scores[i]) * exp_clamped(-(gamma * counts[i])));
-      break;
-    case PenaltyArguments::rate:
-      for (int i = 0; i < n; ++i) out[i] = rounded<S>(static_cast<A>(scores[i]) - gamma * counts[i] / step);
-      break;
-  }
 }
 
 #else

@@ -51,8 +51,11 @@ def select(
 
     Example:
         >>> import torch, pysel
-        >>> pysel.select(torch.tensor([0.3, 0.9, 0.9, 0.1, 0.9]), 2)
+        >>> scores = torch.tensor([0.3, 0.9, 0.9, 0.1, 0.9])
+        >>> pysel.select(scores, 2)
         tensor([1, 2])
+        >>> pysel.select(scores, 2, groups=torch.tensor([0, 0, 0, 1, 1]), quotas=torch.tensor([1, 1]))
+        tensor([1, 4])
     """
     op = "select"
     _checks.tensor(op, "scores", scores, (*_checks.FLOATING, torch.int64, torch.int32))

@@ -1,0 +1,794 @@
+// See group_select.h.
+#ifdef PYSEL_VARIANT
+
+#include "cpu/lanes.h"
+#include "cpu/noise.h"
+
+// Groups of a chunk as 32-bit numbers. True if one is outside [0, count).
+template <typename G>
+bool read_groups(const G* groups, int n, int64_t count, uint32_t* out) {
+  bool outside = false;
+  for (int i = 0; i < n; ++i) {
+    outside |= static_cast<uint64_t>(static_cast<int64_t>(groups[i])) >= static_cast<uint64_t>(count);
+    out[i] = static_cast<uint32_t>(groups[i]);
+  }
+  return outside;
+}
+
+// A bit for each key above its group's bracket; lists the places of those within. Elements of groups that are not open
+// keep their bits. A group has kCellCopies cells, which neighbours take in turn: few groups' counts would otherwise
+// wait for each other.
+template <typename Bits, bool all_open>
+int mark_groups(const Bits* keys, const uint32_t* groups, int n, GroupCell<Bits>* cells, const uint8_t* open_groups,
+                uint64_t* bits, uint32_t* within) {
+  alignas(64) uint8_t above[kChunk];
+  alignas(64) uint8_t open[kChunk];
+  int count = 0;
+  for (int i = 0; i < n; ++i) {
+    const uint32_t group = groups[i];
+    GroupCell<Bits>& cell = cells[group * kCellCopies + static_cast<uint32_t>(i) % kCellCopies];
+    const Bits key = keys[i];
+    const uint8_t is_open = all_open ? 1 : open_groups[group];
+    const uint8_t is_above = static_cast<uint8_t>(key > cell.high) & is_open;
+    if (!all_open) open[i] = is_open;
+    above[i] = is_above;
+    cell.above += is_above;
+    within[count] = static_cast<uint32_t>(i);
+    count += (static_cast<uint8_t>(key >= cell.low) & is_open) - is_above;
+  }
+  const int padded = (n + 63) & ~63;
+  for (int i = n; i < padded; ++i) above[i] = open[i] = 0;
+  for (int i = 0; i < padded; i += 64) {
+    const uint64_t kept = all_open ? 0 : bits[i / 64] & ~bits_of(open + i);
+    bits[i / 64] = kept | bits_of(above + i);
+  }
+  return count;
+}
+
+// How many of 15 ascending splits are at most the key.
+template <typename Bits>
+void split_bins(const Bits* keys, int n, const Bits* splits, Bits* out) {
+  for (int i = 0; i < n; ++i) out[i] = 0;
+  for (int s = 0; s < 15; ++s) {
+    const Bits split = splits[s];
+    for (int i = 0; i < n; ++i) out[i] += keys[i] >= split ? 1 : 0;
+  }
+}
+
+// Lists the places of keys that equal their group's value, where the group is one that ties.
+template <typename Bits>
+int tied_places(const Bits* keys, const uint32_t* groups, int n, const TieCell<Bits>* cells, uint32_t* at) {
+  int count = 0;
+  for (int i = 0; i < n; ++i) {
+    const TieCell<Bits>& cell = cells[groups[i]];
+    at[count] = static_cast<uint32_t>(i);
+    count += (keys[i] == cell.value) & cell.ties;
+  }
+  return count;
+}
+
+// The order stream's words of some places, numbered from `first`; n <= kChunk.
+inline void words_at(Key key, uint64_t first, const uint32_t* at, int n, uint64_t* out) {
+  alignas(64) uint64_t elements[kChunk];
+  for (int i = 0; i < n; ++i) elements[i] = first + at[i];
+  gather_words(key, Stream::order, elements, n, out);
+}
+
+#else
+
+#include "cpu/group_select.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "common/random.h"
+#include "cpu/chunk.h"
+
+namespace pysel {
+namespace {
+
+constexpr uint32_t kCellCopies = 2;
+
+// A group as one thread sees it: its bracket, and how many keys it saw above and within. A thread's range has fewer
+// than 2^31 elements.
+template <typename Bits>
+struct GroupCell {
+  Bits low, high;
+  uint32_t above, within;
+};
+
+// The value of which a group takes some.
+template <typename Bits>
+struct TieCell {
+  Bits value;
+  bool ties;
+};
+
+}  // namespace
+}  // namespace pysel
+
+#define PYSEL_FILE "cpu/group_select.cpp"
+#include "cpu/each_variant.h"
+
+namespace pysel {
+namespace {
+
+constexpr int64_t kLongestRange = int64_t{1} << 30;
+constexpr int kSplitBins = 16;
+constexpr int64_t kFewTies = 64;  // that are kept
+
+// splitmix64's finaliser: which element of its stratum a sample takes. Any choice gives the same selection.
+uint64_t scramble(uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+  return x ^ x >> 31;
+}
+
+// Item: a key, complemented, and its index, each a half of it, so that the smallest are wanted.
+template <typename Bits, typename Item>
+class GroupSelection {
+  using At = std::conditional_t<sizeof(Item) == 8, uint32_t, int64_t>;
+  using Cell = GroupCell<Bits>;
+
+ public:
+  GroupSelection(int64_t n, const Groups& groups, const KeysOf<Bits>& keys_of, const GroupOptions<Bits>& options)
+      : n_(n),
+        groups_(groups),
+        keys_of_(keys_of),
+        options_(options),
+        most_kept_(std::max(options.most_kept < 0 ? n / 4 : options.most_kept, kGrain)),
+        open_(static_cast<size_t>(groups.count)),
+        keep_(static_cast<size_t>(groups.count)),
+        state_(static_cast<size_t>(groups.count)),
+        words_(empty_cpu({(n + 63) / 64}, ScalarType::Long)),
+        bits_(static_cast<uint64_t*>(words_.data_ptr())) {
+    // as few as threads, so that tables stay small; each begins with a word of bits
+    const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
+    const int64_t ranges = std::max({int64_t{1}, std::min(threads, n / kGrain), (n - 1) / kLongestRange + 1});
+    ranges_.resize(static_cast<size_t>(ranges));
+    for (int64_t r = 0; r < ranges; ++r) {
+      Range& range = ranges_[static_cast<size_t>(r)];
+      range.begin = chunks_of(n) * r / ranges;
+      range.end = chunks_of(n) * (r + 1) / ranges;
+      range.cells.resize(state_.size() * kCellCopies);
+      range.place.resize(state_.size());
+    }
+    for (size_t g = 0; g < state_.size(); ++g) {
+      state_[g].wanted = groups.quotas[g];
+      state_[g].low = options.lowest;
+      if (state_[g].wanted == 0) state_[g].low = state_[g].high;
+    }
+  }
+
+  void run(int64_t* indices) {
+    if (!guess()) narrow();
+    while (!mark()) narrow();
+    write(indices);
+  }
+
+ private:
+  static constexpr Bits kMost = std::numeric_limits<Bits>::max();
+  static constexpr int kHalf = 4 * sizeof(Item);
+
+  enum class Found { open, ties, settled };
+
+  struct State {
+    Bits low = 0, high = kMost;  // holds the key of the last to be selected
+    int64_t wanted = 0;
+    int64_t within = -1;  // keys in the bracket, where known
+    int64_t above = 0;    // keys above it
+    Found found = Found::open;
+  };
+
+  struct Kept {
+    Bits key;
+    uint32_t group;
+    At at;
+  };
+
+  // Grows in huge pages.
+  struct KeptList {
+    Tensor memory = empty_cpu({0}, ScalarType::Byte);
+    Kept* data = nullptr;
+    int64_t size = 0;
+
+    int64_t capacity() const { return memory.numel() / static_cast<int64_t>(sizeof(Kept)); }
+    void clear(int64_t expected) {
+      size = 0;
+      if (capacity() < expected) grow(expected);
+    }
+    // Where `count` more may be written.
+    Kept* room(int64_t count) {
+      if (capacity() < size + count) grow(2 * size + count);
+      return data + size;
+    }
+    void grow(int64_t to) {
+      const Tensor before = memory;
+      memory = empty_cpu({to * static_cast<int64_t>(sizeof(Kept))}, ScalarType::Byte);
+      auto* from = static_cast<const Kept*>(std::exchange(data, static_cast<Kept*>(memory.data_ptr())));
+      std::copy_n(from, size, data);
+    }
+  };
+
+  struct Tied {
+    uint64_t word;
+    int64_t at;
+    bool operator<(const Tied& other) const { return word != other.word ? word < other.word : at < other.at; }
+  };
+
+  struct GroupTied {
+    Tied tied;
+    uint32_t group;
+  };
+
+  // Of the keys in a bracket that are not kept.
+  struct Extremes {
+    Bits least, most;
+    void add(Bits key) {
+      least = std::min(least, key);
+      most = std::max(most, key);
+    }
+  };
+
+  struct Range {
+    int64_t begin, end;          // chunks
+    std::vector<Cell> cells;     // kCellCopies of each group
+    std::vector<int64_t> place;  // where a group's next goes
+    KeptList kept;
+    std::vector<Extremes> extremes;
+    std::vector<GroupTied> tied;
+  };
+
+  // f(range) for every range, over all threads.
+  template <typename F>
+  void each_range(const F& f) {
+    parallel_for(static_cast<int64_t>(ranges_.size()), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) f(ranges_[static_cast<size_t>(r)]);
+    });
+  }
+
+  // f(group) for every group, over all threads.
+  template <typename F>
+  void each_group(const F& f) const {
+    const int64_t grain = std::max<int64_t>(1, kGrain * groups_.count / std::max<int64_t>(n_, 1));
+    parallel_for(groups_.count, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t g = begin; g < end; ++g) f(static_cast<size_t>(g));
+    });
+  }
+
+  void read_groups(int64_t first, int count, uint32_t* out) const {
+    const bool outside = groups_.wide ? PYSEL_CHOOSE(read_groups<int64_t>)(
+                                            static_cast<const int64_t*>(groups_.of) + first, count, groups_.count, out)
+                                      : PYSEL_CHOOSE(read_groups<int32_t>)(
+                                            static_cast<const int32_t*>(groups_.of) + first, count, groups_.count, out);
+    if (!outside) return;
+    for (int64_t i = first; i < first + count; ++i) {
+      const int64_t group =
+          groups_.wide ? static_cast<const int64_t*>(groups_.of)[i] : static_cast<const int32_t*>(groups_.of)[i];
+      check_index(groups_.count > 0, options_.op, ": groups must be empty for empty quotas, got ", group);
+      check_index(0 <= group && group < groups_.count, options_.op, ": groups must be between 0 and ",
+                  groups_.count - 1, ", got ", group);
+    }
+  }
+
+  // f(first, count, keys, groups) for every chunk of a range.
+  template <typename F>
+  void each_chunk(const Range& range, const F& f) const {
+    alignas(64) Bits keys[kChunk];
+    alignas(64) uint32_t groups[kChunk];
+    for (int64_t c = range.begin; c < range.end; ++c) {
+      const int64_t first = c * kChunk;
+      const int count = chunk_size(n_, c);
+      read_groups(first, count, groups);
+      keys_of_(first, count, 0, keys);
+      f(first, count, keys, groups);
+    }
+  }
+
+  // --- guess ---
+
+  struct Sample {
+    std::vector<Bits> keys;
+    std::vector<uint32_t> groups;
+  };
+
+  // Runs of neighbours, because one key alone takes longer than its share of several.
+  Sample sample(int64_t size) const {
+    constexpr int kRun = 16;
+    const int64_t runs = size / kRun;
+    Sample s{std::vector<Bits>(static_cast<size_t>(runs * kRun)),
+             std::vector<uint32_t>(static_cast<size_t>(runs * kRun))};
+    parallel_for(runs, 64, [&](int64_t begin, int64_t end) {
+      const auto stratum = static_cast<uint64_t>(n_ / runs);
+      for (int64_t r = begin; r < end; ++r) {
+        const uint64_t offset = scramble(static_cast<uint64_t>(r)) % (stratum - kRun + 1);
+        const int64_t first = r * static_cast<int64_t>(stratum) + static_cast<int64_t>(offset);
+        keys_of_(first, kRun, 0, &s.keys[static_cast<size_t>(r * kRun)]);
+        read_groups(first, kRun, &s.groups[static_cast<size_t>(r * kRun)]);
+      }
+    });
+    return s;
+  }
+
+  // False if brackets hold too much.
+  bool guess() {
+    constexpr int64_t kFew = 4096, kTiny = 32, kSmall = 1500;  // elements: in all; of a group
+    if (n_ <= kFew || n_ / kTiny < groups_.count) {
+      most_kept_ = expected_ = n_;
+      return true;
+    }
+    const double n = static_cast<double>(n_);
+    if (n_ / kSmall < groups_.count) return guess_by_splits();
+    const auto wanted = static_cast<int64_t>(std::pow(n, 2.0 / 3.0) * std::cbrt(static_cast<double>(groups_.count)));
+    const Sample s = sample(std::min({wanted, most_kept_, n_ / 16}));
+    std::vector<size_t> end(state_.size() + 1);
+    for (uint32_t g : s.groups) ++end[g + 1];
+    std::partial_sum(end.begin(), end.end(), end.begin());
+    std::vector<size_t> next(end.begin(), end.end() - 1);
+    std::vector<Bits> by_group(s.keys.size());
+    for (size_t i = 0; i < s.keys.size(); ++i) by_group[next[s.groups[i]]++] = s.keys[i];
+    const double share = static_cast<double>(s.keys.size()) / n;
+    std::atomic<int64_t> within{0};  // of the sample
+    each_group([&](size_t g) {
+      State& state = state_[g];
+      if (state.wanted == 0) return;
+      const auto first = by_group.begin() + static_cast<std::ptrdiff_t>(end[g]);
+      const auto last = by_group.begin() + static_cast<std::ptrdiff_t>(end[g + 1]);
+      // Three and a half standard deviations of the last selected key's rank in the sample, and a few more where few
+      // are wanted.
+      const double rank = share * static_cast<double>(state.wanted), slack = 4 + 3.5 * std::sqrt(rank);
+      const auto from_top = static_cast<int64_t>(std::floor(rank - slack)),
+                 to = static_cast<int64_t>(std::ceil(rank + slack));
+      if (to < last - first) {
+        std::nth_element(first, first + to, last, std::greater<>());
+        state.low = std::max(options_.lowest, first[to]);
+      }
+      if (from_top >= 0 && from_top < last - first) {
+        std::nth_element(first, first + from_top, std::min(last, first + to), std::greater<>());
+        state.high = std::max(state.low, first[from_top]);
+      }
+      if (state.low != state.high) within += std::min<int64_t>(to, last - first) - std::max<int64_t>(from_top, 0);
+    });
+    expected_ = static_cast<int64_t>(static_cast<double>(within) / share);
+    return expected_ <= most_kept_;
+  }
+
+  // For groups too small to be sampled.
+  bool guess_by_splits() {
+    Sample s = sample(std::min<int64_t>(n_ / 16, 1 << 16));
+    std::sort(s.keys.begin(), s.keys.end());
+    Bits splits[kSplitBins - 1];
+    for (size_t i = 1; i < kSplitBins; ++i) splits[i - 1] = s.keys[s.keys.size() * i / kSplitBins];
+    const auto table = histogram(kSplitBins, [&](int count, const Bits* keys, const uint32_t* groups, uint32_t* table) {
+      alignas(64) Bits bins[kChunk];
+      PYSEL_CHOOSE(split_bins<Bits>)(keys, count, splits, bins);
+      for (int i = 0; i < count; ++i) ++table[groups[i] * size_t{kSplitBins} + bins[i]];
+    });
+    each_group([&](size_t g) {
+      State& state = state_[g];
+      if (state.wanted == 0) return;
+      const uint32_t* row = table.data() + g * kSplitBins;
+      int64_t above = 0;
+      int bin = kSplitBins - 1;
+      for (; bin > 0 && above + row[bin] < state.wanted; --bin) above += row[bin];
+      state.high = bin == kSplitBins - 1 ? kMost : static_cast<Bits>(splits[bin] - 1);
+      state.low = std::max(options_.lowest, bin == 0 ? Bits{0} : splits[bin - 1]);
+      state.high = std::max(state.low, state.high);
+      state.within = row[bin];
+    });
+    return true;
+  }
+
+  // Numbers of each group and bin, added up over ranges.
+  template <typename Count>
+  std::vector<uint32_t> histogram(size_t bins, const Count& count) {
+    std::vector<uint32_t> total;
+    std::mutex mutex;
+    each_range([&](Range& range) {
+      std::vector<uint32_t> mine(state_.size() * bins);
+      each_chunk(range, [&](int64_t, int size, const Bits* keys, const uint32_t* groups) {
+        count(size, keys, groups, mine.data());
+      });
+      std::lock_guard lock(mutex);
+      if (total.empty())
+        total.swap(mine);
+      else
+        for (size_t i = 0; i < total.size(); ++i) total[i] += mine[i];
+    });
+    return total;
+  }
+
+  // --- mark ---
+
+  // The pass over all keys. True when every group is settled.
+  bool mark() {
+    bool all_open = true;
+    int64_t known = 0;
+    for (const State& s : state_) {
+      all_open &= s.found == Found::open;
+      if (s.found == Found::open && s.low != s.high) known += std::max<int64_t>(s.within, 0);
+    }
+    // when not all can be kept, small brackets are; of the others it is seen whether they come down to one value
+    const int64_t most = known <= most_kept_ ? n_ : most_kept_ / groups_.count;
+    const int64_t expected = 1024 + std::max(known, expected_) * 9 / 8 / static_cast<int64_t>(ranges_.size());
+    for (size_t g = 0; g < state_.size(); ++g) {
+      const State& s = state_[g];
+      open_[g] = s.found == Found::open;
+      keep_[g] = open_[g] && (s.low != s.high ? s.within <= most : s.within >= 0 && s.within <= kFewTies);
+    }
+    std::atomic<int64_t> kept{0};
+    each_range([&](Range& range) {
+      range.kept.clear(expected);
+      range.extremes.assign(most < n_ ? state_.size() : 0, {kMost, 0});
+      Cell* cells = range.cells.data();
+      for (size_t g = 0; g < state_.size(); ++g)
+        std::fill_n(cells + g * kCellCopies, kCellCopies, Cell{state_[g].low, state_[g].high, 0, 0});
+      alignas(64) uint32_t within[kChunk];
+      each_chunk(range, [&](int64_t first, int count, const Bits* keys, const uint32_t* groups) {
+        uint64_t* bits = bits_ + first / 64;
+        const int found =
+            all_open ? PYSEL_CHOOSE(mark_groups<Bits, true>)(keys, groups, count, cells, open_.data(), bits, within)
+                     : PYSEL_CHOOSE(mark_groups<Bits, false>)(keys, groups, count, cells, open_.data(), bits, within);
+        const bool room = kept.load(std::memory_order_relaxed) <= most_kept_;
+        Kept* const begin = range.kept.room(kChunk);
+        Kept* to = begin;
+        for (int i = 0; i < found; ++i) {
+          const uint32_t at = within[i], g = groups[at];
+          ++cells[g * kCellCopies].within;
+          if (keep_[g] == 0) {
+            if (most < n_) range.extremes[g].add(keys[at]);
+          } else if (room) {
+            *to++ = {keys[at], g, static_cast<At>(first + at)};
+          }
+        }
+        range.kept.size += to - begin;
+        kept.fetch_add(to - begin, std::memory_order_relaxed);
+      });
+      for (size_t g = 0; g < state_.size(); ++g)
+        for (size_t c = 1; c < kCellCopies; ++c) cells[g * kCellCopies].above += cells[g * kCellCopies + c].above;
+    });
+    return settle(kept <= most_kept_);
+  }
+
+  // After a pass.
+  bool settle(bool all_kept) {
+    bool missed = false, ties = false, kept = false;
+    for (size_t g = 0; g < state_.size(); ++g) {
+      State& s = state_[g];
+      if (s.found != Found::open) continue;
+      Extremes extremes{kMost, 0};
+      s.above = s.within = 0;
+      for (Range& range : ranges_) {
+        s.above += seen(range, g).above;
+        s.within += seen(range, g).within;
+        if (range.extremes.empty()) continue;
+        const Extremes& mine = range.extremes[g];
+        extremes = {std::min(extremes.least, mine.least), std::max(extremes.most, mine.most)};
+      }
+      if (s.above > s.wanted) {
+        s.low = static_cast<Bits>(s.high + 1);
+        s.high = kMost;
+        s.within = s.above;
+        missed = true;
+      } else if (s.above + s.within < s.wanted) {
+        check_size(g, s.above + s.within);
+        s.high = static_cast<Bits>(s.low - 1);
+        s.low = options_.lowest;
+        s.within = n_;
+        missed = true;
+      } else if (s.above == s.wanted) {
+        s.found = Found::settled;
+      } else if (keep_[g] != 0 && all_kept) {
+        s.found = Found::settled;
+        kept = true;
+      } else {
+        if (extremes.least <= extremes.most) {
+          s.low = extremes.least;
+          s.high = extremes.most;
+        }
+        if (s.low == s.high) {
+          s.found = Found::ties;
+          ties = true;
+        } else {
+          missed = true;
+        }
+      }
+    }
+    if (kept) settle_kept();
+    if (ties) take_ties();
+    return !missed;
+  }
+
+  // --- settle ---
+
+  // Brings what was kept together by group, and finds each group's last selected among it.
+  void settle_kept() {
+    std::vector<int64_t> start(state_.size() + 1);
+    for (size_t g = 0; g < state_.size(); ++g) {
+      start[g + 1] = start[g];
+      for (Range& range : ranges_)
+        if (keep_[g] != 0) {
+          range.place[g] = start[g + 1];
+          start[g + 1] += seen(range, g).within;
+        }
+    }
+    const Tensor items_tensor =
+        empty_cpu({start.back() * static_cast<int64_t>(sizeof(Item) / sizeof(int64_t))}, ScalarType::Long);
+    auto* items = static_cast<Item*>(items_tensor.data_ptr());
+    each_range([&](Range& range) {
+      for (const Kept *kept = range.kept.data, *end = kept + range.kept.size; kept < end; ++kept)
+        items[range.place[kept->group]++] =
+            static_cast<Item>(static_cast<Bits>(~kept->key)) << kHalf | static_cast<Item>(kept->at);
+    });
+    each_group([&](size_t g) {
+      const State& s = state_[g];
+      if (keep_[g] != 0 && s.found == Found::settled && s.above < s.wanted)
+        take_best(items + start[g], items + start[g + 1], s.wanted - s.above);
+    });
+  }
+
+  void take_best(Item* first, Item* last, int64_t wanted) {
+    std::nth_element(first, first + (wanted - 1), last);
+    Item* const end = first + wanted;
+    if (!options_.tie_order) {
+      for (; first < end; ++first) set(index_of(*first));
+      return;
+    }
+    const Item threshold = end[-1] >> kHalf;
+    Item* const sure = std::partition(first, end, [&](Item i) { return i >> kHalf != threshold; });
+    Item* const tied = std::partition(end, last, [&](Item i) { return i >> kHalf == threshold; });
+    for (Item* i = first; i < sure; ++i) set(index_of(*i));
+    if (tied == end) {
+      for (Item* i = sure; i < end; ++i) set(index_of(*i));
+      return;
+    }
+    std::vector<Tied> ties;
+    for (Item* i = sure; i < tied; ++i) ties.push_back({word_of(index_of(*i)), index_of(*i)});
+    take_first(ties.begin(), ties.end(), end - sure);
+  }
+
+  // Sets the bits of the `wanted` first of some that tie.
+  template <typename Iterator>
+  void take_first(Iterator begin, Iterator end, int64_t wanted) {
+    std::nth_element(begin, begin + wanted, end);
+    for (Iterator i = begin; i < begin + wanted; ++i) set(i->at);
+  }
+
+  uint64_t word_of(int64_t at) const {
+    return options_.tie_order->key.word64(Stream::order, options_.tie_order->first + static_cast<uint64_t>(at));
+  }
+  static int64_t index_of(Item item) { return static_cast<int64_t>(item & ((Item{1} << kHalf) - 1)); }
+
+  // From several threads.
+  void set(int64_t at) { std::atomic_ref(bits_[at / 64]).fetch_or(uint64_t{1} << at % 64, std::memory_order_relaxed); }
+
+  // --- ties ---
+
+  // Where a group's bracket is one value, takes as many of those that have it as are wanted.
+  void take_ties() {
+    std::vector<TieCell<Bits>> cells(state_.size());
+    for (size_t g = 0; g < state_.size(); ++g) cells[g] = {state_[g].low, state_[g].found == Found::ties};
+    if (options_.tie_order) {
+      for (double deviations = 6; !take_ties_by_word(cells.data(), deviations);) deviations *= 8;
+    } else {
+      take_first_ties(cells.data());
+    }
+    for (State& s : state_)
+      if (s.found == Found::ties) s.found = Found::settled;
+  }
+
+  void take_first_ties(const TieCell<Bits>* cells) {
+    for (size_t g = 0; g < state_.size(); ++g) {
+      int64_t left = state_[g].wanted - state_[g].above;
+      for (Range& range : ranges_) {
+        range.place[g] = std::min<int64_t>(left, seen(range, g).within);
+        left -= range.place[g];
+      }
+    }
+    each_range([&](Range& range) {
+      alignas(64) uint32_t at[kChunk];
+      each_chunk(range, [&](int64_t first, int count, const Bits* keys, const uint32_t* groups) {
+        const int tied = PYSEL_CHOOSE(tied_places<Bits>)(keys, groups, count, cells, at);
+        for (int i = 0; i < tied; ++i)
+          if (range.place[groups[at[i]]]-- > 0) bits_[(first + at[i]) / 64] |= uint64_t{1} << at[i] % 64;
+      });
+    });
+  }
+
+  // The words of those that tie are spread evenly, so the last one wanted is known to within a few, which are kept and
+  // compared. False if it was not among these.
+  bool take_ties_by_word(const TieCell<Bits>* cells, double deviations) {
+    struct Near {
+      uint64_t low, high;
+    };
+    std::vector<Near> near(state_.size());
+    for (size_t g = 0; g < state_.size(); ++g) {
+      const State& s = state_[g];
+      if (s.found != Found::ties) continue;
+      const double tied = static_cast<double>(s.within), share = static_cast<double>(s.wanted - s.above) / tied;
+      const double slack = deviations * (std::sqrt(share * (1 - share) / tied) + 2 / tied);
+      near[g] = {word_at(share - slack), word_at(share + slack)};
+    }
+    each_range([&](Range& range) {
+      range.tied.clear();
+      std::fill(range.place.begin(), range.place.end(), 0);
+      alignas(64) uint32_t at[kChunk];
+      alignas(64) uint64_t words[kChunk];
+      each_chunk(range, [&](int64_t first, int count, const Bits* keys, const uint32_t* groups) {
+        const int tied = PYSEL_CHOOSE(tied_places<Bits>)(keys, groups, count, cells, at);
+        PYSEL_CHOOSE(words_at)(options_.tie_order->key, options_.tie_order->first + static_cast<uint64_t>(first), at,
+                               tied, words);
+        for (int i = 0; i < tied; ++i) {
+          const uint32_t g = groups[at[i]];
+          uint64_t& bits = bits_[(first + at[i]) / 64];
+          const uint64_t bit = uint64_t{1} << at[i] % 64, take = words[i] < near[g].low;
+          bits = (bits & ~bit) | (take ? bit : 0);
+          range.place[g] += static_cast<int64_t>(take);
+          if (words[i] >= near[g].low && words[i] <= near[g].high) range.tied.push_back({{words[i], first + at[i]}, g});
+        }
+      });
+    });
+    std::vector<int64_t> left(state_.size()), start(state_.size() + 1);
+    for (const Range& range : ranges_)
+      for (const GroupTied& t : range.tied) ++start[t.group + 1];
+    for (size_t g = 0; g < state_.size(); ++g) {
+      if (state_[g].found == Found::ties) left[g] = state_[g].wanted - state_[g].above;
+      for (const Range& range : ranges_) left[g] -= range.place[g];
+      if (left[g] < 0 || left[g] > start[g + 1]) return false;
+    }
+    std::partial_sum(start.begin(), start.end(), start.begin());
+    std::vector<Tied> by_group(static_cast<size_t>(start.back()));
+    std::vector<int64_t> next(start.begin(), start.end() - 1);
+    for (const Range& range : ranges_)
+      for (const GroupTied& t : range.tied) by_group[static_cast<size_t>(next[t.group]++)] = t.tied;
+    each_group([&](size_t g) { take_first(by_group.begin() + start[g], by_group.begin() + start[g + 1], left[g]); });
+    return true;
+  }
+
+  // The word below which a share of all words lies.
+  static uint64_t word_at(double share) {
+    if (share <= 0) return 0;
+    return share >= 1 ? ~uint64_t{0} : static_cast<uint64_t>(share * 0x1p64);
+  }
+
+  // --- narrow ---
+
+  // Histograms of each open group within its bracket.
+  void narrow() {
+    int log_bins = 4;
+    while (log_bins < 11 && groups_.count << (log_bins + 1) <= int64_t{1} << 17) ++log_bins;
+    const size_t bins = size_t{1} << log_bins, below = 0, above = bins + 1;  // bins 1 to `bins` are of the bracket
+    struct Scale {
+      Bits low, high;
+      int shift;
+      bool open;
+    };
+    std::vector<Scale> scales(state_.size());
+    for (size_t g = 0; g < state_.size(); ++g) {
+      const State& s = state_[g];
+      int shift = 0;
+      while (static_cast<Bits>(s.high - s.low) >> shift >= bins) ++shift;
+      scales[g] = {s.low, s.high, shift, s.found == Found::open};
+    }
+    const auto table = histogram(bins + 2, [&](int count, const Bits* keys, const uint32_t* groups, uint32_t* table) {
+      for (int i = 0; i < count; ++i) {
+        const Scale& s = scales[groups[i]];
+        if (!s.open) continue;
+        const size_t within = static_cast<size_t>(static_cast<Bits>(keys[i] - s.low) >> s.shift) + 1;
+        ++table[groups[i] * (bins + 2) + (keys[i] > s.high ? above : keys[i] < s.low ? below : within)];
+      }
+    });
+    each_group([&](size_t g) {
+      State& s = state_[g];
+      if (s.found != Found::open || s.wanted == 0) return;
+      const uint32_t* row = table.data() + g * (bins + 2);
+      int64_t before = row[above];
+      if (before >= s.wanted) {
+        s.low = before > s.wanted ? static_cast<Bits>(s.high + 1) : s.high;
+        s.high = before > s.wanted ? kMost : s.high;
+        s.within = before > s.wanted ? before : row[bins];
+        return;
+      }
+      size_t bin = bins;
+      for (; bin > below && before + row[bin] < s.wanted; --bin) before += row[bin];
+      if (bin == below) {
+        check_size(g, before);
+        s.high = static_cast<Bits>(s.low - 1);
+        s.low = options_.lowest;
+      } else {
+        const Bits low = s.low;
+        s.low = static_cast<Bits>(low + (static_cast<Bits>(bin - 1) << scales[g].shift));
+        s.high = std::min<Bits>(s.high, s.low + static_cast<Bits>((Bits{1} << scales[g].shift) - 1));
+      }
+      s.within = row[bin];
+    });
+  }
+
+  static Cell& seen(Range& range, size_t g) { return range.cells[g * kCellCopies]; }
+
+  // Throws if a group's elements, of which `size` may be selected, have all been seen.
+  void check_size(size_t g, int64_t size) const {
+    check_value(state_[g].low > options_.lowest, options_.op, ": quotas must be at most ", options_.size_name,
+                " of each group, ", size, " for group ", g, ", got ", state_[g].wanted);
+  }
+
+  // --- write ---
+
+  void write(int64_t* indices) const {
+    constexpr int64_t kPart = 64 * kChunk / 64;  // words
+    const int64_t words = (n_ + 63) / 64, parts = (words + kPart - 1) / kPart;
+    std::vector<int64_t> start(static_cast<size_t>(parts) + 1);
+    const auto each_part = [&](const auto& f) {
+      parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t p = begin; p < end; ++p)
+          f(static_cast<size_t>(p), bits_ + p * kPart, std::min(kPart, words - p * kPart));
+      });
+    };
+    each_part([&](size_t p, const uint64_t* bits, int64_t count) {
+      for (int64_t w = 0; w < count; ++w) start[p + 1] += __builtin_popcountll(bits[w]);
+    });
+    std::partial_sum(start.begin(), start.end(), start.begin());
+    each_part([&](size_t p, const uint64_t* bits, int64_t count) {
+      PYSEL_CHOOSE(expand)(bits, count, static_cast<int64_t>(p) * kPart * 64, indices + start[p]);
+      if (options_.written) options_.written(indices + start[p], indices + start[p + 1]);
+    });
+  }
+
+  int64_t n_;
+  const Groups& groups_;
+  const KeysOf<Bits>& keys_of_;
+  const GroupOptions<Bits>& options_;
+  int64_t most_kept_;
+  int64_t expected_ = 0;  // to be kept
+  std::vector<uint8_t> open_, keep_;
+  std::vector<State> state_;
+  std::vector<Range> ranges_;
+  Tensor words_;  // one bit an element
+  uint64_t* bits_;
+};
+
+}  // namespace
+
+GroupTensors::GroupTensors(const char* op, const std::optional<Tensor>& of, const std::optional<Tensor>& quotas,
+                           int64_t k) {
+  if (!of) return;
+  groups_c_ = torch::stable::contiguous(*of);
+  quotas_c_ = torch::stable::contiguous(*quotas);
+  groups = Groups{groups_c_->data_ptr(), of->scalar_type() == ScalarType::Long, quotas->size(0),
+                  static_cast<const int64_t*>(quotas_c_->data_ptr())};
+  int64_t sum = 0;
+  for (int64_t g = 0; g < groups->count; ++g) {
+    const int64_t quota = groups->quotas[g];
+    check_value(quota >= 0, op, ": quotas must be at least 0, got ", quota, " for group ", g);
+    if (__builtin_add_overflow(sum, quota, &sum)) sum = std::numeric_limits<int64_t>::max();
+  }
+  check_value(sum == k, op, ": quotas must sum to k, ", k, ", got a sum of ", sum);
+}
+
+template <typename Bits>
+void select_of_groups(int64_t n, const Groups& groups, const KeysOf<Bits>& keys_of, const GroupOptions<Bits>& options,
+                      int64_t* indices) {
+  __extension__ typedef unsigned __int128 Wide;
+  if (n == 0) return;
+  if (sizeof(Bits) == 4 && n <= int64_t{1} << 32)
+    GroupSelection<Bits, uint64_t>(n, groups, keys_of, options).run(indices);
+  else
+    GroupSelection<Bits, Wide>(n, groups, keys_of, options).run(indices);
+}
+
+template void select_of_groups<uint32_t>(int64_t, const Groups&, const KeysOf<uint32_t>&, const GroupOptions<uint32_t>&,
+                                         int64_t*);
+template void select_of_groups<uint64_t>(int64_t, const Groups&, const KeysOf<uint64_t>&, const GroupOptions<uint64_t>&,
+                                         int64_t*);
+
+}  // namespace pysel
+
+#endif

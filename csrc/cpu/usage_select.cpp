@@ -1,0 +1,119 @@
+// An epoch of dynamic selection (arXiv 2603.04981, algorithm 1) without a temporary of its size: each pass of the
+// selection makes a chunk's keys anew from two tables and the counts, and what is selected is counted as it is written.
+#ifdef PYSEL_VARIANT
+
+#include "cpu/select_kernels.h"
+#include "cpu/usage_kernels.h"
+
+// Keys of a chunk of at most kChunk. True if there is a NaN.
+template <typename S, typename C>
+bool epoch_keys(const S* first, const S* second, const C* counts, int n, const Mixture<S>& mixture,
+                const PenaltyArguments& penalty, OrderBits<S>* out) {
+  using A = PenaltyType<S, C>;
+  alignas(64) S scores[kChunk];
+  alignas(64) A used[kChunk];
+  for (int i = 0; i < n; ++i) scores[i] = first[i] * mixture.first + second[i] * mixture.second;
+  convert(counts, n, used);
+  penalise<S, A>(scores, used, n, penalty.form, penalty.gamma_as<A>(), static_cast<A>(penalty.step), scores);
+  return fill_keys<S, OrderBits<S>>(scores, n, 0, out);
+}
+
+#else
+
+#include <torch/csrc/stable/library.h>
+
+#include "common/order.h"
+#include "common/sample.h"
+#include "common/usage.h"
+#include "cpu/chunk.h"
+#include "cpu/group_select.h"
+
+namespace pysel {
+namespace {
+
+// Shares of the two tables.
+template <typename S>
+struct Mixture {
+  S first, second;
+};
+
+}  // namespace
+}  // namespace pysel
+
+#define PYSEL_FILE "cpu/usage_select.cpp"
+#include "cpu/each_variant.h"
+
+namespace pysel {
+namespace {
+
+constexpr const char* kOp = "usage_select_";
+
+void check_table(const char* name, const Tensor& table, const Tensor& counts) {
+  check_value(sizes(table) == sizes(counts), kOp, ": ", name, " must have the shape of counts, ", shape(counts),
+              ", got ", shape(table));
+  check_device(kOp, name, table, counts);
+}
+
+Tensor usage_select_(Tensor counts, Tensor first, Tensor second, double mix, double gamma, std::string form,
+                     int64_t step, int64_t k, std::optional<Tensor> groups, std::optional<Tensor> quotas,
+                     std::optional<Tensor> key, std::optional<bool> validate) {
+  check_counts(kOp, counts);
+  check_table("first", first, counts);
+  check_table("second", second, counts);
+  check_value(first.scalar_type() == ScalarType::Float || first.scalar_type() == ScalarType::Double, kOp,
+              ": first must be float32 or float64");
+  check_same_dtype(kOp, "first", first, "second", second);
+  check_value(0 <= mix && mix <= 1, kOp, ": mix must be between 0 and 1, got ", mix);
+  const PenaltyArguments penalty(kOp, gamma, form, step);
+  check_k(kOp, k, counts.size(0));
+  check_groups(kOp, groups, quotas, "counts", counts);
+  const GroupTensors given(kOp, groups, quotas, k);
+  std::optional<TieOrder> tie_order;
+  if (key) tie_order = TieOrder{read_key(kOp, *key), 0};
+
+  const int64_t n = counts.size(0), stride = n > 0 ? counts.stride(0) : 1;
+  const Tensor first_c = torch::stable::contiguous(first), second_c = torch::stable::contiguous(second);
+  const Tensor out = empty_cpu({k}, ScalarType::Long);
+  auto* indices = static_cast<int64_t*>(out.data_ptr());
+  const auto run = [&]<typename S, typename C>() {
+    using Bits = OrderBits<S>;
+    const S* x = static_cast<const S*>(first_c.data_ptr());
+    const S* y = static_cast<const S*>(second_c.data_ptr());
+    C* used = static_cast<C*>(counts.data_ptr());
+    const Mixture<S> mixture{static_cast<S>(1 - mix), static_cast<S>(mix)};
+    const KeysOf<Bits> keys_of = [&](int64_t at, int count, Bits, Bits* keys) {
+      alignas(64) C gathered[kChunk];
+      if (stride != 1)
+        for (int i = 0; i < count; ++i) gathered[i] = used[(at + i) * stride];
+      const bool nan = PYSEL_CHOOSE(epoch_keys<S, C>)(x + at, y + at, stride == 1 ? used + at : gathered, count,
+                                                      mixture, penalty, keys);
+      check_value(!nan || !validate.value_or(true), kOp,
+                  ": scores of first, second and counts must not be NaN, got NaN");
+      return true;
+    };
+    const Written count = [&](const int64_t* begin, const int64_t* end) {
+      for (; begin < end; ++begin) used[*begin * stride] += C{1};
+    };
+    if (given.groups)
+      select_of_groups<Bits>(
+          n, *given.groups, keys_of,
+          {.op = kOp, .size_name = "the size", .tie_order = tie_order, .most_kept = n / 256, .written = count},
+          indices);
+    else
+      select_largest<Bits>(n, k, keys_of, {.tie_order = tie_order, .most_kept = n / 64, .written = count}, indices);
+  };
+  dispatch_counts(kOp, counts, [&]<typename C>() {
+    if (first.scalar_type() == ScalarType::Float)
+      run.template operator()<float, C>();
+    else
+      run.template operator()<double, C>();
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace pysel
+
+STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) { m.impl("usage_select_", TORCH_BOX(&pysel::usage_select_)); }
+
+#endif
