@@ -1,4 +1,4 @@
-# make demo   train on real data with and without selection (DEMO_ARGS=... for bench.train)
+# make demo   the speed of the ops, and training with and without selection: two minutes (DEMO_ARGS=... for bench.demo)
 # make test   run the tests (PYTEST_ARGS=... for pytest)
 # make bench  measure every op against its rivals, 15 minutes on two cores; make bench-quick: 2
 # make experiments  compare selection methods on real data, 90 minutes on two cores; what is there is not done again
@@ -25,7 +25,7 @@ PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 .PHONY: demo test bench bench-quick experiments gpu-check lint build clean
 
 demo: .venv/built
-	@$(PY) -m bench.train $(DEMO_ARGS)
+	@$(PY) -m bench.demo $(DEMO_ARGS)
 
 test: .venv/built .venv/dev
 	@$(PY) -m pytest $(PYTEST_ARGS)

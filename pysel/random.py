@@ -18,7 +18,9 @@ from torch import Generator, Tensor
 
 from pysel import _checks
 
-__all__ = ["fold_in", "key", "split"]
+__all__ = ["fold_in", "gumbel_at", "key", "split"]
+
+_HIGH, _LOW = 0, 1  # streams, see csrc/common/philox.h
 
 # Tagged so that two draws in one compiled graph are never merged into one.
 torch.library.define("pysel::draw_key", "(Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
@@ -150,3 +152,33 @@ def fold_in(key: Tensor, data: int) -> Tensor:
     _check_key("fold_in", key)
     _checks.integer("fold_in", "data", data)
     return torch.ops.pysel.fold_in(key, data)
+
+
+def gumbel_at(elements: Tensor, key: Tensor, dtype: torch.dtype) -> Tensor:
+    """The Gumbel noise of single elements of a key's stream.
+
+    Args:
+        elements: int64 [n], ascending.
+        key: int64 [2].
+        dtype: float32 or wider gives that noise, a half type float32.
+
+    Returns:
+        [n], on the device of ``elements``.
+
+    Example:
+        >>> import pysel
+        >>> logits = torch.zeros(8)
+        >>> noise = gumbel_at(torch.arange(8), pysel.key(0), torch.float32)
+        >>> bool(noise.argmax() == pysel.gumbel_argmax(logits, key=pysel.key(0)))
+        True
+    """
+    key = key.to(elements.device)
+    words = torch.empty_like(elements)
+    piece = 1 << 20
+    for first in torch.unique(elements // piece).tolist():  # words come in runs: those of the pieces that are asked for
+        low, high = torch.searchsorted(elements, elements.new_tensor([first * piece, (first + 1) * piece])).tolist()
+        start, stop = int(elements[low]), int(elements[high - 1]) + 1
+        run = [torch.ops.pysel.random_words(key, stream, start, stop - start) for stream in (_HIGH, _LOW)]
+        at = elements[low:high] - start
+        words[low:high] = run[0][at] << 32 | run[1][at]
+    return torch.ops.pysel.noise(words, "gumbel", dtype == torch.float64)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 Call = Callable[[Tensor], Any]
 RANDOM = ("gumbel_softmax", "gumbel_softmax hard", "gumbel_sigmoid", "gumbel_argmax", "race", "races", "draws", "rows")
-FACTORS = ("topk", "topk_encode", "topk_encode abs", "sparse_decode", "factor_counts", "factor_scores")
+FACTORS = ("topk", "topk_encode", "sparse_decode", "factor_counts", "factor_scores")
 USAGE = ("usage_update_", "usage_penalty", "usage_step_", "usage_select_")
 ALL = (*RANDOM, *FACTORS, "select", "select by key", "select in groups", *USAGE)
 
@@ -63,7 +63,6 @@ def calls(seed: int = 0, flat: bool = False, device: str = "cuda") -> dict[str, 
         "rows": lambda key: pysel.weighted_sample(logits, 100, log_weights=True, order="shuffled", key=key),
         "topk": lambda key: pysel.topk(logits, 30),
         "topk_encode": lambda key: pysel.topk_encode(x, encoder, bias, 16),
-        "topk_encode abs": lambda key: pysel.topk_encode(x, encoder, bias, 16, activation="abs"),
         "sparse_decode": lambda key: pysel.sparse_decode(values, indices, encoder),
         "factor_counts": lambda key: pysel.factor_counts(values, indices, 2000, groups=groups, num_groups=4),
         "factor_scores": lambda key: pysel.factor_scores(values, indices, tables, reduce="mean", weighted=True),

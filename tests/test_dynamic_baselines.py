@@ -13,7 +13,7 @@ import torch
 
 import pysel
 from pysel.selection import DynamicRandom, DynamicRandomSelector, InfoBatch
-from pysel.selection.dynamic.random import equal_quotas, full_epochs
+from pysel.selection.schedule import full_epochs
 from tests.statistics import accept, chi_square, reject
 
 RATIOS = [0.01, 0.3, 1 / 3, 0.5, 0.7, 0.99, 1.0]
@@ -101,19 +101,6 @@ def test_a_weighted_tail_keeps_the_balance() -> None:
         other = DynamicRandom(100, 0.4, epochs=4, refine=0.25, key=1, **arguments)
         other.select(3)
         torch.testing.assert_close(other.weights(everything), torch.ones(100))
-
-
-def test_equal_quotas_against_giving_one_at_a_time() -> None:
-    generator = np.random.default_rng(0)
-    for _ in range(200):
-        counts = generator.integers(1, 20, generator.integers(1, 9)).tolist()
-        size = int(generator.integers(0, sum(counts) + 1))
-        quota = [0] * len(counts)
-        for _ in range(size):  # the next sample goes to the class that has given least and has one left
-            quota[min((c for c in range(len(counts)) if quota[c] < counts[c]), key=lambda c: quota[c])] += 1
-        assert sorted(equal_quotas(counts, size)) == sorted(quota)
-        assert sum(equal_quotas(counts, size)) == size
-        assert all(q <= n for q, n in zip(equal_quotas(counts, size), counts, strict=True))
 
 
 def test_the_tail_uses_everything() -> None:

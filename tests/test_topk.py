@@ -700,21 +700,6 @@ def test_functional_gradient_and_vmap(case):
     torch.testing.assert_close(values[1], function(*(-t for t in plain)))
 
 
-@pytest.mark.parametrize("in_dim", [0, 1])
-def test_vmap_of_factors_equals_a_loop(in_dim, no_vmap_fallback):
-    batches = [codes(12, 4, 9, seed=seed) for seed in range(3)]
-    values, indices = (torch.stack(t, in_dim) for t in zip(*batches, strict=True))
-    tables, groups = torch.stack([tables_of(2, 9) + i for i in range(3)]), grouped(12, 5)
-
-    def both(values, indices, tables):
-        counts = pysel.factor_counts(values, indices, 9, groups=groups, num_groups=5)
-        return counts, pysel.factor_scores(values, indices, tables, reduce="mean", weighted=True)
-
-    together = torch.vmap(both, in_dims=(in_dim, in_dim, 0))(values, indices, tables)
-    for i, batch in enumerate(batches):
-        assert_same([t[i] for t in together], both(*batch, tables[i]))
-
-
 # --- torch's machinery ---
 
 

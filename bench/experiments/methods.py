@@ -10,7 +10,16 @@ from typing import Any
 
 from bench.experiments import protocol
 from bench.experiments.protocol import Setting, Settings
-from pysel.selection import DynamicRandom, DynamicSelector, FullSelector, InfoBatch, Selector, StaticRandomSelector
+from pysel.selection import (
+    ASSS,
+    DynamicRandom,
+    DynamicSelector,
+    FixedSelector,
+    FullSelector,
+    InfoBatch,
+    Selector,
+    StaticRandomSelector,
+)
 
 KINDS = {
     "reference": "more steps than all others",
@@ -18,6 +27,7 @@ KINDS = {
     "published": "arXiv 2603.04981 with its defaults",
     "ablation": "the same with one thing changed",
     "variant": "ours",
+    "learned": "arXiv 2601.02081, half of the samples, the same ones in every epoch",
 }
 
 
@@ -76,6 +86,13 @@ def _dynamic(*, tail: bool = True, coverage: str = "once", **options: Any) -> Ca
     return make
 
 
+def _asss(setting: Setting, *, keep_ratio: float = 0.5) -> Selector:
+    task, hidden = setting.task, setting.settings.hidden
+    network = partial(protocol.make_network, task, hidden, setting.seed)
+    fitted = ASSS(keep_ratio, key=setting.key).fit(task.train_x, task.train_y, network)
+    return FixedSelector(fitted.select(), setting.num_samples)
+
+
 def _method(kind: str, *, coverage: str = "once", **options: Any) -> Method:
     return Method(kind, _dynamic(coverage=coverage, **options), coverage)
 
@@ -99,6 +116,7 @@ METHODS: dict[str, Method] = {
     "constant schedule": _method("ablation", schedule=0.5),
     "no balance": _method("ablation", balance=None),
     "no tail": _method("ablation", tail=False),
+    "ASSS": Method("learned", _asss),
 }
 
 

@@ -11,7 +11,7 @@ import subprocess
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -68,14 +68,17 @@ def clean(seed: int) -> Task:
     return _pictures(_draw(len(_fashion_mnist().train_y), TRAIN, _generator(seed)))
 
 
-def noise(seed: int, share: float = 0.3) -> Task:
+def noise(seed: int) -> Task:
     """`clean` with 30 % of the labels drawn again from all classes: 27 % are wrong then."""
-    task, generator = clean(seed), _generator(seed + 1_000_000)
-    n = len(task.train_y)
+    return _relabelled(clean(seed), seed)
+
+
+def _relabelled(task: Task, seed: int, share: float = 0.3) -> Task:
+    generator, n = _generator(seed + 1_000_000), len(task.train_y)
     redrawn = _draw(n, round(share * n), generator)
     labels = task.train_y.clone()
     labels[redrawn] = torch.randint(task.num_classes, (len(redrawn),), generator=generator)
-    return Task(task.train_x, labels, task.test_x, task.test_y, task.num_classes, wrong=labels != task.train_y)
+    return replace(task, train_y=labels, wrong=labels != task.train_y)
 
 
 def long_tail(seed: int, imbalance: float = 50.0) -> Task:
@@ -143,6 +146,11 @@ def diamonds(seed: int) -> Task:
     return _from_table(x, y, test, 10, seed)
 
 
+def noisy_diamonds(seed: int) -> Task:
+    """`diamonds` with 30 % of the labels drawn again."""
+    return _relabelled(diamonds(seed), seed)
+
+
 @lru_cache(maxsize=1)
 def _flights() -> Dataset:
     return datasets.load("flights")
@@ -200,6 +208,7 @@ SCENARIOS: dict[str, Callable[[int], Task]] = {
     "long tail": long_tail,
     "duplicates": duplicates,
     "diamonds": diamonds,
+    "diamonds, noise": noisy_diamonds,
     "flights": flights,
     "text": text,
 }

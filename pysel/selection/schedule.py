@@ -1,46 +1,52 @@
 """How the balance of a selection moves over training.
 
-A schedule maps progress in [0, 1] to a number in [0, 1]: the weight of rarity against representativeness.
-arXiv 2603.04981 asks for "a smooth scheduler"; the curves and their constants are ours.
+A schedule maps progress in (0, 1] to the weight of representativeness, in [0, 1]; diversity has the rest. Progress is
+t / T in epoch t = 1, 2, ..., T.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 
 Schedule = Callable[[float], float]
 
 
-def sigmoid(progress: float, midpoint: float = 0.5, width: float = 0.1) -> float:
-    """Logistic rise from near 0 to near 1, half way at ``midpoint``; smaller ``width`` is steeper.
+def sigmoid(progress: float, midpoint: float = 0.6, width: float = 0.1, floor: float = 0.2) -> float:
+    """Logistic fall from near 1 to near ``floor``, half way at ``midpoint``; smaller ``width`` is steeper.
+
+    The default is the schedule of arXiv 2603.04981. The paper states its steepness as 0.05 and its midpoint as 0.6, for
+    200 epochs; ours is the reading that the midpoint is a fraction of training and the steepness is per epoch, hence a
+    width of 0.1 at any length.
 
     Example:
-        >>> sigmoid(0.5)
-        0.5
+        >>> round(sigmoid(0.6), 6), round(sigmoid(1 / 200), 3)
+        (0.6, 0.998)
     """
     if not width > 0:
         raise ValueError(f"sigmoid: width must be positive, got {width!r}")
-    return 0.5 * (1.0 + math.tanh(0.5 * (progress - midpoint) / width))  # tanh cannot overflow, exp can
+    fallen = 0.5 * (1.0 - math.tanh(0.5 * (progress - midpoint) / width))  # tanh cannot overflow, exp can
+    return floor + (1.0 - floor) * fallen
 
 
-def cosine(progress: float, start: float = 0.0, end: float = 1.0) -> float:
+def cosine(progress: float, start: float = 1.0, end: float = 0.0) -> float:
     """Half a cosine wave from ``start`` to ``end``, flat at both.
 
     Example:
         >>> cosine(0.0), cosine(1.0)
-        (0.0, 1.0)
+        (1.0, 0.0)
     """
     return start + (end - start) * 0.5 * (1.0 - math.cos(math.pi * progress))
 
 
-def linear(progress: float, start: float = 0.0, end: float = 1.0) -> float:
+def linear(progress: float, start: float = 1.0, end: float = 0.0) -> float:
     """A straight line from ``start`` to ``end``.
 
     Example:
         >>> linear(0.25)
-        0.25
+        0.75
     """
     return start + (end - start) * progress
 
@@ -65,6 +71,16 @@ def exponential_decay(time: float, start: float = 1.0, rate: float = 0.1, floor:
     return max(floor, start * math.exp(-rate * time))
 
 
+def full_epochs(refine: float, epochs: int) -> int:
+    """How many of ``epochs`` are in their last fraction ``refine``: those of number (from 1) above (1 - refine) epochs.
+
+    Example:
+        >>> full_epochs(0.15, 200), full_epochs(0.15, 10)
+        (30, 2)
+    """
+    return epochs - math.floor((1 - Fraction(str(refine))) * epochs)
+
+
 _SCHEDULES: dict[str, Schedule] = {
     "sigmoid": sigmoid,
     "cosine": cosine,
@@ -81,8 +97,8 @@ def resolve(schedule: str | float | Schedule) -> Schedule:
         TypeError: neither a name, a number nor a callable.
 
     Example:
-        >>> resolve("linear")(0.5), resolve(0.25)(0.5)
-        (0.5, 0.25)
+        >>> resolve("linear")(0.25), resolve(0.25)(0.5)
+        (0.75, 0.25)
     """
     if isinstance(schedule, str):
         if schedule not in _SCHEDULES:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,36 +47,69 @@ def subset_size(keep_ratio: Any, num_samples: int) -> int:
     return math.ceil(Fraction(str(keep_ratio)) * num_samples)
 
 
-def quotas(counts: list[int], size: int) -> list[int]:
-    """Split ``size`` over classes in proportion to ``counts``, by largest remainder, at least one each.
+def quotas(counts: Sequence[int] | Tensor, size: int, balance: str = "proportional") -> Tensor:
+    """Split ``size`` over classes.
 
     Args:
-        counts: members of each class, all positive.
-        size: number of samples to split, from the number of classes up to the sum of ``counts``.
+        counts: members of each class, all positive: [C].
+        size: number of samples to split.
+        balance: "proportional" to ``counts``, by largest remainder and at least one each; or "equal": a class smaller
+            than its share gives all it has, the others share the rest, and what does not divide goes to the largest.
+
+    Returns:
+        int64 [C], on the device of ``counts``.
 
     Raises:
-        ValueError: ``size`` is below the number of classes or above the number of members.
+        ValueError: ``size`` is above the number of members, or with "proportional" below the number of classes.
 
     Example:
-        >>> quotas([90, 9, 1], 10)
-        [8, 1, 1]
+        >>> quotas([90, 9, 1], 10), quotas([90, 9, 1], 10, "equal")
+        (tensor([8, 1, 1]), tensor([5, 4, 1]))
     """
-    total = sum(counts)
-    if not len(counts) <= size <= total:
-        raise ValueError(
-            f"quotas: the subset must have at least one sample of each of the {len(counts)} classes "
-            f"and at most all {total}, got {size}"
-        )
-    quota = [max(1, size * count // total) for count in counts]
-    missing = size - sum(quota)
+    _checks.choice("quotas", "balance", balance, ("proportional", "equal"))
+    counts = torch.as_tensor(counts, dtype=torch.int64)
+    total = int(counts.sum())
+    least = counts.numel() if balance == "proportional" else 0
+    if not least <= size <= total:
+        one_each = f"at least one sample of each of the {least} classes and " if least else ""
+        raise ValueError(f"quotas: the subset must have {one_each}at most all {total}, got {size}")
+    split = _proportional if balance == "proportional" else _equal
+    return split(counts.cpu(), size).to(counts.device)
+
+
+def _proportional(counts: Tensor, size: int) -> Tensor:
+    total = int(counts.sum())
+    share = counts.numpy().astype(object) * size  # Python's integers, which have no largest
+    quota = torch.from_numpy((share // total).astype(np.int64)).clamp_min(1)
+    missing = size - int(quota.sum())
     if missing > 0:
         # a class raised to 1 already has more than its share
-        remainder = [size * count % total if size * count >= total else 0 for count in counts]
-        for c in sorted(range(len(counts)), key=lambda c: -remainder[c])[:missing]:
-            quota[c] += 1
-    for _ in range(-missing):
-        quota[max(range(len(counts)), key=lambda c: quota[c])] -= 1
+        remainder = np.where(share >= total, share % total, 0)
+        quota[sorted(range(len(remainder)), key=lambda c: -remainder[c])[:missing]] += 1
+    elif missing < 0:
+        # of the largest, one after the other
+        level = _level(lambda level: int((quota - level).clamp_min(0).sum()) <= -missing, int(quota.max()))
+        quota = quota.clamp_max(level)
+        left = -missing - (size - missing - int(quota.sum()))
+        quota[torch.nonzero(quota == level).flatten()[:left]] -= 1
     return quota
+
+
+def _equal(counts: Tensor, size: int) -> Tensor:
+    above = _level(lambda level: int(counts.clamp_max(level).sum()) > size, int(counts.max()) + 1)
+    quota = counts.clamp_max(above - 1)  # the highest level that fits
+    left = size - int(quota.sum())
+    quota[counts.argsort(descending=True, stable=True)[:left]] += 1
+    return quota
+
+
+def _level(reached: Callable[[int], bool], high: int) -> int:
+    """The lowest level from 0 to ``high`` that reaches; from there on all do, and ``high`` where none else does."""
+    low = 0
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reached(middle) else (middle + 1, high)
+    return low
 
 
 class Strata:
@@ -116,7 +151,7 @@ class Strata:
         by_class = torch.argsort(labels, stable=True)
         counts = torch.unique(labels, return_counts=True)[1].tolist()
         self.members = list(by_class.split(counts))
-        self.quota = quotas(counts, size)
+        self.quota = quotas(counts, size).tolist()
 
     def best(self, scores: Tensor) -> Tensor:
         """Ascending int64 indices [size] of the largest scores [N]; ties go to the lowest index."""

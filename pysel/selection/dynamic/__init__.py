@@ -1,13 +1,9 @@
 """Methods that choose a subset anew for each epoch, one a file."""
 
+from pysel.selection.dynamic.factors import FactorTables, factor_tables, to_unit_interval
 from pysel.selection.dynamic.infobatch import InfoBatch
 from pysel.selection.dynamic.random import DynamicRandom, DynamicRandomSelector
-from pysel.selection.dynamic.representativeness_diversity import (
-    DynamicSelector,
-    FactorTables,
-    factor_tables,
-    to_unit_interval,
-)
+from pysel.selection.dynamic.representativeness_diversity import DynamicSelector
 
 __all__ = [
     "DynamicRandom",

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from pysel import _checks, ops
 from pysel.random import fold_in
-from pysel.selection.dynamic.random import as_key
-from pysel.selection.protocol import Selector
+from pysel.selection.protocol import Selector, as_key
 
 
 class InfoBatch(Selector):
@@ -82,7 +81,7 @@ class InfoBatch(Selector):
         )
         self.epochs, self.prune_ratio, self.delta = epochs, prune_ratio, delta
         self._full_from = math.ceil(Fraction(str(delta)) * epochs)
-        self._key = as_key(key)
+        self._key = as_key("InfoBatch", key)
         self._epoch = -1
         self._losses = torch.full((num_samples,), math.nan)  # the latest; NaN: none yet
         self._weights = torch.ones(num_samples)  # of the current epoch; 0: left out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from pysel import _checks, ops
 from pysel.random import fold_in
-from pysel.random import key as new_key
-from pysel.selection.protocol import Selector
+from pysel.selection.protocol import Selector, as_key
+from pysel.selection.schedule import full_epochs
 from pysel.selection.subset import quotas, subset_size
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
@@ -113,10 +112,10 @@ class DynamicRandom(Selector):
             by_class = torch.argsort(labels, stable=True)
             counts = torch.unique(labels, return_counts=True)[1].tolist()
             self._members = list(by_class.split(counts))
-            self._quotas = equal_quotas(counts, size) if balance == "equal" else quotas(counts, size)
+            self._quotas = quotas(counts, size, balance).tolist()
             if weighted_tail:
                 self._tail_weights = balancing_weights(labels, counts, self._quotas)
-        self._key = as_key(key)
+        self._key = as_key(name, key)
         self._epoch = 0
 
     def __len__(self) -> int:
@@ -162,37 +161,6 @@ class DynamicRandom(Selector):
     def _load_state(self, state: dict[str, Any]) -> None:
         self._key = state["key"].clone()
         self._epoch = state["epoch"]
-
-
-def as_key(value: Tensor | int | None) -> Tensor:
-    """A selector's own copy, on the CPU, of the key given: a key, an int, or None for a fresh one."""
-    if value is None:
-        return new_key(device="cpu")
-    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else new_key(value)
-
-
-def full_epochs(refine: float, epochs: int) -> int:
-    """How many of ``epochs`` are in their last fraction ``refine``: those of number (from 1) above (1 - refine) epochs.
-
-    Example:
-        >>> full_epochs(0.15, 200), full_epochs(0.15, 10)
-        (30, 2)
-    """
-    return epochs - math.floor((1 - Fraction(str(refine))) * epochs)
-
-
-def equal_quotas(counts: Sequence[int], size: int) -> list[int]:
-    """Split ``size`` over classes as evenly as their ``counts`` allow; what does not divide goes to the first.
-
-    Example:
-        >>> equal_quotas([90, 9, 30], 60)
-        [26, 9, 25]
-    """
-    quota, left, classes = [0] * len(counts), size, len(counts)
-    for c in sorted(range(len(counts)), key=lambda c: (counts[c], -c)):  # the smallest class first
-        quota[c] = min(counts[c], left // classes)
-        left, classes = left - quota[c], classes - 1
-    return quota
 
 
 def balancing_weights(labels: Tensor, counts: Sequence[int], quotas: Sequence[int]) -> Tensor:

@@ -1,456 +1,577 @@
-"""Dynamic selection by representativeness and process-level diversity, after arXiv 2603.04981.
+"""Dynamic selection by representativeness and diversity (arXiv 2603.04981).
 
-From the paper (its abstract; neither full text nor code could be had): a subset is ranked anew for each
-epoch. Representativeness is coverage of factors that are common in the data set, diversity is a property of
-the whole training run in which rare factors come in gradually; factors are the units of a sparse autoencoder
-trained on the target data; both score tables are made once, before training; a usage-frequency penalty
-rotates the samples; a smooth schedule moves from common to rare.
+Each epoch's subset is ranked anew. Representativeness is coverage of the factors that are common in the data set,
+diversity that of rare ones (`pysel.selection.dynamic.factors`); a penalty on past uses rotates the samples, and a
+schedule moves from common to rare. With Rep and Div brought to [0, 1], and u_i the epochs that have used sample i
+before epoch t = 1, ..., T::
 
-Ours: the formulas. With a_ij = 1 where unit j is active in sample i, and rate f_j = mean_i a_ij,
+    H_i(t) = alpha(t) Rep_i + (1 - alpha(t)) Div_i - gamma log(1 + u_i)
+    S(t)   = the keep_ratio N samples of largest H, as many from every class; in the last `refine` T epochs all samples
 
-    R_i = sum_j a_ij f_j / sum_j a_ij                      representativeness
-    D_i = sum_j a_ij (-log(f_j + eps)) / sum_j a_ij        rarity
-    score_t(i) = (1 - lam_t) R_i + lam_t D_i, less a penalty on n_i, the number of times i has been used
-
-with R and D normalised to [0, 1]; every constant is an argument.
+Ours: the size is rounded up, not down; a class too small for its share gives all it has and the others share the rest;
+equal scores are ordered at random, anew in each epoch; and what the arguments' descriptions say is ours.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pysel import _checks, ops
-from pysel.nn import SAEReport, TopKSAE, train_sae
-from pysel.random import fold_in, split
-from pysel.random import key as new_key
-from pysel.selection.schedule import Schedule, balance, resolve
-from pysel.selection.subset import Strata, subset_size
+from pysel.random import fold_in, gumbel_at, split
+from pysel.sae import SAEReport, TopKSAE, train_sae
+from pysel.sae.rows import Rows
+from pysel.selection.dynamic.factors import FactorTables, check_options, factor_tables, to_unit_interval
+from pysel.selection.protocol import Selector, as_classes, as_key, as_table
+from pysel.selection.schedule import Schedule, full_epochs, resolve
+from pysel.selection.schedule import balance as checked_weight
+from pysel.selection.subset import quotas, subset_size
 
 
-class FactorTables(NamedTuple):
-    """What dynamic selection needs to know of a data set, computed once."""
+class DynamicSelector(Selector):
+    """Picks each epoch's subset by representativeness, diversity and how often a sample has been used.
 
-    representativeness: Tensor  # [N]
-    rarity: Tensor  # [N]
-    rate: Tensor  # [H] fraction of samples in which each factor is active
-
-
-@torch.no_grad()
-def factor_tables(
-    sae: TopKSAE,
-    features: Tensor,
-    *,
-    weighted: bool = False,
-    rare_below: float | None = None,
-    eps: float = 1e-8,
-    batch_size: int = 8192,
-) -> FactorTables:
-    """Score every sample by the factors active in it, in two passes and without storing the codes.
-
-    Args:
-        sae: trained on these features, or on ones like them.
-        features: [N, d].
-        weighted: weigh a factor by its activation rather than count it.
-        rare_below: rarity looks only at factors of lower rate; a sample with none has rarity 0.
-        eps: keeps the logarithm finite.
-        batch_size: rows at a time.
-
-    Returns:
-        `FactorTables`, float32 or wider.
-
-    Raises:
-        ValueError: ``features`` does not fit the model, or is empty.
-
-    Example:
-        >>> import pysel
-        >>> sae = pysel.nn.TopKSAE(4, 16, 2, key=pysel.key(0))
-        >>> tables = factor_tables(sae, torch.randn(10, 4))
-        >>> tables.rarity.shape, tables.rate.shape
-        (torch.Size([10]), torch.Size([16]))
-    """
-    if features.dim() != 2 or features.size(0) == 0 or features.size(1) != sae.in_features:
-        raise ValueError(
-            f"factor_tables: features must be [N, {sae.in_features}] with N > 0, got {list(features.shape)}"
-        )
-    batches = features.split(batch_size)
-    counts = torch.zeros(sae.num_factors, dtype=torch.int64, device=features.device)
-    for batch in batches:
-        counts += ops.factor_counts(*sae.encode(batch), sae.num_factors)
-    rate = (counts.double() / features.size(0)).to(torch.promote_types(features.dtype, torch.float32))
-
-    common, rare = [], []
-    for batch in batches:
-        values, indices = sae.encode(batch)
-        values = values.to(rate.dtype)
-        among_rare = values if rare_below is None else values.where(rate[indices] < rare_below, 0)
-        if weighted:
-            common.append(_weighted_mean(values, rate[indices]))
-            rare.append(_weighted_mean(among_rare, -torch.log(rate[indices] + eps)))
-        else:
-            tables = torch.stack([rate, -torch.log(rate + eps)])
-            common.append(ops.factor_scores(values, indices, tables[0], reduce="mean"))
-            rare.append(ops.factor_scores(among_rare, indices, tables[1], reduce="mean"))
-    return FactorTables(torch.cat(common), torch.cat(rare), rate)
-
-
-def _weighted_mean(weights: Tensor, x: Tensor) -> Tensor:
-    """Means of the rows of ``x`` under non-negative weights; 0 where a row has none."""
-    return (weights * x).sum(1) / weights.sum(1).clamp_min(torch.finfo(weights.dtype).tiny)
-
-
-def to_unit_interval(scores: Tensor, how: str | None = "minmax") -> Tensor:
-    """Bring scores to [0, 1].
-
-    Args:
-        scores: [N] floating point.
-        how: "minmax" (linear), "rank" (mean rank of equal scores, over N - 1), or None: they must be there
-            already.
-
-    Returns:
-        [N]; all 0 if every score is the same.
-
-    Raises:
-        ValueError: an unknown ``how``, a score that is not finite, or with None one outside [0, 1].
-
-    Example:
-        >>> to_unit_interval(torch.tensor([1.0, 3.0, 3.0, 9.0]), "rank")
-        tensor([0.0000, 0.5000, 0.5000, 1.0000])
-    """
-    op = "to_unit_interval"
-    _checks.tensor(op, "scores", scores)
-    if not bool(torch.isfinite(scores).all()):
-        raise ValueError(f"{op}: scores must be finite, got NaN or infinity")
-    low, high = scores.min(), scores.max()
-    if how is None:
-        if low < 0 or high > 1:
-            raise ValueError(f"{op}: scores must lie in [0, 1], got {low:g} to {high:g}")
-        return scores
-    _checks.choice(op, "how", how, ("minmax", "rank"))
-    if low == high:
-        return torch.zeros_like(scores)
-    if how == "minmax":
-        return (scores - low) / (high - low)
-    _, group, size = torch.unique(scores, return_inverse=True, return_counts=True)
-    last = size.cumsum(0) - 1
-    mean_rank = last.double() - (size - 1).double() / 2
-    return (mean_rank / (scores.numel() - 1))[group].to(scores.dtype)
-
-
-class DynamicSelector:
-    """Picks each epoch's subset by representativeness, rarity and how often a sample has been used.
-
-    After arXiv 2603.04981; this module's docstring says what is the paper's and what is ours. Build it with
+    Algorithm 1 of arXiv 2603.04981; this module's docstring has the formulas and says what is ours. Build it with
     `from_features`, or with `from_scores` from tables made elsewhere.
 
-    Selection is a function of the tables, the arguments, the key (when stochastic) and the epochs selected
-    before. With the linear penalty, no decay, deterministic ranking and no labels, no sample gets ahead of
-    another by more than ``1 / gamma + 1`` uses, whatever the scores.
+    A subset is a pure function of the tables, the arguments, the key and the epoch. What was used before is not
+    recorded but replayed: asking for an epoch costs one pass over the tables for every epoch since the one asked for
+    before, or since the first when going back.
 
-    Over several ranks make the tables on one and broadcast them: matrix products differ in their last bits
-    between devices of different kinds, and with them the ranks of near-equal samples.
+    Two bounds on how unevenly samples are used. With the log penalty (the paper's theorem 3.1) and scores that differ
+    by at most D, a sample with u_i >= (1 + u_j) exp(D / gamma) - 1 ranks no higher than j: at D = 1 and gamma = 0.2
+    that is 147 uses against none, which hardly binds. With the linear penalty, without classes and tail, no sample gets
+    ahead of another by more than 1 / gamma + 1 uses (ours).
+
+    Over several ranks make the tables on one and broadcast them: matrix products differ in their last bits between
+    devices of different kinds, and with them the ranks of near-equal samples.
 
     Args:
-        representativeness: [N] floating point.
-        rarity: [N], same dtype and device.
+        representativeness: [N] floating point, tensor or numpy array.
+        diversity: [N].
         keep_ratio: fraction of samples **kept**, in (0, 1]; a subset holds exactly ``ceil(keep_ratio * N)``.
-        epochs: length of training, in which ``schedule`` runs from 0 to 1 (ours: progress is epoch / epochs).
-        gamma: weight of the usage penalty (ours). Scores spread by 0.13 to 0.18 (standard deviation) on the data we
-            tried, so at the default one use costs somewhat less than that; from 0.5 on uses alone decide, and the
-            schedule no longer shows in what is selected.
-        penalty: "linear" ``s - gamma n``, "exp" ``s exp(-gamma n)`` or "rate" ``s - gamma n / t``, with t the
-            number of selections made so far (ours).
-        decay: factor on the counts at every selection; below 1 old uses are forgotten (ours).
-        schedule: weight of rarity over progress: "sigmoid", "cosine", "linear", "constant", a number, or a
-            function from [0, 1] to [0, 1] (ours; the paper asks for a smooth one).
-        normalise: "minmax", "rank", or None for tables already in [0, 1] (ours).
+        epochs: T, the length of training.
+        labels: integers [N].
+        balance: "equal", the same number from every class, as in the paper; "proportional", every class keeps its share
+            and at least one sample; None ranks all samples together (these two are ours). Nothing without labels.
+        gamma: weight of the usage penalty; the paper's is 0.2.
+        penalty: "log" ``s - gamma log(1 + u)``, the paper's; "linear" ``s - gamma u``, "exp" ``s exp(-gamma u)`` or
+            "rate" ``s - gamma u / (t - 1)`` (ours).
+        schedule: weight of representativeness over progress t / T: "sigmoid" from near 1 to 0.2, the paper's;
+            "cosine", "linear", "constant", a number, or a function from (0, 1] to [0, 1] (ours).
+        refine: in the last epochs, this share of T, all samples are used; 0.15 in the paper. The realised ratio is then
+            ``(1 - refine) keep_ratio + refine``. Past the planned end all samples are used, too, unless it is 0.
+        weighted_tail: in those last epochs `weights` gives every class as much of the loss as it has of the subsets, if
+            classes are balanced (ours). Without, as in the paper, the last and most decisive epochs undo the balance:
+            on a long tail of classes they take back nearly all that it had won.
+        normalise: "minmax", the paper's; "clip" to the 1st and 99th percentile before, "rank", or None for tables
+            already in [0, 1] (ours): see `to_unit_interval`.
         temperature: None ranks deterministically; a number draws without replacement in proportion to
-            ``exp(score / temperature)`` (Gumbel-top-k; ours).
-        labels: integers [N]: every class keeps its share and at least one sample (ours).
-        key: int64 [2] for the stochastic ranking; drawn from torch's default generator when missing.
+            ``exp(H / temperature)`` (Gumbel-top-k; ours), and `weights` then makes a subset stand for all samples.
+        key: int64 [2] or an int, for the order of equal scores and the draws; drawn from torch's default generator when
+            missing.
 
     Raises:
         TypeError: an argument of the wrong type.
         ValueError: an argument out of range, or tables that do not match.
 
     Example:
-        >>> selector = DynamicSelector.from_scores(torch.rand(100), torch.rand(100), 0.3, epochs=10)
+        >>> selector = DynamicSelector.from_scores(torch.rand(100), torch.rand(100), 0.3, epochs=10, key=0)
         >>> selector.select(0).shape, len(selector), selector.realised_ratio
-        (torch.Size([30]), 30, 0.3)
+        (torch.Size([30]), 30, 0.44)
     """
 
-    sae: TopKSAE | None = None  # set by from_features
+    sae: TopKSAE | None = None  # these are set by from_features
     report: SAEReport | None = None
-    factor_rate: Tensor | None = None
+    factors: FactorTables | None = None
+    _rows: Rows | None = None
 
     def __init__(
         self,
-        representativeness: Tensor,
-        rarity: Tensor,
+        representativeness: Any,
+        diversity: Any,
         keep_ratio: float,
         epochs: int,
         *,
-        gamma: float = 0.1,
-        penalty: str = "linear",
-        decay: float = 1.0,
+        labels: Any = None,
+        balance: str | None = "equal",
+        gamma: float = 0.2,
+        penalty: str = "log",
         schedule: str | float | Schedule = "sigmoid",
+        refine: float = 0.15,
+        weighted_tail: bool = True,
         normalise: str | None = "minmax",
         temperature: float | None = None,
-        labels: Tensor | None = None,
-        key: Tensor | None = None,
+        key: Tensor | int | None = None,
     ) -> None:
-        name = "DynamicSelector"
-        _checks.tensor(name, "representativeness", representativeness)
-        _checks.tensor(name, "rarity", rarity)
-        _checks.same_device(name, "rarity", rarity, "representativeness", representativeness)
-        if representativeness.dim() != 1 or representativeness.numel() == 0:
-            raise ValueError(f"{name}: representativeness must be [N], got {list(representativeness.shape)}")
-        if rarity.shape != representativeness.shape:
-            wanted, got = list(representativeness.shape), list(rarity.shape)
-            raise ValueError(f"{name}: rarity must have the shape of representativeness, {wanted}, got {got}")
+        name = type(self).__name__
+        representativeness = as_table(name, "representativeness", representativeness)
+        diversity = as_table(name, "diversity", diversity)
+        n = representativeness.numel()
+        _checks.same_device(name, "diversity", diversity, "representativeness", representativeness)
+        if diversity.shape != representativeness.shape:
+            raise ValueError(
+                f"{name}: diversity must have shape [{n}] like representativeness, got [{diversity.numel()}]"
+            )
         _checks.integer(name, "epochs", epochs)
         if epochs < 1:
             raise ValueError(f"{name}: epochs must be at least 1, got {epochs}")
-        _checks.number(name, "gamma", gamma)
-        if not 0 <= gamma < math.inf:
-            raise ValueError(f"{name}: gamma must be finite and at least 0, got {gamma!r}")
-        _checks.choice(name, "penalty", penalty, ("linear", "exp", "rate"))
-        _checks.number(name, "decay", decay)
-        if not 0 <= decay <= 1:
-            raise ValueError(f"{name}: decay must be between 0 and 1, got {decay!r}")
+        for argument, number, high, inclusive in (("gamma", gamma, math.inf, False), ("refine", refine, 1, True)):
+            _checks.number(name, argument, number)
+            if not (0 <= number < high or (inclusive and number == high)):
+                wanted = f"between 0 and {high}" if inclusive else "finite and at least 0"
+                raise ValueError(f"{name}: {argument} must be {wanted}, got {number!r}")
+        if normalise is not None:
+            _checks.choice(name, "normalise", normalise, ("minmax", "clip", "rank"))
+        else:
+            for argument, table in (("representativeness", representativeness), ("diversity", diversity)):
+                low, high = float(table.min()), float(table.max())
+                if low < 0 or high > 1:
+                    raise ValueError(f"{name}: {argument} must lie in [0, 1], got {low:g} to {high:g} (normalise=None)")
+        _checks.choice(name, "penalty", penalty, ("log", "linear", "exp", "rate"))
+        if balance is not None:
+            _checks.choice(name, "balance", balance, ("equal", "proportional"))
         if temperature is not None:
             _checks.number(name, "temperature", temperature)
             if not 0 < temperature < math.inf:
                 raise ValueError(f"{name}: temperature must be positive and finite, got {temperature!r}")
 
-        wide = torch.promote_types(representativeness.dtype, torch.float32)
-        self.representativeness = to_unit_interval(representativeness.detach().to(wide), normalise)
-        self.rarity = to_unit_interval(rarity.detach().to(wide), normalise)
-        self.num_samples = representativeness.numel()
-        self.keep_ratio = keep_ratio
-        self.epochs = epochs
-        self.gamma, self.penalty, self.decay = float(gamma), penalty, float(decay)
-        self.schedule = resolve(schedule)
+        self.keep_ratio, self.epochs, self.gamma, self.penalty = keep_ratio, epochs, float(gamma), penalty
         self.temperature = temperature
-        size = subset_size(keep_ratio, self.num_samples)
-        self._strata = Strata(self.num_samples, size, labels, device=self.rarity.device)
-        self._key = new_key(device="cpu") if key is None and temperature is not None else key
-        self.reset()
+        self.schedule = resolve(schedule)
+        self._size = subset_size(keep_ratio, n)
+        self._first_full = epochs - full_epochs(refine, epochs) if refine else None
+        device = representativeness.device
+        self._classes = None if labels is None else as_classes(name, "labels", labels, n)
+        self._groups: Tensor | None = None
+        self._quotas: Tensor | None = None
+        self._tail_weights: Tensor | None = None  # [C]
+        if self._classes is not None and balance is not None:
+            self._groups = self._classes.ids.to(device)
+            self._quotas = quotas(self._classes.sizes, self._size, balance).to(device)
+            if weighted_tail:  # a class's share of the subsets over its share of the samples
+                share = self._quotas.double() / self._size
+                self._tail_weights = (share * n / self._classes.sizes.to(device)).float()
+        super().__init__(
+            n,
+            {
+                "keep_ratio": keep_ratio if isinstance(keep_ratio, (int, float)) else str(keep_ratio),
+                "epochs": epochs,
+                "balance": balance,
+                "gamma": self.gamma,
+                "penalty": penalty,
+                "schedule": schedule,
+                "refine": refine,
+                "weighted_tail": weighted_tail,
+                "normalise": normalise,
+                "temperature": temperature,
+            },
+        )
+        self._set_tables(representativeness, diversity)
+        self._set_key(as_key(name, key))
+
+    def _set_tables(self, representativeness: Tensor, diversity: Tensor) -> None:
+        normalise = self._arguments["normalise"]
+        self.representativeness = to_unit_interval(representativeness, normalise)
+        self.diversity = to_unit_interval(diversity, normalise).to(self.representativeness.dtype)
+        self._tables = {"representativeness": self.representativeness, "diversity": self.diversity}
+        if self._classes is not None:
+            self._tables["labels"] = self._classes.ids
+        self._digest = None
+
+    def _set_key(self, key: Tensor) -> None:
+        self._key = key
+        self._epoch = -1
+        self._subset: Tensor | None = None  # of that epoch; None for all samples
+        self._inverse_chance: Tensor | None = None  # of the subset's samples, scaled to 1 on average
+        # exact in float32, for epochs are far fewer than 2^24; the subset is in it
+        self._uses = torch.zeros(self.num_samples, device=self.representativeness.device)
 
     @classmethod
     def from_scores(
-        cls, representativeness: Tensor, rarity: Tensor, keep_ratio: float, epochs: int, **options: Any
+        cls, representativeness: Any, diversity: Any, keep_ratio: float, epochs: int, **options: Any
     ) -> DynamicSelector:
         """From tables made elsewhere; ``options`` are those of the class.
 
         Example:
-            >>> DynamicSelector.from_scores(torch.rand(10), torch.rand(10), 0.5, epochs=3, gamma=0.2)
-            DynamicSelector(num_samples=10, keep_ratio=0.5, epochs=3)
+            >>> selector = DynamicSelector.from_scores(torch.rand(10), torch.rand(10), 0.5, epochs=3, gamma=0.1)
+            >>> len(selector.select(0))
+            5
         """
-        return cls(representativeness, rarity, keep_ratio, epochs, **options)
+        return cls(representativeness, diversity, keep_ratio, epochs, **options)
 
     @classmethod
     def from_features(
         cls,
-        features: Tensor,
+        features: Any,
         keep_ratio: float,
         epochs: int,
         *,
+        labels: Any = None,
         num_factors: int = 1024,
         k: int = 16,
-        sae_epochs: int = 5,
-        sae_batch_size: int = 512,
-        sae_lr: float = 1e-3,
-        weighted: bool = False,
-        rare_below: float | None = None,
-        eps: float = 1e-8,
-        key: Tensor | None = None,
+        sae: TopKSAE | None = None,
+        sae_options: Mapping[str, Any] | None = None,
+        common: float = 0.1,
+        class_coverage: str = "once",
+        key: Tensor | int | None = None,
         **options: Any,
     ) -> DynamicSelector:
         """Train a sparse autoencoder on features and score every sample with it, once.
 
         Args:
-            features: [N, d] in any feature space, of comparable scales; see `pysel.selection.features`.
-            keep_ratio, epochs: see the class.
-            num_factors, k: units of the autoencoder, and how many a sample activates (ours).
-            sae_epochs, sae_batch_size, sae_lr: its training, see `pysel.nn.train_sae` (ours).
-            weighted, rare_below, eps: how factors are scored, see `factor_tables` (ours).
-            key: int64 [2] for the autoencoder and for stochastic ranking.
+            features: [N, d] in any feature space, of comparable scales (see `pysel.selection.features`), from any
+                source that can be read twice: a tensor, a numpy array, a memory map, an iterable of batches: see
+                `pysel.sae.rows.Rows`. `explain` reads from it, too.
+            keep_ratio, epochs, labels: see the class.
+            num_factors, k: units of the autoencoder, and how many a sample activates (ours; the paper has neither).
+            sae: an autoencoder to take instead of training one; ``num_factors`` and ``k`` are then its own.
+            sae_options: other arguments of `pysel.sae.train_sae`.
+            common, class_coverage: see `factor_tables`.
+            key: int64 [2] or an int, for the autoencoder and as in the class.
             options: the other arguments of the class.
 
         Returns:
-            a selector that also has ``sae``, ``report`` (`pysel.nn.SAEReport`) and ``factor_rate``
-            [num_factors].
+            a selector that also has ``sae``, ``report`` (`pysel.sae.SAEReport`; None with ``sae``) and ``factors``
+            (`FactorTables`).
 
         Raises:
-            TypeError, ValueError: see `pysel.nn.train_sae` and the class.
+            TypeError, ValueError: see `pysel.sae.train_sae`, `factor_tables` and the class; before any work is done.
 
         Example:
             >>> import pysel
             >>> selector = DynamicSelector.from_features(
-            ...     torch.randn(64, 8), 0.5, epochs=4, num_factors=32, k=4, sae_epochs=1, key=pysel.key(0)
+            ...     torch.randn(64, 8), 0.5, epochs=4, num_factors=32, k=4, sae_options={"epochs": 1}, key=0
             ... )
             >>> selector.select(0).numel(), selector.report.num_factors
             (32, 32)
         """
-        sae_key, rank_key = split(new_key(device="cpu") if key is None else key, 2)
-        sae, report = train_sae(
-            features, num_factors, k, epochs=sae_epochs, batch_size=sae_batch_size, lr=sae_lr, key=sae_key
-        )
-        tables = factor_tables(sae, features, weighted=weighted, rare_below=rare_below, eps=eps)
-        selector = cls(tables.representativeness, tables.rarity, keep_ratio, epochs, key=rank_key, **options)
-        selector.sae, selector.report, selector.factor_rate = sae, report, tables.rate
+        op = f"{cls.__name__}.from_features"
+        rows = Rows(features, op, "features")
+        sae_key, rank_key = split(as_key(op, key), 2)
+        # all is checked before the work: labels and options, and every row
+        check_options(op, common, class_coverage)
+        nothing = torch.zeros(rows.shape[0], device=rows.device)
+        selector = cls(nothing, nothing, keep_ratio, epochs, labels=labels, key=rank_key, **options)
+        for _ in rows.batches(8192):
+            pass
+        if sae is None:
+            sae, selector.report = train_sae(rows, num_factors, k, key=sae_key, **(sae_options or {}))
+        tables = factor_tables(sae, rows, labels=labels, common=common, class_coverage=class_coverage)
+        selector._set_tables(tables.representativeness.to(rows.device), tables.diversity.to(rows.device))
+        selector.sae, selector.factors, selector._rows = sae, tables, rows
         return selector
 
-    def __repr__(self) -> str:
-        size = f"num_samples={self.num_samples}, keep_ratio={self.keep_ratio}"
-        return f"DynamicSelector({size}, epochs={self.epochs})"
+    # --- sizes ---
+
+    def _is_full(self, epoch: int) -> bool:
+        return self._first_full is not None and epoch >= self._first_full
+
+    def size(self, epoch: int) -> int:
+        """Samples in an epoch's subset."""
+        return self.num_samples if self._is_full(epoch) else self._size
 
     def __len__(self) -> int:
-        """Samples in each epoch's subset."""
-        return self._strata.size
+        """Samples in the subset of the epoch that was selected last; before any, in the first."""
+        return self.size(max(self._epoch, 0))
 
     @property
     def realised_ratio(self) -> float:
-        """Fraction really kept: a little above ``keep_ratio`` where that is not a whole number of samples."""
-        return len(self) / self.num_samples
+        """Samples that training sees over those that full data would take, over all epochs planned."""
+        return sum(map(self.size, range(self.epochs))) / (self.num_samples * self.epochs)
 
-    def steps(self, batch_size: int, drop_last: bool = False) -> int:
-        """Batches in the next epoch."""
-        return len(self) // batch_size if drop_last else -(-len(self) // batch_size)
+    def total_steps(self, batch_size: int, drop_last: bool = False) -> int:
+        """Batches in all epochs planned: what a learning-rate schedule runs over."""
+        sizes = [self.size(epoch) for epoch in range(self.epochs)]
+        return sum(size // batch_size if drop_last else -(-size // batch_size) for size in sizes)
 
-    def rarity_weight(self, epoch: int) -> float:
-        """lam_t, the schedule's weight of rarity at an epoch; past the planned end it stays at the end's."""
-        return balance(self.schedule, min(epoch / self.epochs, 1.0))
+    # --- selection ---
 
-    @property
-    def counts(self) -> Tensor:
-        """[N] uses of each sample so far (decayed ones, if there is a decay), the current subset included."""
-        counts = self._counts.clone()
-        return counts if self._selected is None else ops.usage_update_(counts, self._selected, self.decay)
+    def weight(self, epoch: int) -> float:
+        """alpha(t), the schedule's weight of representativeness in an epoch (t is ``epoch + 1``)."""
+        return checked_weight(self.schedule, min((epoch + 1) / self.epochs, 1.0))
 
-    def reset(self) -> None:
-        """Forget all selections."""
-        self._epoch = -1
-        self._rounds = 0
-        self._selected: Tensor | None = None
-        # The current subset is not counted in here: the next selection adds it, in one pass with the penalty.
-        # So asking for the same epoch twice cannot count twice.
-        self._counts = torch.zeros_like(self.representativeness)
+    def select(self, epoch: int = 0) -> Tensor:
+        """The subset of an epoch, counted from 0: int64 ascending indices.
 
-    def select(self, epoch: int) -> Tensor:
-        """The subset of an epoch.
+        Raises:
+            TypeError, ValueError: ``epoch`` is not an int of 0 or more.
+        """
+        name = type(self).__name__
+        _checks.integer(name, "epoch", epoch)
+        if epoch < 0:
+            raise ValueError(f"{name}: epoch must be at least 0, got {epoch}")
+        if epoch < self._epoch:
+            self._uses.zero_()
+            self._epoch = -1
+        while self._epoch < epoch:
+            self._subset, self._inverse_chance = self._next(self._epoch + 1), None
+            self._epoch += 1
+        if self._subset is None:
+            return torch.arange(self.num_samples, device=self._uses.device)
+        return self._subset.clone()
 
-        Epochs go forward and may be skipped (a skipped one counts no uses). The current epoch may be asked
-        for again and gives the same subset.
+    def _next(self, epoch: int) -> Tensor | None:
+        """The subset of the epoch after those that have been counted, counted too; None for all samples."""
+        if self._is_full(epoch):
+            self._uses.add_(1)
+            return None
+        key = fold_in(self._key, epoch)
+        if self.temperature is None:
+            return ops.usage_select_(
+                self._uses,
+                self.representativeness,
+                self.diversity,
+                1 - self.weight(epoch),
+                self._size,
+                self.gamma,
+                self.penalty,
+                max(epoch, 1),
+                groups=self._groups,
+                quotas=self._quotas,
+                key=key,
+            )
+        log_weights = self._scored(epoch, self._uses).div_(self.temperature)
+        subset = ops.weighted_sample(
+            log_weights,
+            self._size,
+            log_weights=True,
+            order="index",
+            groups=self._groups,
+            quotas=self._quotas,
+            key=key,
+        )
+        ops.usage_update_(self._uses, subset)
+        return subset
+
+    def _scored(self, epoch: int, uses: Tensor) -> Tensor:
+        """H [N] in an epoch, before which samples have been used so often."""
+        mix = 1 - self.weight(epoch)
+        first, second = torch.tensor([1 - mix, mix], dtype=self.diversity.dtype)  # rounded as usage_select_ does
+        scores = self.representativeness * first + self.diversity * second
+        return ops.usage_penalty(scores, uses, self.gamma, self.penalty, max(epoch, 1), out=scores)
+
+    def _before(self, epoch: int) -> Tensor:
+        """Uses [N] before an epoch, which becomes the current one."""
+        self.select(epoch)
+        if self._subset is None:
+            return self._uses - 1
+        before = self._uses.clone()
+        before[self._subset] -= 1
+        return before
+
+    def weights(self, indices: Tensor) -> Tensor:
+        """Factors for the losses of samples of the current subset.
+
+        With a ``temperature`` they make each class's part of the subset stand for all of the class (for all samples,
+        where these are ranked together): the sum of weight times loss over the subset is then an unbiased estimate. A
+        sample's weight is the inverse of its chance to be selected, 1 on average; the smaller the temperature, the more
+        the weights, and with them the estimates, scatter. In a weighted tail they balance the classes. Else they are 1.
 
         Args:
-            epoch: from 0.
+            indices: int64 [B], samples of the subset selected last.
 
         Returns:
-            int64 [len(self)] ascending indices.
+            [B].
 
         Raises:
-            TypeError: ``epoch`` is not an int.
-            ValueError: it is negative, or before the last one selected.
-        """
-        _checks.integer("DynamicSelector", "epoch", epoch)
-        if epoch < 0:
-            raise ValueError(f"DynamicSelector: epoch must be at least 0, got {epoch}")
-        if epoch < self._epoch:
-            raise ValueError(
-                f"DynamicSelector: epoch must be at least {self._epoch}, the last one selected, got {epoch}; "
-                "load an earlier state_dict or call reset()"
-            )
-        if self._selected is None or epoch > self._epoch:
-            scores = self._scores(epoch)
-            if self.temperature is None:
-                self._selected = self._strata.best(scores)
-            else:
-                assert self._key is not None
-                self._selected = self._strata.sample(scores / self.temperature, fold_in(self._key, epoch))
-            self._epoch = epoch
-            self._rounds += 1
-        return self._selected.clone()
-
-    def importance_weights(self) -> Tensor:
-        """Weights of the current subset's samples under which it stands for all of them, if ranking is stochastic.
-
-        The mean of weight times loss over the subset is an unbiased estimate of the mean loss over all samples, and so
-        is its gradient: a sample's weight is the inverse of its chance to be selected, scaled to 1 on average. The
-        smaller the temperature, the more the weights, and with them the estimates, scatter.
-
-        Returns:
-            [len(self)], in the order of `select`.
-
-        Raises:
-            ValueError: ranking is deterministic (no temperature), or nothing has been selected yet.
-
-        Example:
-            >>> import pysel
-            >>> selector = DynamicSelector.from_scores(
-            ...     torch.rand(100), torch.rand(100), 0.3, epochs=10, temperature=0.5, key=pysel.key(0)
-            ... )
-            >>> subset, weights = selector.select(0), torch.zeros(100)
-            >>> weights[subset] = selector.importance_weights()  # by sample, for the losses of a batch
+            ValueError: nothing has been selected yet, or a sample is not in the subset.
 
         Source: Kool et al., arXiv 1903.06059, for the estimate; to use it here is ours.
         """
+        name = type(self).__name__
+        if self._epoch < 0:
+            raise ValueError(f"{name}: weights are those of a selected subset: call select() first")
+        if self._subset is None:
+            if self._tail_weights is None:
+                return super().weights(indices)
+            assert self._classes is not None
+            return self._tail_weights[self._classes.ids.to(indices.device)[indices].long()]
         if self.temperature is None:
-            raise ValueError("DynamicSelector: temperature must be a number for importance weights, got None")
-        if self._selected is None:
-            raise ValueError("DynamicSelector: importance weights are those of a selected subset: call select() first")
-        assert self._key is not None
-        scores = self._mixed(self._epoch)
-        step = max(self._rounds - 1, 1)  # as when the subset was selected
-        ops.usage_penalty(scores, self._counts, self.gamma, self.penalty, step, out=scores)
-        probability = self._strata.inclusion(scores / self.temperature, fold_in(self._key, self._epoch))
-        return self.realised_ratio / probability
+            return super().weights(indices)
+        if self._inverse_chance is None:
+            self._inverse_chance = self._importance(self._epoch)
+        place = torch.searchsorted(self._subset, indices).clamp_max(self._size - 1)
+        outside = self._subset[place] != indices
+        if bool(outside.any()):
+            raise ValueError(
+                f"{name}: indices must be of the subset of epoch {self._epoch}, got {int(indices[outside][0])}"
+            )
+        return self._inverse_chance[place]
 
-    def _mixed(self, epoch: int) -> Tensor:
-        """Scores [N] without the penalty."""
-        return torch.lerp(self.representativeness, self.rarity, self.rarity_weight(epoch))
+    def _importance(self, epoch: int) -> Tensor:
+        """Weights of the samples of the subset, which is current.
 
-    def _scores(self, epoch: int) -> Tensor:
-        """Penalised scores [N]; takes the previous subset into the counts."""
-        scores = self._mixed(epoch)
-        step = max(self._rounds, 1)
-        if self._selected is None:
-            return ops.usage_penalty(scores, self._counts, self.gamma, self.penalty, step, out=scores)
-        return ops.usage_step_(
-            self._counts, self._selected, scores, self.gamma, self.decay, self.penalty, step, out=scores
+        With t the best race key of a class that lost, a winner i was drawn with probability P(log w_i + g_i > t), and
+        its inverse makes sums over the winners unbiased (Duffield, Lund and Thorup, J. ACM 54(6), 2007).
+        """
+        assert self._subset is not None and self.temperature is not None
+        log_weights = self._scored(epoch, self._before(epoch)).div_(self.temperature)
+        key = fold_in(self._key, epoch)
+        groups, quotas = self._groups, self._quotas
+        if groups is None or quotas is None:
+            groups = torch.zeros(self.num_samples, dtype=torch.int32, device=log_weights.device)
+            quotas = torch.tensor([self._size], device=log_weights.device)
+        sizes = torch.bincount(groups, minlength=quotas.numel())
+        more = (quotas + 1).minimum(sizes)  # what a draw more of each would have taken
+        drawn = ops.weighted_sample(
+            log_weights, int(more.sum()), log_weights=True, order="index", groups=groups, quotas=more, key=key
         )
+        won = torch.zeros_like(log_weights, dtype=torch.bool)
+        won[self._subset] = True
+        lost = drawn[~won[drawn]]
+        threshold = torch.full_like(quotas, -math.inf, dtype=log_weights.dtype)
+        threshold[groups[lost].long()] = log_weights[lost] + gumbel_at(lost, key, log_weights.dtype)
+        of = groups[self._subset].long()
+        chance = -torch.expm1(-torch.exp(log_weights[self._subset] - threshold[of]))
+        return ((quotas / sizes.clamp_min(1))[of] / chance).to(log_weights.dtype)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Uses, epoch and current subset. The tables are not included: they are inputs."""
-        return {
-            "epoch": self._epoch,
-            "rounds": self._rounds,
-            "counts": self._counts.clone(),
-            "selected": None if self._selected is None else self._selected.clone(),
-            "key": None if self._key is None else self._key.clone(),
-        }
+    def scores(self, epoch: int) -> Tensor:
+        """H [N] in an epoch, the penalty included; its subset holds the largest."""
+        return self._scored(epoch, self._before(epoch))
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a `state_dict` of a selector with the same tables and arguments.
+    @property
+    def uses(self) -> Tensor:
+        """int64 [N]: how many epochs have used each sample, the current one included."""
+        return self._uses.long()
+
+    # --- what it did, and why ---
+
+    def explain(self, i: int) -> dict[str, Any]:
+        """Why a sample is in the subset of the epoch selected last (the first, if none was), or why not.
+
+        Args:
+            i: index of the sample.
+
+        Returns:
+            a dictionary of numbers: ``sample``, ``epoch``, its ``label``; ``representativeness`` and ``diversity`` in
+            [0, 1], each with its ``rank`` among all samples (1 is the highest); ``weight``, the alpha of the epoch;
+            ``uses`` before it, the ``penalty`` for them, and the ``score`` H; whether it is ``taken``, and the
+            ``margin`` to the best sample of its class that is not, or, if it is not, to the worst that is (negative
+            then; None if there is no such sample). ``factors`` lists the factors active in it, the strongest first:
+            ``factor``, ``activation``, ``rate`` (the share of samples in which it is active), in how many ``classes``
+            it is, whether it is ``common``, and what it adds to the two scores before these are normalised. It is None
+            for a selector made from scores.
 
         Raises:
-            ValueError: entries are missing, or the state is of another number of samples or subset size.
+            TypeError, IndexError: ``i`` is not an int in [0, N).
+
+        Example:
+            >>> selector = DynamicSelector.from_scores(torch.tensor([0.9, 0.1]), torch.tensor([0.0, 0.1]), 0.5, 10)
+            >>> why = selector.explain(0)
+            >>> why["taken"], why["representativeness_rank"]
+            (True, 1)
         """
-        missing = [name for name in self.state_dict() if name not in state_dict]
-        if missing:
-            raise ValueError(f"DynamicSelector: state_dict must have {', '.join(missing)}")
-        counts, selected = state_dict["counts"], state_dict["selected"]
-        if counts.shape != (self.num_samples,):
-            raise ValueError(
-                f"DynamicSelector: state_dict must have {self.num_samples} counts, got {list(counts.shape)}"
-            )
-        if selected is not None and selected.shape != (len(self),):
-            raise ValueError(f"DynamicSelector: state_dict must have {len(self)} selected, got {list(selected.shape)}")
-        self._epoch, self._rounds = state_dict["epoch"], state_dict["rounds"]
-        self._counts = counts.to(self._counts, copy=True)
-        self._selected = None if selected is None else selected.to(self._counts.device, copy=True)
-        self._key = None if state_dict["key"] is None else state_dict["key"].clone()
+        name = f"{type(self).__name__}.explain"
+        _checks.integer(name, "i", i)
+        if not 0 <= i < self.num_samples:
+            raise IndexError(f"{name}: i must be between 0 and {self.num_samples - 1}, got {i}")
+        epoch = max(self._epoch, 0)
+        uses = self._before(epoch)
+        scores = self._scored(epoch, uses)
+        base = self._scored(epoch, torch.zeros_like(uses))
+        taken = torch.zeros_like(scores, dtype=torch.bool)
+        taken[self.select(epoch)] = True
+        rivals = taken != taken[i]
+        if self._groups is not None:
+            rivals &= self._groups == self._groups[i]
+        margin = None
+        if bool(rivals.any()):
+            others = scores[rivals]
+            margin = float(scores[i] - (others.max() if taken[i] else others.min()))
+        label = None if self._classes is None else int(self._classes.labels[int(self._classes.ids[i])])
+        return {
+            "sample": i,
+            "epoch": epoch,
+            "label": label,
+            "representativeness": float(self.representativeness[i]),
+            "representativeness_rank": 1 + int((self.representativeness > self.representativeness[i]).sum()),
+            "diversity": float(self.diversity[i]),
+            "diversity_rank": 1 + int((self.diversity > self.diversity[i]).sum()),
+            "weight": self.weight(epoch),
+            "uses": int(uses[i]),
+            "penalty": float(base[i] - scores[i]),
+            "score": float(scores[i]),
+            "taken": bool(taken[i]),
+            "margin": margin,
+            "factors": self._factors_of(i),
+        }
+
+    @torch.no_grad()
+    def _factors_of(self, i: int) -> list[dict[str, Any]] | None:
+        if self.sae is None or self.factors is None or self._rows is None:
+            return None
+        values, indices = self.sae.encode(self._rows.take(torch.tensor([i])).to(self.sae.bias.device))
+        found = []
+        for activation, j in zip(values[0].tolist(), indices[0].tolist(), strict=True):
+            if activation > 0:
+                count, classes = int(self.factors.counts[j]), float(self.factors.classes[j])
+                common = bool(self.factors.common[j])
+                found.append(
+                    {
+                        "factor": j,
+                        "activation": activation,
+                        "rate": count / self.num_samples,
+                        "classes": classes,
+                        "common": common,
+                        "representativeness": 1 / classes if common else 0.0,
+                        "diversity": 1 / count,
+                    }
+                )
+        return sorted(found, key=lambda factor: -factor["activation"])
+
+    def stats(self) -> dict[str, Any]:
+        """How evenly samples have been used so far, the epoch selected last included.
+
+        Returns:
+            ``epochs`` so far; ``realised_ratio``, samples seen over those that full data would have taken; ``uses``,
+            how many samples were used 0, 1, 2, ... times; ``imbalance``, the standard deviation of a sample's share of
+            epochs over its mean: 0 where selection leaves the gradient unbiased in the long run (the paper's bias
+            argument); and for a selector made from features ``coverage``: which share of a factor's samples the subset
+            holds, averaged over the ``rare`` quarter of the live factors and over the ``common`` one.
+
+        Example:
+            >>> selector = DynamicSelector.from_scores(torch.rand(10), torch.rand(10), 0.5, 10, key=0)
+            >>> subset = selector.select(0)
+            >>> selector.stats()
+            {'epochs': 1, 'realised_ratio': 0.5, 'uses': [5, 5], 'imbalance': 1.0}
+        """
+        epochs, uses = self._epoch + 1, self.uses
+        mean = float(uses.double().mean())
+        result = {
+            "epochs": epochs,
+            "realised_ratio": mean / max(epochs, 1),
+            "uses": torch.bincount(uses).tolist(),
+            "imbalance": float(uses.double().std(correction=0)) / mean if mean else 0.0,
+        }
+        if self.sae is not None and epochs:
+            result["coverage"] = self._coverage()
+        return result
+
+    @torch.no_grad()
+    def _coverage(self) -> dict[str, float]:
+        assert self.sae is not None and self.factors is not None and self._rows is not None
+        device, counts = self.sae.bias.device, self.factors.counts
+        held = torch.zeros_like(counts)
+        for part in self.select(self._epoch).split(8192):
+            values, indices = self.sae.encode(self._rows.take(part.cpu()).to(device))
+            held += ops.factor_counts(values, indices, self.sae.num_factors)
+        live = torch.nonzero(counts).flatten()
+        by_count = live[counts[live].argsort(stable=True)]
+        quarter = max(1, by_count.numel() // 4)
+        share = held / counts.clamp_min(1)
+        return {"rare": float(share[by_count[:quarter]].mean()), "common": float(share[by_count[-quarter:]].mean())}
+
+    # --- state ---
+
+    def _state(self) -> dict[str, Any]:
+        return {"epoch": self._epoch, "key": self._key.clone()}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self._set_key(state["key"].clone())
+        if state["epoch"] >= 0:
+            self.select(state["epoch"])

@@ -1,0 +1,680 @@
+"""DynamicSelector: the published algorithm against an oracle in numpy, its theorems, its state and its explanations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import pysel
+from pysel.nn import TopKSAE
+from pysel.reference.random import ORDER, words64
+from pysel.selection import DynamicSelector, factor_tables, to_unit_interval
+from tests.statistics import accept, reject
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Steps this small are faster on one thread, on a busy machine by far."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def tables(n: int = 200, seed: int = 0) -> tuple[Tensor, Tensor]:
+    g = generator(seed)
+    return torch.rand(n, generator=g), torch.rand(n, generator=g)
+
+
+def uses(selector: DynamicSelector, epochs: int) -> list[Tensor]:
+    """Uses after each epoch, counted from the subsets and not by the selector."""
+    counts = torch.zeros(selector.num_samples, dtype=torch.int64)
+    history = []
+    for epoch in range(epochs):
+        counts[selector.select(epoch)] += 1
+        history.append(counts.clone())
+    return history
+
+
+# --- factors -------------------------------------------------------------------------
+
+
+def oracle_tables(
+    activations: np.ndarray, labels: np.ndarray | None, common: float, effective: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rep and Div of a dense [N, H] matrix of activations, unit by unit."""
+    n, units = activations.shape
+    active = activations > 0
+    count = active.sum(0)
+    live = int((count > 0).sum())
+    most = sorted(range(units), key=lambda j: (-count[j], j))[: math.ceil(common * live)]
+    rep, div = np.zeros(n), np.zeros(n)
+    for j in range(units):
+        if count[j] == 0:
+            continue
+        div[active[:, j]] += 1 / count[j]
+        if j in most:
+            spread = 1.0
+            if labels is not None:
+                of_class = np.array([np.sum(active[labels == c, j]) for c in np.unique(labels)])
+                share = of_class[of_class > 0] / count[j]
+                spread = math.exp(-np.sum(share * np.log(share))) if effective else len(share)
+            rep[active[:, j]] += 1 / spread
+    return rep, div
+
+
+@pytest.mark.parametrize("class_coverage", ["once", "effective"])
+@pytest.mark.parametrize("classes", [0, 3])
+@pytest.mark.parametrize("common", [0.1, 0.5, 1.0])
+def test_factor_tables_are_the_formulas(class_coverage: str, classes: int, common: float) -> None:
+    sae = TopKSAE(6, 30, 4, key=pysel.key(0), dtype=torch.float64)
+    x = torch.randn(101, 6, dtype=torch.float64, generator=generator())
+    labels = torch.randint(classes, (101,), generator=generator(1)) * 5 - 3 if classes else None
+    with torch.no_grad():
+        values, indices = sae.encode(x)
+        z = torch.zeros(101, 30, dtype=torch.float64).scatter(1, indices, values)
+    result = factor_tables(sae, x, labels=labels, common=common, class_coverage=class_coverage, batch_size=17)
+    rep, div = oracle_tables(
+        z.numpy(), None if labels is None else labels.numpy(), common, class_coverage == "effective"
+    )
+    np.testing.assert_allclose(result.representativeness.numpy(), rep, rtol=1e-6)
+    np.testing.assert_allclose(result.diversity.numpy(), div, rtol=1e-6)
+    assert torch.equal(result.counts, (z > 0).sum(0))
+    assert int(result.common.sum()) == math.ceil(common * int((result.counts > 0).sum()))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_sum_of_diversities_is_the_number_of_live_units(seed: int) -> None:
+    sae = TopKSAE(6, 300, 4, key=pysel.key(seed))
+    result = factor_tables(sae, torch.randn(150, 6, generator=generator(seed)))
+    live = int((result.counts > 0).sum())
+    assert 50 < live < 300
+    assert float(result.diversity.double().sum()) == pytest.approx(live, rel=1e-6)
+
+
+def test_to_unit_interval() -> None:
+    x = torch.tensor([3.0, -1.0, 3.0, 7.0, 0.0])
+    torch.testing.assert_close(to_unit_interval(x), (x + 1) / 8)
+    torch.testing.assert_close(to_unit_interval(x, "rank"), torch.tensor([0.625, 0.0, 0.625, 1.0, 0.25]))
+    assert to_unit_interval(torch.tensor([-3e38, 0, 3e38])).tolist() == [0, 0.5, 1]
+    outlier = torch.cat([torch.linspace(0, 1, 199), torch.tensor([1e6])])
+    clipped = to_unit_interval(outlier, "clip", quantile=0.95)
+    assert 0.45 < float(clipped[100]) < 0.55 and float(to_unit_interval(outlier)[100]) < 1e-6
+    for how in ("minmax", "clip", "rank"):
+        assert to_unit_interval(torch.full((4,), 5.0), how).tolist() == [0.0] * 4
+        once = to_unit_interval(torch.rand(1000, generator=generator()) ** 9, how)
+        assert once.min() == 0 and once.max() == 1
+        assert torch.equal(to_unit_interval(once, how), once)
+    assert torch.equal(to_unit_interval(x.clamp(0, 1), None), x.clamp(0, 1))
+    assert to_unit_interval(x.half(), "minmax").dtype == torch.float32
+    with pytest.raises(ValueError, match=r"scores must lie in \[0, 1\], got -1 to 7"):
+        to_unit_interval(x, None)
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        with pytest.raises(ValueError, match="scores must be finite"):
+            to_unit_interval(torch.tensor([1.0, bad, 2.0]))
+    with pytest.raises(ValueError, match="how must be minmax, clip or rank, got 'z'"):
+        to_unit_interval(x, "z")
+
+
+# --- the algorithm -------------------------------------------------------------------
+
+
+def equal_shares(sizes: list[int], total: int) -> list[int]:
+    """One sample after another to the class that has fewest of its own so far and some left, of them the largest."""
+    given = [0] * len(sizes)
+    for _ in range(total):
+        c = min((c for c in range(len(sizes)) if given[c] < sizes[c]), key=lambda c: (given[c], -sizes[c], c))
+        given[c] += 1
+    return given
+
+
+class Oracle:
+    """Algorithm 1 in numpy, sample by sample: sorted lists, no kernels."""
+
+    def __init__(
+        self,
+        rep: np.ndarray,
+        div: np.ndarray,
+        keep: int,
+        epochs: int,
+        full: int,
+        labels: Any,
+        gamma: float,
+        key: Tensor,
+    ) -> None:
+        unit = lambda x: (x - x.min()) / (x.max() - x.min())  # noqa: E731
+        self.rep, self.div = unit(rep), unit(div)
+        self.keep, self.epochs, self.full, self.gamma, self.key = keep, epochs, full, gamma, key
+        self.labels = np.zeros(len(rep), int) if labels is None else labels
+        self.used = np.zeros(len(rep))
+
+    def epoch(self, t: int) -> list[int]:
+        n = len(self.rep)
+        if t > self.epochs - self.full:
+            self.used += 1
+            return list(range(n))
+        alpha = 0.2 + 0.8 * (1 - 1 / (1 + math.exp(-(t / self.epochs - 0.6) / 0.1)))
+        mix = 1 - alpha
+        h = self.rep * (1 - mix) + self.div * mix - self.gamma * np.log(1 + self.used)
+        words = words64(pysel.fold_in(self.key, t - 1), ORDER, torch.arange(n)).numpy().view(np.uint64)
+        # equal to the last bits, which numpy's logarithm does not share
+        close = [round(float(x), 12) for x in h]
+        ranked = sorted(range(n), key=lambda i: (-close[i], int(words[i])))
+        names = sorted(set(self.labels.tolist()))
+        share = equal_shares([int((self.labels == c).sum()) for c in names], self.keep)
+        chosen = [i for c, k in zip(names, share, strict=True) for i in [i for i in ranked if self.labels[i] == c][:k]]
+        self.used[chosen] += 1
+        return sorted(chosen)
+
+
+@pytest.mark.parametrize("batch", range(10))
+def test_the_whole_algorithm_against_numpy(batch: int) -> None:
+    """Twenty random small configurations a batch, from activations to subsets, with many ties."""
+    for case in range(20):
+        r = np.random.default_rng(100 * batch + case)
+        n, units, epochs = int(r.integers(5, 80)), int(r.integers(4, 30)), int(r.integers(1, 14))
+        ratio, refine, gamma = (
+            r.integers(1, 11) / 10,
+            float(r.choice([0.0, 0.15, 0.3, 1.0])),
+            float(r.choice([0, 0.2, 1])),
+        )
+        activations = np.where(r.random((n, units)) < r.random(units) * 0.8, r.random((n, units)), 0)
+        activations[r.integers(n), r.integers(units)] = 1  # one at least
+        labels = r.integers(-2, int(r.integers(-1, 6)), n) if r.random() < 0.7 else None
+        rep, div = oracle_tables(activations, labels, 0.3, False)
+        if rep.min() == rep.max() or div.min() == div.max():
+            continue
+        key = torch.from_numpy(r.integers(-(2**62), 2**62, 2))
+        keep = math.ceil(round(ratio * n, 9))
+        full = epochs - math.floor(round((1 - refine) * epochs, 9))
+        oracle = Oracle(rep, div, keep, epochs, full, labels, gamma, key)
+        selector = DynamicSelector.from_scores(
+            rep, div, float(ratio), epochs, labels=labels, gamma=gamma, refine=refine, key=key
+        )
+        for epoch in range(epochs):
+            wanted = oracle.epoch(epoch + 1)
+            chosen = selector.select(epoch)
+            assert chosen.dtype == torch.int64 and chosen.tolist() == wanted, (batch, case, epoch)
+            assert torch.equal(selector.uses, torch.from_numpy(oracle.used).long())
+            assert len(selector) == len(wanted) == selector.size(epoch)
+
+
+@pytest.mark.parametrize("penalty", ["log", "linear", "exp", "rate"])
+def test_selection_is_the_formula(penalty: str) -> None:
+    representativeness, diversity = tables()
+    selector = DynamicSelector(
+        representativeness, diversity, 0.3, 8, penalty=penalty, schedule="linear", refine=0, key=0
+    )
+    r, d = to_unit_interval(representativeness), to_unit_interval(diversity)
+    counts = torch.zeros(200)
+    for epoch in range(8):
+        weight = 1 - (epoch + 1) / 8
+        score = {
+            "log": lambda s: s - 0.2 * torch.log1p(counts),
+            "linear": lambda s: s - 0.2 * counts,
+            "exp": lambda s: s * torch.exp(-0.2 * counts),
+            "rate": lambda s: s - 0.2 * counts / max(epoch, 1),  # noqa: B023
+        }[penalty](d + weight * (r - d))
+        torch.testing.assert_close(selector.scores(epoch), score)
+        chosen = selector.select(epoch)
+        assert torch.equal(chosen, score.argsort(descending=True)[:60].sort().values)
+        counts[chosen] += 1
+        assert selector.weight(epoch) == pytest.approx(weight)
+
+
+def test_equal_shares_of_unequal_classes() -> None:
+    labels = torch.tensor([7] * 150 + [-1] * 45 + [3] * 5)
+    rep, div = tables()
+    for balance, wanted in (("equal", [17, 5, 18]), ("proportional", [9, 1, 30]), (None, None)):
+        selector = DynamicSelector(rep, div, 0.2, 4, labels=labels, balance=balance, refine=0, key=0)
+        for epoch in range(4):
+            chosen = selector.select(epoch)
+            assert len(chosen) == 40
+            if wanted:
+                assert torch.unique(labels[chosen], return_counts=True)[1].tolist() == wanted  # classes -1, 3, 7
+    assert torch.equal(
+        DynamicSelector(rep, div, 0.2, 4, labels=labels, balance=None, key=0).select(0),
+        DynamicSelector(rep, div, 0.2, 4, key=0).select(0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("epochs", "refine", "full"), [(200, 0.15, 30), (10, 0.15, 2), (10, 0.1, 1), (7, 0, 0), (3, 1, 3)]
+)
+def test_the_last_epochs_take_everything(epochs: int, refine: float, full: int) -> None:
+    selector = DynamicSelector(*tables(20), 0.3, epochs, refine=refine, key=0)
+    sizes = [len(selector.select(epoch)) for epoch in range(epochs)]
+    assert sizes == [6] * (epochs - full) + [20] * full == [selector.size(e) for e in range(epochs)]
+    assert selector.realised_ratio == pytest.approx(sum(sizes) / (20 * epochs))
+    assert selector.total_steps(4) == sum(-(-size // 4) for size in sizes)
+    assert selector.total_steps(4, drop_last=True) == sum(size // 4 for size in sizes)
+    assert len(selector.select(epochs + 3)) == (20 if full else 6), "training may go on past the plan"
+    selector.select(0)
+    assert len(selector) == selector.size(0) and selector.steps(4) == -(-selector.size(0) // 4)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_anti_monopoly(seed: int) -> None:
+    """The paper's theorem 3.1: with scores within D, u_i >= (1 + u_j) exp(D / gamma) - 1 ranks i no higher than j."""
+    g = generator(seed)
+    n, gamma = 60, float(torch.rand((), generator=g)) + 0.8
+    rep, div = torch.rand(n, generator=g, dtype=torch.float64), torch.rand(n, generator=g, dtype=torch.float64)
+    selector = DynamicSelector(rep, div, 0.3, 40, gamma=gamma, refine=0, key=seed)
+    held = 0
+    for epoch in range(40):
+        before = selector.uses.double() if epoch else torch.zeros(n, dtype=torch.float64)
+        score = selector.scores(epoch)
+        mixed = score + gamma * torch.log1p(before)
+        spread = float(mixed.max() - mixed.min())
+        premise = before[:, None] >= (1 + before[None, :]) * math.exp(spread / gamma) - 1
+        held += int(premise.sum()) - n * (spread == 0)
+        assert bool((score[:, None] <= score[None, :] + 1e-9)[premise].all())
+    assert held > 0, "the premise held for some pair"
+
+
+@pytest.mark.parametrize("gamma", [0.05, 0.3, 0.5, 2.0])
+@pytest.mark.parametrize("kind", ["random", "extreme", "equal"])
+def test_the_linear_penalty_bounds_the_difference_of_uses(gamma: float, kind: str) -> None:
+    """max u - min u <= 1 / gamma + 1 after every epoch, whatever the scores."""
+    representativeness, diversity = tables()
+    if kind == "extreme":
+        representativeness = diversity = (torch.arange(200) < 60).float()
+    elif kind == "equal":
+        representativeness = diversity = torch.ones(200)
+    selector = DynamicSelector(representativeness, diversity, 0.3, 60, gamma=gamma, penalty="linear", refine=0, key=0)
+    history = uses(selector, 60)
+    for counts in history:
+        assert float(counts.max() - counts.min()) <= 1 / gamma + 1
+    if kind == "extreme" and gamma == 0.05:
+        assert max(float(c.max() - c.min()) for c in history) > 1 / gamma - 1, "the bound is nearly reached"
+
+
+def test_without_the_penalty_there_is_a_monopoly() -> None:
+    counts = uses(DynamicSelector(*tables(), 0.3, 20, gamma=0.0, schedule=0.5, refine=0, key=0), 20)[-1]
+    assert set(counts.tolist()) == {0, 20}
+
+
+def test_equal_scores_do_not_favour_the_front_of_the_file() -> None:
+    """Over 400 keys every one of 50 samples of equal score is among the 10 first as often as chance has it."""
+    flat = torch.ones(50)
+    taken = torch.zeros(50, dtype=torch.float64)
+    for seed in range(400):
+        taken[DynamicSelector(flat, flat, 0.2, 1, refine=0, key=seed).select(0)] += 1
+    statistic = float(((taken - 80) ** 2 / (80 * 0.8)).sum()) * 49 / 50  # 49 degrees of freedom
+    assert statistic < 95, "chi-square with 49 degrees of freedom exceeds 95 once in 10,000 times"
+    selector = DynamicSelector(flat, flat, 0.2, 3, gamma=0.0, refine=0, key=0)
+    assert not torch.equal(selector.select(0), selector.select(1)), "anew in each epoch"
+
+
+def test_schedule_moves_from_common_to_rare() -> None:
+    representativeness, diversity = tables(1000)
+    selector = DynamicSelector(representativeness, diversity, 0.3, 10, gamma=0.0, schedule="linear", refine=0, key=0)
+    first, last = selector.select(0), selector.select(9)
+    assert float(representativeness[first].mean()) > 0.8 > 0.6 > float(representativeness[last].mean())
+    assert float(diversity[last].mean()) > 0.8 > 0.6 > float(diversity[first].mean())
+
+
+# --- epochs in any order, state ------------------------------------------------------
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.1},
+    {"penalty": "rate", "normalise": "rank", "schedule": "cosine"},
+    {"labels": torch.arange(200) % 3, "balance": "proportional", "temperature": 0.2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_subset_is_a_function_of_its_epoch(options: dict[str, Any]) -> None:
+    forward = DynamicSelector(*tables(), 0.3, 8, key=3, **options)
+    wanted = [forward.select(epoch) for epoch in range(10)]
+    jumping = DynamicSelector(*tables(), 0.3, 8, key=3, **options)
+    for epoch in (5, 5, 2, 9, 0, 7, 1):
+        chosen = jumping.select(epoch)
+        assert torch.equal(chosen, wanted[epoch])
+        chosen[:] = 0  # the caller owns what it got
+        assert torch.equal(jumping.select(epoch), wanted[epoch])
+        assert int(jumping.uses.sum()) == sum(len(subset) for subset in wanted[: epoch + 1])
+    other = DynamicSelector(*tables(), 0.3, 8, key=4, **options)
+    assert options.get("temperature") is None or not torch.equal(other.select(0), wanted[0])
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("after", [0, 1, 4, 8])
+def test_state_round_trip(options: dict[str, Any], after: int, tmp_path: Path) -> None:
+    selector = DynamicSelector(*tables(), 0.3, 8, **options)
+    for epoch in range(after):
+        selector.select(epoch)
+    state = selector.state_dict()
+    torch.save(state, tmp_path / "state.pt")
+    resumed = DynamicSelector(*tables(), 0.3, 8, **options)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt"))
+    selector.save(tmp_path / "folder")
+    loaded = DynamicSelector.load(tmp_path / "folder")
+    for other in (resumed, loaded):
+        assert len(other) == len(selector) and torch.equal(other.uses, selector.uses)
+        assert other.fingerprint == selector.fingerprint
+    for epoch in range(max(after - 1, 0), 8):
+        wanted = selector.select(epoch)
+        assert torch.equal(resumed.select(epoch), wanted) and torch.equal(loaded.select(epoch), wanted)
+
+
+def test_a_state_of_something_else_is_refused() -> None:
+    selector = DynamicSelector(*tables(), 0.3, 6, key=0)
+    selector.select(2)
+    state = selector.state_dict()
+    assert {name: getattr(value, "shape", ()) for name, value in state.items()} == {
+        name: getattr(value, "shape", ()) for name, value in DynamicSelector(*tables(), 0.3, 6).state_dict().items()
+    }, "of the same shapes in every epoch"
+    cases: list[tuple[DynamicSelector, str]] = [
+        (DynamicSelector(*tables(), 0.2, 6, key=0), "a selector with keep_ratio=0.2, got one with 0.3"),
+        (DynamicSelector(*tables(), 0.3, 6, key=0, penalty="exp"), "a selector with penalty='exp', got one with 'log'"),
+        (DynamicSelector(*tables(seed=1), 0.3, 6, key=0), "a selector with the same tables .* got one of other"),
+        (DynamicSelector(*tables(100), 0.3, 6, key=0), "a selector with the same tables .* got one of other"),
+        (DynamicSelector(*tables(), 0.3, 6, key=0, labels=torch.arange(200) % 2), "a selector with the same tables"),
+    ]
+    for other, message in cases:
+        before = other.select(1)
+        with pytest.raises(ValueError, match=f"DynamicSelector: state_dict must be of {message}"):
+            other.load_state_dict(state)
+        assert torch.equal(other.select(1), before) and other.state_dict()["epoch"] == 1
+    with pytest.raises(ValueError, match="state_dict must have arguments, fingerprint, key"):
+        selector.load_state_dict({"epoch": 1})
+
+
+def test_what_cannot_be_saved_says_so(tmp_path: Path) -> None:
+    selector = DynamicSelector(*tables(), 0.3, 6, schedule=lambda p: 1 - p, key=0)
+    with pytest.raises(ValueError, match="schedule must be a name or a number to be saved, got <function"):
+        selector.save(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+    DynamicSelector(*tables(), 0.3, 6, key=0).save(tmp_path / "folder")
+    with pytest.raises(
+        ValueError, match=r"FixedSelector.load: path must hold a FixedSelector .* got a DynamicSelector"
+    ):
+        pysel.selection.FixedSelector.load(tmp_path / "folder")
+    with pytest.raises(FileNotFoundError):
+        DynamicSelector.load(tmp_path / "nowhere")
+
+
+# --- stochastic ranking --------------------------------------------------------------
+
+
+def test_stochastic_ranking() -> None:
+    def run(seed: int, temperature: float) -> list[Tensor]:
+        selector = DynamicSelector(*tables(), 0.3, 4, temperature=temperature, refine=0, key=seed)
+        return [selector.select(epoch) for epoch in range(4)]
+
+    before = torch.get_rng_state()
+    first, same, other = run(0, 0.1), run(0, 0.1), run(1, 0.1)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    assert all(len(chosen.unique()) == 60 and torch.equal(chosen, chosen.sort().values) for chosen in first)
+    deterministic = DynamicSelector(*tables(), 0.3, 4, key=0)
+    assert torch.equal(run(0, 1e-6)[0], deterministic.select(0)), "cold enough, noise decides nothing"
+
+
+def test_stochastic_ranking_prefers_high_scores() -> None:
+    """Over 300 draws of 60 in 200 the upper half is used more often than the lower, far beyond chance."""
+    taken = torch.zeros(200)
+    for seed in range(300):
+        scores = torch.arange(200.0)
+        taken[DynamicSelector(scores, scores, 0.3, 1, temperature=0.5, refine=0, key=seed).select(0)] += 1
+    # With equal chances the means of the halves differ by 1.1 (one standard deviation): sqrt(300 * 0.21 * 4 / 200).
+    assert float(taken[100:].mean() - taken[:100].mean()) > 20
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_weights_make_the_subset_stand_for_all(classes: int) -> None:
+    """Weighted means over 4,000 subsets, each of a second epoch, against the mean of all; plain means must miss it."""
+    representativeness, diversity = tables(40)
+    labels = torch.arange(40) % classes if classes > 1 else None
+    losses = diversity + torch.arange(40.0) / 40  # high where samples are likely to be selected
+    weighted, plain, mass = [], [], []
+    for key in pysel.split(pysel.key(11), 4000):
+        selector = DynamicSelector(
+            representativeness, diversity, 0.3, 2, temperature=0.3, schedule=0.0, labels=labels,
+            balance="proportional", refine=0, key=key,
+        )  # fmt: skip
+        chosen = selector.select(1)
+        weights = selector.weights(chosen)
+        assert weights.shape == chosen.shape
+        weighted.append(float((weights * losses[chosen]).mean()))
+        plain.append(float(losses[chosen].mean()))
+        mass.append(float(weights.mean()))
+
+    def p_value(estimates: list[float], truth: float) -> float:
+        sample = torch.tensor(estimates, dtype=torch.float64)
+        error = (sample.mean() - truth) / (sample.std() / len(sample) ** 0.5)
+        return math.erfc(abs(float(error)) / 2**0.5)
+
+    shares = torch.bincount(labels[chosen]) / len(chosen) if labels is not None else torch.ones(1)
+    groups = torch.zeros(40, dtype=torch.int64) if labels is None else labels
+    truth = sum(float(share * losses[groups == c].double().mean()) for c, share in enumerate(shares))
+    accept({"losses": p_value(weighted, truth), "mass": p_value(mass, 1.0)})
+    reject({"losses": p_value(plain, truth)})
+
+
+def test_weights_go_by_sample() -> None:
+    selector = DynamicSelector(*tables(), 0.3, 6, temperature=0.2, refine=0.5, key=1)
+    chosen = selector.select(1)
+    weights = selector.weights(chosen)
+    shuffled = torch.randperm(len(chosen), generator=generator())
+    assert torch.equal(selector.weights(chosen[shuffled]), weights[shuffled])
+    missing = next(i for i in range(200) if i not in chosen.tolist())
+    with pytest.raises(ValueError, match=f"indices must be of the subset of epoch 1, got {missing}"):
+        selector.weights(torch.tensor([int(chosen[0]), missing]))
+    selector.select(5)
+    assert torch.equal(selector.weights(torch.tensor([9, 3])), torch.ones(2)), "all samples stand for themselves"
+    with pytest.raises(ValueError, match=r"DynamicSelector: weights are .* call select\(\) first"):
+        DynamicSelector(*tables(), 0.3, 6).weights(torch.tensor([9, 3]))
+    selector = DynamicSelector(*tables(), 0.3, 6, key=1)
+    selector.select(0)
+    assert torch.equal(selector.weights(torch.tensor([9, 3])), torch.ones(2))
+
+
+def test_a_weighted_tail_keeps_the_balance() -> None:
+    labels = torch.tensor([7] * 150 + [-1] * 45 + [3] * 5)
+    everything = torch.arange(200)
+    for options, shares in (
+        ({}, [17 / 40, 5 / 40, 18 / 40]),
+        ({"balance": "proportional"}, [9 / 40, 1 / 40, 30 / 40]),
+        ({"balance": None}, [45 / 200, 5 / 200, 150 / 200]),
+        ({"weighted_tail": False}, [45 / 200, 5 / 200, 150 / 200]),
+    ):
+        selector = DynamicSelector(*tables(), 0.2, 4, labels=labels, refine=0.25, key=0, **options)
+        assert len(selector.select(3)) == 200
+        weights = selector.weights(everything)
+        assert float(weights.mean()) == pytest.approx(1)
+        assert [float(weights[labels == c].sum()) / 200 for c in (-1, 3, 7)] == pytest.approx(shares)
+        selector.select(0)
+        assert selector.weights(everything).tolist() == [1.0] * 200
+
+
+# --- explanations --------------------------------------------------------------------
+
+
+def made_from_features(**options: Any) -> tuple[DynamicSelector, Tensor, Tensor]:
+    g = generator()
+    common = torch.randn(480, 8, generator=g) * torch.tensor([3.0, 3, 3, 3, 0, 0, 0, 0])
+    rare = torch.randn(20, 8, generator=g) * torch.tensor([0.0, 0, 0, 0, 3, 3, 3, 3])
+    features, labels = torch.cat([common, rare]), torch.arange(500) % 2
+    selector = DynamicSelector.from_features(
+        features, 0.2, 5, labels=labels, key=0, num_factors=32, k=2,
+        sae_options={"epochs": 10, "batch_size": 50, "lr": 1e-2}, **options,
+    )  # fmt: skip
+    return selector, features, labels
+
+
+def test_from_features() -> None:
+    before = torch.get_rng_state()
+    options: dict[str, Any] = {"gamma": 0.0, "refine": 0, "schedule": "linear"}
+    selector, features, _ = made_from_features(balance=None, **options)
+    assert torch.equal(before, torch.get_rng_state())
+    assert selector.report is not None and selector.report.explained_variance > 0.5
+    assert selector.sae is not None and selector.factors is not None and len(selector.factors.counts) == 32
+    assert float(selector.diversity[480:].mean()) > 5 * float(selector.diversity[:480].mean())
+    first, last = selector.select(0), selector.select(4)
+    assert int((first >= 480).sum()) <= 2 and int((last >= 480).sum()) >= 15, "the rare ones come late"
+    assert torch.equal(made_from_features(balance=None, **options)[0].select(0), first)
+    given = DynamicSelector.from_features(features.numpy(), 0.2, 5, sae=selector.sae, key=0, **options)
+    assert given.report is None and torch.equal(given.diversity, selector.diversity)
+
+
+def test_explain() -> None:
+    selector, features, labels = made_from_features()
+    for epoch in (0, 3):
+        chosen = set(selector.select(epoch).tolist())
+        scores = selector.scores(epoch)
+        assert selector.sae is not None and selector.factors is not None
+        for i in (0, 7, 250, 499):
+            why = selector.explain(i)
+            assert why["taken"] == (i in chosen) and why["epoch"] == epoch and why["label"] == int(labels[i])
+            assert why["score"] == float(scores[i]) and why["uses"] == int(selector.uses[i]) - why["taken"]
+            mixed = why["weight"] * why["representativeness"] + (1 - why["weight"]) * why["diversity"]
+            assert why["score"] == pytest.approx(mixed - why["penalty"], abs=1e-6)
+            assert why["penalty"] == pytest.approx(0.2 * math.log1p(why["uses"]), abs=1e-6)
+            rivals = [
+                float(s) for j, s in enumerate(scores) if labels[j] == labels[i] and (j in chosen) != (i in chosen)
+            ]
+            assert why["margin"] == pytest.approx(why["score"] - (max(rivals) if i in chosen else min(rivals)))
+            assert (why["margin"] >= 0) == why["taken"] or why["margin"] == 0
+            order = selector.diversity.argsort(descending=True, stable=True).tolist()
+            assert why["diversity_rank"] <= 1 + order.index(i)
+            assert selector.diversity[order[why["diversity_rank"] - 1]] == selector.diversity[i]
+            values, indices = selector.sae.encode(features[i : i + 1])
+            assert [f["factor"] for f in why["factors"]] == indices[0][values[0] > 0].tolist()
+            for factor in why["factors"]:
+                assert factor["rate"] == int(selector.factors.counts[factor["factor"]]) / 500
+    tables_of = factor_tables(selector.sae, features, labels=labels)
+    why = selector.explain(490)
+    for name in ("representativeness", "diversity"):
+        total = sum(factor[name] for factor in why["factors"])
+        assert total == pytest.approx(float(getattr(tables_of, name)[490]), rel=1e-5)
+    assert DynamicSelector(*tables(), 0.3, 4, key=0).explain(3)["factors"] is None
+    with pytest.raises(IndexError, match="explain: i must be between 0 and 499, got 500"):
+        selector.explain(500)
+
+
+def test_stats() -> None:
+    selector, *_ = made_from_features(refine=0.4)
+    assert selector.stats()["epochs"] == 0
+    for epoch in range(5):
+        selector.select(epoch)
+        stats = selector.stats()
+        counts = selector.uses
+        assert stats["uses"] == torch.bincount(counts).tolist() and sum(stats["uses"]) == 500
+        assert stats["realised_ratio"] == pytest.approx(int(counts.sum()) / (500 * (epoch + 1)))
+        share = counts.double() / (epoch + 1)
+        assert stats["imbalance"] == pytest.approx(float(share.std(correction=0) / share.mean()))
+    assert stats["coverage"] == {"rare": pytest.approx(1), "common": pytest.approx(1)}, "everything, at the end"
+    selector.select(2)
+    held = selector.stats()["coverage"]
+    assert 0 < held["common"] < 1 and 0 < held["rare"] <= 1
+
+
+# --- bad input -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"keep_ratio": 0.0}, ValueError, r"keep_ratio, the fraction kept, must be in \(0, 1\], got 0.0"),
+        ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
+        ({"epochs": 2.0}, TypeError, "epochs must be an int, got float"),
+        ({"gamma": -1.0}, ValueError, "gamma must be finite and at least 0, got -1.0"),
+        ({"gamma": math.nan}, ValueError, "gamma must be finite and at least 0, got nan"),
+        ({"refine": 1.5}, ValueError, "refine must be between 0 and 1, got 1.5"),
+        ({"refine": None}, TypeError, "refine must be a number, got NoneType"),
+        ({"penalty": "square"}, ValueError, "penalty must be log, linear, exp or rate, got 'square'"),
+        ({"balance": "even"}, ValueError, "balance must be equal or proportional, got 'even'"),
+        ({"schedule": "step"}, ValueError, "schedule must be one of .* got 'step'"),
+        ({"normalise": "z"}, ValueError, "normalise must be minmax, clip or rank, got 'z'"),
+        (
+            {"normalise": None, "diversity": torch.full((200,), 2.0)},
+            ValueError,
+            r"diversity must lie in \[0, 1\], got 2",
+        ),
+        ({"temperature": 0.0}, ValueError, "temperature must be positive and finite, got 0.0"),
+        ({"labels": torch.zeros(3).long()}, ValueError, r"labels must have shape \[200\], got \[3\]"),
+        ({"labels": torch.zeros(200)}, TypeError, "labels must be int64.*got torch.float32"),
+        ({"labels": [0] * 200}, TypeError, "labels must be a Tensor, got list"),
+        ({"labels": torch.arange(200), "balance": "proportional"}, ValueError, "each of the 200 classes .* got 60"),
+        (
+            {"diversity": torch.ones(3)},
+            ValueError,
+            r"diversity must have shape \[200\] like representativeness, got \[3\]",
+        ),
+        ({"diversity": torch.full((200,), torch.nan)}, ValueError, "diversity must be finite, got nan at 0"),
+        ({"representativeness": torch.ones(2, 2)}, ValueError, r"representativeness must be \[N\] .*got \[2, 2\]"),
+        ({"representativeness": torch.ones(0)}, ValueError, r"representativeness must be \[N\] with N > 0, got \[0\]"),
+        ({"representativeness": torch.arange(200)}, TypeError, "representativeness must be .* got torch.int64"),
+        ({"key": torch.zeros(3).long()}, ValueError, r"key must have shape \[2\], got \[3\]"),
+        ({"key": "seed"}, TypeError, "key must be .* got str"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    representativeness, diversity = tables()
+    arguments = {"representativeness": representativeness, "diversity": diversity, "keep_ratio": 0.3, "epochs": 5}
+    with pytest.raises(error, match=message):
+        DynamicSelector(**{**arguments, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"features": torch.full((64, 8), torch.nan)}, ValueError, "features must be finite, got nan in row 0"),
+        ({"features": torch.ones(64)}, ValueError, r"features must be a matrix .*got shape \[64\]"),
+        ({"features": iter([torch.ones(64, 8)])}, TypeError, "features is read more than once"),
+        ({"num_factors": 1000}, ValueError, "num_factors must be at most .*64"),
+        ({"labels": torch.zeros(63).long()}, ValueError, r"labels must have shape \[64\], got \[63\]"),
+        ({"keep_ratio": 1.01}, ValueError, "keep_ratio, the fraction kept, must be in"),
+        (
+            {"features": torch.eye(64, 8).index_put((torch.tensor(63), torch.tensor(0)), torch.tensor(math.inf))},
+            ValueError,
+            "features must be finite, got inf in row 63",
+        ),
+        ({"common": 0.0}, ValueError, r"common must be in \(0, 1\], got 0.0"),
+        ({"class_coverage": "all"}, ValueError, "class_coverage must be once or effective, got 'all'"),
+        ({"sae": TopKSAE(7, 16, 2, key=pysel.key(0))}, ValueError, r"features must be \[N, 7\] like the model's"),
+    ],
+)
+def test_bad_features(
+    options: dict[str, Any], error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before the autoencoder is trained."""
+
+    def work(*_: Any, **__: Any) -> None:
+        pytest.fail("the work has begun")
+
+    monkeypatch.setattr(torch.optim.Adam, "step", work)
+    arguments = {"features": torch.randn(64, 8, generator=generator()), "keep_ratio": 0.5, "epochs": 4, "k": 4}
+    with pytest.raises(error, match=message):
+        DynamicSelector.from_features(**{"num_factors": 32, "key": 0, **arguments, **options})
+
+
+def test_bad_epochs() -> None:
+    selector = DynamicSelector(*tables(), 0.3, 5, key=0)
+    with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
+        selector.select(-1)
+    with pytest.raises(TypeError, match="epoch must be an int, got float"):
+        selector.select(1.0)  # type: ignore[arg-type]
+
+
+def test_a_schedule_that_fails_loses_nothing() -> None:
+    selector = DynamicSelector(*tables(), 0.3, 5, schedule=lambda p: 2.0 if p > 0.5 else 0.5, refine=0, key=0)
+    chosen = selector.select(1)
+    with pytest.raises(ValueError, match=r"schedule must stay in \[0, 1\], got 2.0 at progress 0.6"):
+        selector.select(4)
+    assert torch.equal(selector.select(1), chosen)
