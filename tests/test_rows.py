@@ -175,6 +175,18 @@ def test_a_source_must_stay_the_same() -> None:
             list(rows.batches(5))
 
 
+@pytest.mark.parametrize("format", [None, "torch", "numpy"])
+def test_a_column_of_a_hugging_face_dataset(format: str | None) -> None:
+    """Runs where the library is installed: requirements-bench.txt."""
+    datasets = pytest.importorskip("datasets")
+    table = datasets.Dataset.from_dict({"x": X.numpy(), "y": list(range(23))}).with_format(format)
+    rows = Rows(table["x"], "f", "x")
+    assert torch.equal(torch.cat(list(rows.batches(7))).float(), X)
+    assert torch.equal(rows.take(torch.tensor([3, 20])).float(), X[[3, 20]])
+    with pytest.raises(TypeError, match=r"of a dataset pass one column, dataset\['name'\]"):
+        Rows(table, "f", "x")
+
+
 def test_a_row_of_another_width_in_a_column_is_found_when_it_is_read() -> None:
     column = Column(X)
     column.rows[20] = column.rows[20][:3]

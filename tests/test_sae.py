@@ -359,11 +359,18 @@ def test_an_int_key_is_a_key() -> None:
         assert torch.equal(TopKSAE(4, 8, 2, key=key).encoder, TopKSAE(4, 8, 2, key=pysel.key(5)).encoder)
 
 
-def test_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bar_shows_where_it_can_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     x = sparse_data(100)
-    train_sae(x, 16, 2, epochs=1, key=0, progress=True)
-    train_sae(x, 16, 2, epochs=1, key=0)
-    assert capsys.readouterr().err == ""  # not a terminal
+
+    def written(terminal: bool, progress: bool | None) -> str:
+        stream = io.StringIO()
+        stream.isatty = lambda: terminal  # type: ignore[method-assign]
+        monkeypatch.setattr("sys.stderr", stream)
+        train_sae(x, 16, 2, epochs=3, key=0, progress=progress)
+        return stream.getvalue()
+
+    assert "3/3" in written(True, True)
+    assert "".join(written(*never) for never in ((True, None), (True, False), (False, True))) == ""
 
 
 # Options.

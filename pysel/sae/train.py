@@ -178,7 +178,7 @@ def train_sae(
     _checks.integer(op, "num_factors", num_factors)
     if num_factors > m:
         told = f"the {n} rows of {rows.name}" if m == n else f"max_rows, {m}"
-        raise ValueError(f"{op}: num_factors must be at most {told}, got {num_factors}")
+        raise ValueError(f"{rows.op}: num_factors must be at most {told}, got {num_factors}")
 
     began = time.perf_counter()
     epochs = -(-_STEPS // -(-m // batch_size)) if epochs is None else epochs
@@ -215,7 +215,7 @@ def train_sae(
         result = evaluate_sae(model, Rows(rows.take(order[-judged:].sort().values), op, rows.name))
     if epochs and not result.explained_variance >= _POOR:
         warnings.warn(
-            f"{op}: the autoencoder explains only {result.explained_variance:.1%} of the variance of {rows.name}; more "
+            f"{rows.op}: the autoencoder explains only {result.explained_variance:.1%} of the variance of {rows.name}; more "
             f"epochs ({epochs}), a larger k ({k}) or num_factors ({num_factors}) describe more, and features whose "
             "scales differ should be standardised",
             stacklevel=2,
