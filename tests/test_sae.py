@@ -287,6 +287,8 @@ def test_rows_that_are_not_finite_are_named() -> None:
     for source in (x, x.numpy(), list(x.split(30))):
         with pytest.raises(ValueError, match="train_sae: features must be finite, got nan in row 77"):
             train_sae(source, 16, 2)
+        with pytest.raises(ValueError, match="train_sae: features must be finite, got nan in row 77"):
+            train_sae(source, 4, 2, max_rows=4, key=0)  # whether or not it is in the sample
         with pytest.raises(ValueError, match="evaluate_sae: features must be finite, got nan in row 77"):
             evaluate_sae(TopKSAE(16, 16, 2), source)
 

@@ -56,7 +56,7 @@ def evaluate_sae(model: TopKSAE, features: Any, batch_size: int = 8192) -> SAERe
 
     Args:
         model: in whatever mode; it stays in it.
-        features: [N, d], any source that `Rows` reads.
+        features: [N, d], any source that `Rows` reads; batches are moved to the model's device.
         batch_size: rows at a time.
 
     Returns:
@@ -74,10 +74,12 @@ def evaluate_sae(model: TopKSAE, features: Any, batch_size: int = 8192) -> SAERe
     rows = features if isinstance(features, Rows) else Rows(features, "evaluate_sae", "features")
     if rows.shape[1] != model.in_features:
         raise ValueError(f"evaluate_sae: features must be [N, {model.in_features}], got {list(rows.shape)}")
-    counts = torch.zeros(model.num_factors, dtype=torch.int64, device=rows.device)
-    total = torch.zeros(model.in_features, dtype=torch.float64, device=rows.device)
-    squares, unexplained = torch.zeros(2, dtype=torch.float64, device=rows.device)
+    device = model.bias.device
+    counts = torch.zeros(model.num_factors, dtype=torch.int64, device=device)
+    total = torch.zeros(model.in_features, dtype=torch.float64, device=device)
+    squares, unexplained = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in rows.batches(batch_size):
+        batch = batch.to(device)
         values, indices = model.encode(batch)
         # About the bias, as the model sees it: less is lost to rounding where the mean is far from 0.
         centred = batch - model.bias
@@ -114,6 +116,7 @@ def train_sae(
     aux_weight: float = 1 / 32,
     dead_after: int | None = None,
     key: Tensor | int | None = None,
+    device: torch.device | str | None = None,
     progress: bool | Callable[[int, float], None] | None = None,
 ) -> tuple[TopKSAE, SAEReport]:
     """Train a `TopKSAE` with Adam, the learning rate falling linearly to zero.
@@ -129,7 +132,7 @@ def train_sae(
     Args:
         features: [N, d] floating point, best with comparable scales (`pysel.selection.features.standardise`): a tensor,
             an array, a memmap, a column of a data set, or batches that can be iterated twice, see `Rows`. The rows
-            trained on are held in memory, the others are not.
+            trained on are held in memory, the others are read once, to see that they are finite.
         num_factors: number of units, H; at most the number of rows trained on.
         k: activations kept.
         activation, tied, revive, aux_k, aux_weight: see `TopKSAE`.
@@ -139,6 +142,7 @@ def train_sae(
         lr: initial learning rate, for features of unit variance.
         dead_after: samples without activity after which a unit is dead; default one pass over the rows trained on.
         key: int64 [2], or an int, for starting values, the sample and the order of rows.
+        device: where to train; default where the features are.
         progress: True shows a bar where standard error is a terminal; a function is called after each epoch with its
             number and mean loss.
 
@@ -181,11 +185,15 @@ def train_sae(
         raise ValueError(f"{rows.op}: num_factors must be at most {told}, got {num_factors}")
 
     began = time.perf_counter()
+    if m < n:
+        for _ in rows.batches(8192):  # whose checks find a bad row now, and not when all are scored
+            pass
     epochs = -(-_STEPS // -(-m // batch_size)) if epochs is None else epochs
     key = key if isinstance(key, Tensor) else new_key(key, device="cpu")
     init_key, order_key, sample_key = split(key, 3)
+    device = rows.device if device is None else torch.device(device)
     # A caller's inference mode, autocast or default dtype must not reach in.
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(rows.device.type, enabled=False):
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         model = TopKSAE(
             d,
             num_factors,
@@ -197,13 +205,11 @@ def train_sae(
             aux_weight=aux_weight,
             dead_after=m if dead_after is None else dead_after,
             key=init_key,
-            device=rows.device,
+            device=device,
             dtype=torch.float32,
         )
         judged = min(m, _JUDGED)
-        order = ops.weighted_sample(
-            torch.ones(n, dtype=torch.float32, device="cpu"), min(n, m + judged), key=sample_key
-        )
+        order = ops.permutation(n, key=sample_key, stop=min(n, m + judged))
         x, centre, unit = _prepare(rows, order[:m].sort().values, model)
         losses = _fit(model, x, epochs, batch_size, float(lr), order_key, progress)
         with torch.no_grad():
@@ -215,9 +221,9 @@ def train_sae(
         result = evaluate_sae(model, Rows(rows.take(order[-judged:].sort().values), op, rows.name))
     if epochs and not result.explained_variance >= _POOR:
         warnings.warn(
-            f"{rows.op}: the autoencoder explains only {result.explained_variance:.1%} of the variance of {rows.name}; more "
-            f"epochs ({epochs}), a larger k ({k}) or num_factors ({num_factors}) describe more, and features whose "
-            "scales differ should be standardised",
+            f"{rows.op}: the autoencoder explains only {result.explained_variance:.1%} of the variance of {rows.name}; "
+            f"more epochs ({epochs}), a larger k ({k}) or num_factors ({num_factors}) describe more, and features "
+            "whose scales differ should be standardised",
             stacklevel=2,
         )
     return model, replace(result, seconds=time.perf_counter() - began, losses=losses)
@@ -226,7 +232,7 @@ def train_sae(
 @torch.no_grad()
 def _prepare(rows: Rows, numbers: Tensor, model: TopKSAE) -> tuple[Tensor, Tensor, float]:
     """The rows of these numbers in float32, about their median and in units of about their spread."""
-    taken = rows.take(numbers)
+    taken = rows.take(numbers).to(model.bias.device)
     # A place to start from: it need not be exact, but what x is centred on must be what the bias will hold.
     centre = geometric_median(taken, tolerance=1e-4, max_rows=8192).float()
     x = taken - centre
