@@ -148,6 +148,36 @@ def test_strata_is_selection_within_each_class() -> None:
     assert torch.unique(labels[drawn], return_counts=True)[1].tolist() == strata.quota
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inclusion_is_by_the_best_key_that_its_class_loses(dtype: torch.dtype) -> None:
+    n, key = 300, pysel.key(4)
+    labels = torch.randint(4, (n,), generator=generator())
+    labels[:3] = 9  # all of a class are taken
+    w = torch.randn(n, generator=generator(1), dtype=dtype)
+    high, low = (torch.ops.pysel.random_words(key, stream, 0, n) for stream in (0, 1))
+    race = w + torch.ops.pysel.noise(high << 32 | low, "gumbel", dtype == torch.float64)
+    for classes in (labels, None):
+        strata = Strata(n, 200, classes)
+        chosen, probability = strata.sample(w, key), strata.inclusion(w, key)
+        of = torch.zeros_like(labels) if classes is None else labels
+        for c in of.unique().tolist():
+            out = torch.ones(n, dtype=torch.bool).index_fill(0, chosen, False) & (of == c)
+            mine = chosen[of[chosen] == c]
+            best = race[out].max() if bool(out.any()) else torch.tensor(-math.inf)
+            assert (race[mine] > best).all()
+            expected = 1 - torch.exp(-torch.exp(w[mine].double() - best.double()))
+            torch.testing.assert_close(probability[of[chosen] == c].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_strata_order_ties_by_a_key() -> None:
+    labels = torch.arange(1000) % 3
+    strata = Strata(1000, 300, labels)
+    first = strata.best(torch.zeros(1000))
+    other = strata.best(torch.zeros(1000), pysel.key(1))
+    assert first.max() < 310 and other.max() > 900
+    assert torch.equal(torch.bincount(labels[other]), torch.bincount(labels[first]))
+
+
 def test_ties_go_to_the_lowest_index() -> None:
     assert Strata(6, 3).best(torch.tensor([1.0, 2.0, 1.0, 1.0, 2.0, 1.0])).tolist() == [0, 1, 4]
 

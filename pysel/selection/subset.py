@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pysel import _checks, ops
-from pysel.random import fold_in
 from pysel.reference.random import HIGH, LOW
 
 
@@ -140,62 +139,64 @@ class Strata:
         device: torch.device | str | None = None,
     ) -> None:
         self.size = size
-        self.members: list[Tensor] = []  # ascending indices of each class; empty without labels
         self.quota = [size]
+        self._groups: Tensor | None = None  # the class of each sample, counted from 0
+        self._quotas: Tensor | None = None
         if labels is None:
             return
         _checks.tensor("Strata", "labels", labels, (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8))
         if labels.shape != (num_samples,):
             raise ValueError(f"Strata: labels must have shape [{num_samples}], got {list(labels.shape)}")
-        labels = labels.to(device)
-        by_class = torch.argsort(labels, stable=True)
-        counts = torch.unique(labels, return_counts=True)[1].tolist()
-        self.members = list(by_class.split(counts))
-        self.quota = quotas(counts, size).tolist()
+        _, groups, counts = torch.unique(labels.to(device), return_inverse=True, return_counts=True)
+        self._groups, self._quotas = groups.int(), quotas(counts, size)
+        self._more = (self._quotas < counts).long()  # whether a class has samples that stay out
+        self.quota = self._quotas.tolist()
 
-    def best(self, scores: Tensor) -> Tensor:
-        """Ascending int64 indices [size] of the largest scores [N]; ties go to the lowest index."""
-        if not self.members:
-            return ops.select(scores, self.size)
-        chosen = [rows[ops.select(scores[rows], k)] for rows, k in zip(self.members, self.quota, strict=True)]
-        return torch.cat(chosen).sort().values
+    def best(self, scores: Tensor, key: Tensor | None = None) -> Tensor:
+        """Ascending int64 indices [size] of the largest scores [N]; ties by lowest index, or by the key's words."""
+        return ops.select(scores, self.size, groups=self._groups, quotas=self._quotas, key=key)
 
     def sample(self, log_weights: Tensor, key: Tensor) -> Tensor:
         """Ascending int64 indices [size] drawn without replacement, in proportion to exp(log_weights [N])."""
-        if not self.members:
-            return ops.weighted_sample(log_weights, self.size, log_weights=True, order="index", key=key)
-        chosen = [
-            rows[ops.weighted_sample(log_weights[rows], k, log_weights=True, order="index", key=fold_in(key, c))]
-            for c, (rows, k) in enumerate(zip(self.members, self.quota, strict=True))
-        ]
-        return torch.cat(chosen).sort().values
+        return ops.weighted_sample(
+            log_weights, self.size, log_weights=True, order="index", groups=self._groups, quotas=self._quotas, key=key
+        )
 
     def inclusion(self, log_weights: Tensor, key: Tensor) -> Tensor:
         """How likely each of `sample`'s indices was to be drawn, given the best key that lost: [size] in (0, 1].
 
-        With t the largest race key among those not drawn, i was drawn with probability P(log w_i + g_i > t). The sum
-        of x_i / probability_i over the drawn is an unbiased estimate of the sum of all x_i (Duffield, Lund and Thorup,
-        J. ACM 54(6), 2007; for Gumbel keys Kool et al., arXiv 1903.06059).
+        With t the largest race key of its class among those not drawn, i was drawn with probability
+        P(log w_i + g_i > t). The sum of x_i / probability_i over the drawn is an unbiased estimate of the sum of all
+        x_i (Duffield, Lund and Thorup, J. ACM 54(6), 2007; for Gumbel keys Kool et al., arXiv 1903.06059).
         """
-        if not self.members:
-            return _inclusion(log_weights, self.size, key)[1]
-        by_class = [
-            (rows, *_inclusion(log_weights[rows], k, fold_in(key, c)))
-            for c, (rows, k) in enumerate(zip(self.members, self.quota, strict=True))
-        ]
-        chosen = torch.cat([rows[drawn] for rows, drawn, _ in by_class])
-        return torch.cat([probability for _, _, probability in by_class])[chosen.argsort()]
+        if self._groups is None or self._quotas is None:
+            groups = torch.zeros(log_weights.shape, dtype=torch.int32, device=log_weights.device)
+            wanted = torch.tensor([self.size], device=log_weights.device)
+            more = (wanted < log_weights.numel()).long()
+        else:
+            groups, wanted, more = self._groups, self._quotas, self._more
+        # what one draw more would take is its class's last in draw order
+        drawn = ops.weighted_sample(
+            log_weights, self.size + int(more.sum()), log_weights=True, groups=groups, quotas=wanted + more, key=key
+        )
+        of = groups[drawn].long()
+        place = torch.arange(len(drawn), device=drawn.device)
+        last = torch.zeros_like(wanted).scatter_reduce(0, of, place, "amax")
+        lost = last[more > 0]
+        threshold = torch.full(wanted.shape, -torch.inf, dtype=log_weights.dtype, device=log_weights.device)
+        threshold[more > 0] = _race_keys(log_weights, drawn[lost], key)
+        kept = torch.ones_like(drawn, dtype=torch.bool)
+        kept[lost] = False
+        chosen = drawn[kept].sort().values
+        return -torch.expm1(-torch.exp(log_weights[chosen] - threshold[groups[chosen].long()]))
 
 
-def _inclusion(log_weights: Tensor, k: int, key: Tensor) -> tuple[Tensor, Tensor]:
-    """The k drawn, ascending, and their inclusion probabilities."""
-    n = log_weights.numel()
-    if k == n:
-        return torch.arange(n, device=log_weights.device), torch.ones_like(log_weights)
-    drawn = ops.weighted_sample(log_weights, k + 1, log_weights=True, key=key)
-    lost = int(drawn[-1])  # what one draw more would have taken
-    chosen = drawn[:-1].sort().values
-    high, low = (torch.ops.pysel.random_words(key.to(log_weights.device), stream, lost, 1) for stream in (HIGH, LOW))
-    noise = torch.ops.pysel.noise(high << 32 | low, "gumbel", log_weights.dtype == torch.float64)
-    threshold = log_weights[lost] + noise
-    return chosen, -torch.expm1(-torch.exp(log_weights[chosen] - threshold))
+def _race_keys(log_weights: Tensor, at: Tensor, key: Tensor) -> Tensor:
+    """The keys that a few elements have in weighted_sample's race."""
+    key = key.to(log_weights.device)
+    words = [
+        torch.cat([torch.ops.pysel.random_words(key, stream, i, 1) for i in at.tolist()] or [at])
+        for stream in (HIGH, LOW)
+    ]
+    noise = torch.ops.pysel.noise(words[0] << 32 | words[1], "gumbel", log_weights.dtype == torch.float64)
+    return log_weights[at] + noise
