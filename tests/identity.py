@@ -41,7 +41,7 @@ from tests.tensors import DTYPES, LAYOUTS, bits, laid_out, ulps
 STUCK = 60  # seconds; a case that takes longer is given up
 LARGEST = 1_000_000  # elements
 ULPS = 4
-IN_PLACE = ("usage_update_", "usage_step_")  # these write their first argument
+IN_PLACE = ("usage_update_", "usage_step_", "usage_select_")  # these write their first argument
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +227,29 @@ def topk(r: Random) -> Call:
     return Call("topk", (r.laid_out(x.to(r.float_dtype())), r.count(min(n, max(1, r.largest // rows)))))
 
 
+Groups = tuple[int, Tensor | None, Tensor | None]  # k, groups, quotas
+
+
+def grouped(r: Random, k: int, may: Tensor) -> Groups:
+    """k and no groups, or groups and as many of each as there are, none, or any number; `may` [n] be selected."""
+    if r.random() < 0.4:
+        return k, None, None
+    n = len(may)
+    G = r.size(max(1, min(20_000, 2 * n)))
+    groups = r.integers(0, r.choice((G, G, 1)), n)
+    if r.random() < 0.3:
+        groups = groups.sort().values
+    quotas = torch.bincount(groups[may], minlength=G)
+    if r.random() < 0.8:
+        quotas = (quotas * r.uniform_(G) * r.choice((0.0, 0.1, 1.0))).long()
+    groups = groups.to(r.choice((torch.int64, torch.int32)))
+    return int(quotas.sum()), r.laid_out(groups, negated=False), r.laid_out(quotas, negated=False)
+
+
+def everything(n: int) -> Tensor:
+    return torch.ones(n, dtype=torch.bool)
+
+
 @op
 def select(r: Random) -> Call:
     n = r.size(r.largest)
@@ -236,7 +259,9 @@ def select(r: Random) -> Call:
     else:
         info = torch.iinfo(dtype)
         scores = r.integers(*r.choice(((-5, 5), (info.min, info.max))), n).to(dtype)
-    return Call("select", (scores, r.count(n), r.random() < 0.5, None, None, None, None))
+    k, groups, quotas = grouped(r, r.count(n), everything(n))
+    key = r.key() if r.random() < 0.5 else None
+    return Call("select", (scores, k, r.random() < 0.5, groups, quotas, key, None))
 
 
 @op
@@ -354,6 +379,17 @@ def usage_step_(r: Random) -> Call:
 
 
 @op
+def usage_select_(r: Random) -> Call:
+    n = r.size(r.largest)
+    counts, dtype = counted(r, n)[0], r.choice((torch.float32, torch.float64))
+    first, second = (r.laid_out((r.uniform_(n) * r.choice((4, 1e6))).round().to(dtype)) for _ in range(2))
+    k, groups, quotas = grouped(r, r.count(n), everything(n))
+    key = r.key() if r.random() < 0.5 else None
+    mix = r.choice((0.0, 1.0, r.random()))
+    return Call("usage_select_", (counts, first, second, mix, *penalty(r), k, groups, quotas, key, None))
+
+
+@op
 def weighted_sample(r: Random) -> Call:
     B, n = r.matrix()
     log_weights, replacement, dtype = r.random() < 0.3, r.random() < 0.4, r.float_dtype()
@@ -365,8 +401,10 @@ def weighted_sample(r: Random) -> Call:
     positive = int((w > (-math.inf if log_weights else 0)).sum(-1).min())
     most = max(1, r.largest // (B if w.dim() == 2 else 1))
     k = r.size(min(2 * n, most)) if replacement and positive else r.count(min(positive, most))
-    order = r.choice(("draw", "index", "shuffled"))
-    args = (r.laid_out(w), k, replacement, log_weights, order, None, None, r.key(), r.start(), None)
+    order, groups, quotas = r.choice(("draw", "index", "shuffled")), None, None
+    if w.dim() == 1 and not replacement:
+        k, groups, quotas = grouped(r, k, w > (-math.inf if log_weights else 0))
+    args = (r.laid_out(w), k, replacement, log_weights, order, groups, quotas, r.key(), r.start(), None)
     return Call("weighted_sample", args)
 
 

@@ -489,6 +489,104 @@ def quotas_of(groups: torch.Tensor, count: int, g: torch.Generator) -> torch.Ten
 
 
 @family
+def groups():
+    g = generator(8)
+
+    def grouped(n: int, count: int, dtype: torch.dtype = torch.int64) -> tuple[int, torch.Tensor, torch.Tensor]:
+        of = torch.randint(0, count, (n,), generator=g).to(dtype)
+        quotas = quotas_of(of, count, g)
+        return int(quotas.sum()), of, quotas
+
+    def scores(n: int, dtype: torch.dtype = torch.float32, distinct: bool = True) -> torch.Tensor:
+        x = 1000 * torch.randn(n, generator=g)
+        return (x if distinct else (x / 1000).round()).to(dtype)
+
+    # Digits of 8 and of 4 bits, counted in a block's memory and beyond it.
+    for dtype in (*FLOATS, torch.int32, torch.int64):
+        for count in (3, 40):
+            for distinct in (True, False):
+                largest, key = distinct == (count == 3), None if distinct else KEY
+                k, of, quotas = grouped(400, count, torch.int32 if largest else torch.int64)
+                args = (scores(400, dtype, distinct), k, largest, of, quotas, key, None)
+                yield Case("select", args, tsan=dtype == torch.float32)
+    k, of, quotas = grouped(2000, 520)
+    yield Case("select", (scores(2000, torch.bfloat16), k, True, of, quotas, KEY, None))
+    # Candidates late, and never.
+    for n, count, key in ((9001, 1, None), (9001, 5, KEY), (9500, 40, None)):
+        k, of, quotas = grouped(n, count)
+        yield Case("select", (scores(n), k, True, of, quotas, key, None))
+        yield Case("select", (torch.zeros(n), k, True, of, quotas, key, None), note="all equal")
+    of, quotas = torch.arange(9600) // 16, torch.full((600,), 8)
+    yield Case("select", (torch.zeros(9600).bfloat16(), 4800, True, of, quotas, None, None), note="equal neighbours")
+    # Awkward groups and scores.
+    one, none = torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    yield Case("select", (scores(0), 0, True, none, none, None, None))
+    yield Case("select", (scores(0), 0, True, none, one, None, None))
+    for k in (0, 1):
+        yield Case("select", (scores(1), k, True, one, one + k, None, None))
+    k, of, quotas = grouped(600, 9)
+    yield Case("select", (scores(600), k, True, of.sort().values, quotas, None, None), note="sorted groups")
+    yield Case("select", (scores(600), 600, True, of, torch.bincount(of), None, None), note="all of them")
+    yield Case("select", (scores(600), 0, True, of, 0 * quotas, None, None), note="none of them")
+    empty = torch.cat([quotas, 0 * quotas])
+    yield Case("select", (scores(600), k, False, of, empty, None, None), note="empty groups")
+    nan = scores(600, torch.float64)
+    nan[::7], nan[5], nan[6] = torch.nan, torch.inf, -torch.inf
+    for largest in (True, False):
+        yield Case("select", (nan, k, largest, of, quotas, KEY, False), note="NaN, unchecked")
+    x, twice = scores(1800)[::3], quotas.repeat_interleave(2)[::2]
+    args = (x, k, True, of.repeat_interleave(2)[::2], twice, KEY[:1].expand(2), None)
+    yield Case("select", args, note="strided")
+    args = (scores(601)[1:], k, True, torch.cat([one, of])[1:], quotas, None, None)
+    yield Case("select", args, kwargs={"out": torch.zeros(k).long()}, note="unaligned")
+
+    # Keys without groups.
+    for n, k in ((1, 1), (300, 40), (9000, 4000), (8193, 1), (20_000, 10_000)):
+        for distinct in (True, False):
+            args = (scores(n, distinct=distinct), k, n % 2 == 0, None, None, KEY, None)
+            yield Case("select", args, tsan=n == 300)
+    yield Case("select", (torch.zeros(9001), 700, False, None, None, KEY, None), note="all equal")
+    yield Case("select", (torch.zeros(300), 77, True, None, None, KEY, None), note="all equal")
+
+    # Draws.
+    weights = (2 * torch.randn(900, generator=g)).exp()
+    weights[3], weights[800] = 0, 1e-44
+    for dtype in FLOATS:
+        for count, start in ((3, 0), (40, 5)):
+            k, of, quotas = grouped(900, count)
+            quotas = torch.minimum(quotas, torch.bincount(of[weights.to(dtype) > 0], minlength=count))
+            k = int(quotas.sum())
+            for order, log_weights in (("draw", False), ("index", True), ("shuffled", False)):
+                w = weights.to(dtype)
+                args = (w.log() if log_weights else w, k, False, log_weights, order, of, quotas, KEY, start, None)
+                yield Case("weighted_sample", args, tsan=order == "draw" and dtype == torch.float32)
+    few = (torch.arange(9001) % 3 == 0).float()
+    of = torch.arange(9001) % 4
+    quotas = torch.bincount(of[few > 0], minlength=4)
+    for order in ("draw", "index"):
+        args = (few, int(quotas.sum()), False, False, order, of, quotas, KEY, 3, None)
+        yield Case("weighted_sample", args, note="all that are not 0")
+    args = (few, 8000, False, False, "index", of, torch.full((4,), 2000), KEY, 3, False)
+    yield Case("weighted_sample", args, note="unchecked")
+    equal = torch.full((1000,), 1e30)
+    for order in ("draw", "index", "shuffled"):
+        args = (equal, 500, False, True, order, None, None, KEY, 0, None)
+        yield Case("weighted_sample", args, note="equal keys")
+        args = (equal, 500, False, True, order, of[:1000], torch.full((4,), 125), KEY, 0, None)
+        yield Case("weighted_sample", args, note="equal keys")
+    args = (weights[::3], 60, False, False, "draw", of[:300], torch.full((4,), 15), KEY, 2, None)
+    yield Case("weighted_sample", args, kwargs={"out": torch.zeros(60, dtype=torch.int64)}, note="strided")
+
+    # What both refuse, in the same words.
+    x, of, quotas = scores(6), torch.zeros(6).long(), torch.tensor([2])
+    for bad in ((None, quotas), (of, None), (of[1:], quotas), (of.short(), quotas), (of, quotas.int()), (of, one[0])):
+        yield Case("select", (x, 2, True, *bad, None, None))
+        yield Case("weighted_sample", (x.abs(), 2, False, False, "draw", *bad, KEY, 0, None))
+    yield Case("weighted_sample", (x.abs(), 2, True, False, "draw", of, quotas, KEY, 0, None))
+    yield Case("weighted_sample", (x.abs().view(2, 3), 2, False, False, "draw", of.view(2, 3), quotas, KEY, 0, None))
+
+
+@family
 def usage_select():
     g = generator(9)
 
