@@ -484,22 +484,24 @@ def test_weights_go_by_sample() -> None:
     assert torch.equal(selector.weights(torch.tensor([9, 3])), torch.ones(2))
 
 
-def test_a_weighted_tail_keeps_the_balance() -> None:
+def test_weights_balance_the_losses() -> None:
     labels = torch.tensor([7] * 150 + [-1] * 45 + [3] * 5)
-    everything = torch.arange(200)
     for options, shares in (
-        ({}, [17 / 40, 5 / 40, 18 / 40]),
-        ({"balance": "proportional"}, [9 / 40, 1 / 40, 30 / 40]),
-        ({"balance": None}, [45 / 200, 5 / 200, 150 / 200]),
-        ({"weighted_tail": False}, [45 / 200, 5 / 200, 150 / 200]),
+        ({}, [1 / 3] * 3),
+        ({"balance": "proportional"}, [45 / 200, 5 / 200, 150 / 200]),
+        ({"balance": None}, None),
+        ({"balance_losses": False}, None),
     ):
         selector = DynamicSelector(*tables(), 0.2, 4, labels=labels, refine=0.25, key=0, **options)
-        assert len(selector.select(3)) == 200
-        weights = selector.weights(everything)
-        assert float(weights.mean()) == pytest.approx(1)
-        assert [float(weights[labels == c].sum()) / 200 for c in (-1, 3, 7)] == pytest.approx(shares)
-        selector.select(0)
-        assert selector.weights(everything).tolist() == [1.0] * 200
+        for epoch, size in ((3, 200), (0, 40)):
+            chosen = selector.select(epoch)
+            weights = selector.weights(chosen)
+            assert len(chosen) == size and float(weights.mean()) == pytest.approx(1)
+            if shares is None:
+                assert weights.tolist() == [1.0] * size
+            else:
+                found = [float(weights[labels[chosen] == c].sum()) / size for c in (-1, 3, 7)]
+                assert found == pytest.approx(shares)
 
 
 # --- explanations --------------------------------------------------------------------

@@ -85,22 +85,29 @@ def test_balance(balance: str) -> None:
     assert torch.equal(unbalanced.select(5), DynamicRandom(100, 0.4, key=1).select(5))
 
 
-def test_a_weighted_tail_keeps_the_balance() -> None:
+def test_weights_balance_the_losses() -> None:
     labels = torch.arange(5).repeat_interleave(torch.tensor([60, 3, 25, 1, 11]))[torch.randperm(100)]
-    everything = torch.arange(100)
-    selector = DynamicRandom(100, 0.4, epochs=4, labels=labels, balance="equal", refine=0.25, key=1)
-    subset = selector.select(2)
-    assert selector.weights(subset).tolist() == [1.0] * 40
-    share = torch.bincount(labels[subset]) / 40
-    assert torch.equal(selector.select(3), everything)
-    weights = selector.weights(everything)
-    torch.testing.assert_close(torch.zeros(5).index_add_(0, labels, weights) / 100, share)
-    assert selector.weights(torch.tensor([3, 3])).tolist() == [float(weights[3])] * 2
-    for plain in ({"weighted_tail": False}, {"balance": None}, {"balance": "equal", "labels": everything % 5}):
-        arguments = {"labels": labels, "balance": "equal", **plain}
-        other = DynamicRandom(100, 0.4, epochs=4, refine=0.25, key=1, **arguments)
-        other.select(3)
-        torch.testing.assert_close(other.weights(everything), torch.ones(100))
+    even = torch.arange(100) % 5
+    for options, shares in (
+        ({}, [0.2] * 5),
+        ({"balance": "proportional"}, [0.6, 0.03, 0.25, 0.01, 0.11]),
+        ({"balance_losses": False}, None),
+        ({"balance": None}, None),
+        ({"labels": even}, None),
+    ):
+        arguments = {"labels": labels, "balance": "equal", **options}
+        selector = DynamicRandom(100, 0.4, epochs=4, refine=0.25, key=1, **arguments)
+        for epoch, size in ((2, 40), (3, 100)):
+            chosen = selector.select(epoch)
+            weights = selector.weights(chosen)
+            assert len(chosen) == size and float(weights.mean()) == pytest.approx(1)
+            if shares is None:
+                torch.testing.assert_close(weights, torch.ones(size))
+            else:
+                sums = torch.zeros(5).index_add_(0, labels[chosen], weights)
+                torch.testing.assert_close(sums / size, torch.tensor(shares))
+        some = torch.tensor([3, 3])
+        assert selector.weights(some).tolist() == [float(selector.weights(torch.arange(100))[3])] * 2
 
 
 def test_the_tail_uses_everything() -> None:

@@ -26,7 +26,8 @@ KINDS = {
     "baseline": "without scores",
     "published": "arXiv 2603.04981 with its defaults",
     "ablation": "the same with one thing changed",
-    "variant": "ours",
+    "default": "as published, and with losses balanced by weights, which is ours",
+    "variant": "the same with one thing changed",
     "learned": "arXiv 2601.02081, half of the samples, the same ones in every epoch",
 }
 
@@ -49,7 +50,7 @@ def _static(setting: Setting) -> Selector:
 
 
 def _random(
-    setting: Setting, *, balance: str | None = None, tail: bool = False, weighted_tail: bool = False
+    setting: Setting, *, balance: str | None = None, tail: bool = False, balance_losses: bool = False
 ) -> Selector:
     settings = setting.settings
     return DynamicRandom(
@@ -59,7 +60,7 @@ def _random(
         labels=setting.labels,
         balance=balance,
         refine=settings.refine if tail else 0.0,
-        weighted_tail=weighted_tail,
+        balance_losses=balance_losses,
         key=setting.key,
     )
 
@@ -97,6 +98,8 @@ def _method(kind: str, *, coverage: str = "once", **options: Any) -> Method:
     return Method(kind, _dynamic(coverage=coverage, **options), coverage)
 
 
+_published = partial(_method, balance_losses=False)
+
 METHODS: dict[str, Method] = {
     "full data": Method("reference", _full),
     "full data, fewer epochs": Method("baseline", _full),
@@ -105,17 +108,19 @@ METHODS: dict[str, Method] = {
     "RS2, balanced": Method("baseline", partial(_random, balance="equal")),
     "RS2, tail": Method("baseline", partial(_random, tail=True)),
     "RS2, balanced, tail": Method("baseline", partial(_random, balance="equal", tail=True)),
-    "RS2, balanced, weighted tail": Method(
-        "baseline", partial(_random, balance="equal", tail=True, weighted_tail=True)
-    ),
+    "RS2, balanced losses": Method("baseline", partial(_random, balance="equal", balance_losses=True)),
+    "RS2, balanced losses, tail": Method("baseline", partial(_random, balance="equal", balance_losses=True, tail=True)),
     "InfoBatch": Method("baseline", _infobatch),
-    "DynamicSelector": _method("published"),
-    "Rep alone": _method("ablation", schedule=1.0),
-    "Div alone": _method("ablation", schedule=0.0),
-    "no penalty": _method("ablation", gamma=0.0),
-    "constant schedule": _method("ablation", schedule=0.5),
-    "no balance": _method("ablation", balance=None),
-    "no tail": _method("ablation", tail=False),
+    "DynamicSelector, as published": _published("published"),
+    "published, Rep alone": _published("ablation", schedule=1.0),
+    "published, Div alone": _published("ablation", schedule=0.0),
+    "published, no penalty": _published("ablation", gamma=0.0),
+    "published, constant schedule": _published("ablation", schedule=0.5),
+    "published, no balance": _published("ablation", balance=None),
+    "published, no tail": _published("ablation", tail=False),
+    "DynamicSelector": _method("default"),
+    "DynamicSelector, Div alone": _method("variant", schedule=0.0),
+    "DynamicSelector, Div alone, no tail": _method("variant", schedule=0.0, tail=False),
     "ASSS": Method("learned", _asss),
 }
 

@@ -71,9 +71,9 @@ def in_words(runs: Runs, kinds: dict[str, str]) -> str:
         return "No baseline yet."
     mean, error = mean_error([100 * r["accuracy"] for r in runs[baseline].values()])
     sentences = [f"Best baseline at equal steps: {baseline}, {_points(mean, error, '')} %."]
-    ours = [m for m in runs if kinds[m] == "published"]
+    ours = [m for m in runs if kinds[m] in ("published", "default")]
     rest = [m for m in runs if kinds[m] in ("ablation", "variant")]
-    for method in ours + sorted(rest, key=lambda m: -fmean(r["accuracy"] for r in runs[m].values()))[:3]:
+    for method in ours + sorted(rest, key=lambda m: -fmean(r["accuracy"] for r in runs[m].values()))[:2]:
         mean, error = difference(runs, method, baseline)
         if math.isnan(error):
             continue
@@ -168,7 +168,7 @@ def draw(results: dict[str, Any], by_place: dict[tuple[str, str], Runs], folder:
 
     reference, colours = (
         "full data, fewer epochs",
-        {"reference": "black", "baseline": "tab:blue", "published": "tab:red"},
+        {"reference": "black", "baseline": "tab:blue", "published": "tab:red", "default": "tab:red"},
     )
     paths = []
     for settings in dict.fromkeys(settings for settings, _ in by_place):

@@ -111,6 +111,26 @@ def _level(reached: Callable[[int], bool], high: int) -> int:
     return low
 
 
+def loss_weights(taken: Tensor, sizes: Tensor, balance: str) -> Tensor:
+    """Weights that give each class its share of the loss, where so many samples of each are used.
+
+    Args:
+        taken: int64 [C], samples of each class in use.
+        sizes: int64 [C], those that there are.
+        balance: "equal", every class in use has the same share, or "proportional", it has that of its size.
+
+    Returns:
+        float32 [C], 1 on average over the samples in use.
+
+    Example:
+        >>> loss_weights(torch.tensor([3, 1]), torch.tensor([9, 1]), "equal")
+        tensor([0.6667, 2.0000])
+    """
+    used = taken > 0
+    share = used.double() if balance == "equal" else sizes.double() * used
+    return torch.where(used, share / share.sum() * taken.sum() / taken.clamp_min(1), 1.0).float()
+
+
 class Strata:
     """The subset that a ranking gives, over all samples or with a fixed share for each class.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from pysel import _checks, ops
 from pysel.random import fold_in
 from pysel.selection.protocol import Selector, as_key
 from pysel.selection.schedule import full_epochs
-from pysel.selection.subset import quotas, subset_size
+from pysel.selection.subset import loss_weights, quotas, subset_size
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
@@ -26,7 +25,7 @@ class DynamicRandom(Selector):
     differ by at most 1 after any epoch.
 
     Ours: where an epoch reaches over the end of a permutation no sample comes twice; class balance; the full-data tail
-    (of arXiv 2603.04981) and its weights. The subset is a function of the arguments, the key and the epoch alone: any
+    (of arXiv 2603.04981) and the weights. The subset is a function of the arguments, the key and the epoch alone: any
     epoch can be asked for, at the cost of one. With balance every class costs a few calls an epoch.
 
     Args:
@@ -38,9 +37,9 @@ class DynamicRandom(Selector):
             smaller than that gives all that it has, and the rest is spread over the others), with "proportional" its
             share.
         refine: all samples are used in this last fraction of the epochs, and after them.
-        weighted_tail: `weights` gives every class as much of the loss there as it has of the subsets. Without, the last
-            and most decisive epochs are unbalanced again: on a long tail of classes that takes back nearly all that
-            ``balance="equal"`` had won.
+        balance_losses: with ``balance``, `weights` gives every class exactly its share of the loss in each epoch, also
+            where one has too few samples for it, and in the tail. Without, the tail, the last and most decisive epochs,
+            takes back nearly all that ``balance="equal"`` wins on a long tail of classes.
         key: int64 [2] or an int; drawn from torch's default generator when missing.
 
     Raises:
@@ -64,7 +63,7 @@ class DynamicRandom(Selector):
         labels: Tensor | None = None,
         balance: str | None = None,
         refine: float = 0.0,
-        weighted_tail: bool = True,
+        balance_losses: bool = True,
         key: Tensor | int | None = None,
     ) -> None:
         name = "DynamicRandom"
@@ -94,7 +93,7 @@ class DynamicRandom(Selector):
                 "epochs": epochs,
                 "balance": balance,
                 "refine": refine,
-                "weighted_tail": weighted_tail,
+                "balance_losses": balance_losses,
             },
             {"labels": labels},
         )
@@ -105,16 +104,17 @@ class DynamicRandom(Selector):
             self._full_from = math.inf
         self._members: list[Tensor | None] = [None]  # ascending indices of each class; None are all samples
         self._quotas = [size]
-        self._tail_weights: Tensor | None = None
+        self._classes: Tensor | None = None  # [N], counted from 0
+        self._loss_weights: tuple[Tensor, Tensor] | None = None  # [C], of subsets and of all samples
         if balance is not None:
             assert labels is not None
             labels = labels.cpu()
             by_class = torch.argsort(labels, stable=True)
-            counts = torch.unique(labels, return_counts=True)[1].tolist()
-            self._members = list(by_class.split(counts))
-            self._quotas = quotas(counts, size, balance).tolist()
-            if weighted_tail:
-                self._tail_weights = balancing_weights(labels, counts, self._quotas)
+            _, self._classes, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
+            taken = quotas(sizes, size, balance)
+            self._members, self._quotas = list(by_class.split(sizes.tolist())), taken.tolist()
+            if balance_losses:
+                self._loss_weights = loss_weights(taken, sizes, balance), loss_weights(sizes, sizes, balance)
         self._key = as_key(name, key)
         self._epoch = 0
 
@@ -146,10 +146,12 @@ class DynamicRandom(Selector):
         return torch.cat(parts).sort().values
 
     def weights(self, indices: Tensor) -> Tensor:
-        """Factors for the losses of samples: float32 [B] for int64 [B]. All 1 but in a weighted tail."""
-        if self._tail_weights is None or self._epoch < self._full_from:
+        """Factors for the losses of samples of the current subset: float32 [B] for int64 [B]."""
+        if self._loss_weights is None:
             return super().weights(indices)
-        return self._tail_weights[indices.cpu()].to(indices.device)
+        assert self._classes is not None
+        weights = self._loss_weights[self._epoch >= self._full_from]
+        return weights[self._classes[indices.cpu()]].to(indices.device)
 
     def stats(self) -> dict[str, Any]:
         """Realised ratio, samples in the current epoch and quotas of the classes."""
@@ -161,23 +163,6 @@ class DynamicRandom(Selector):
     def _load_state(self, state: dict[str, Any]) -> None:
         self._key = state["key"].clone()
         self._epoch = state["epoch"]
-
-
-def balancing_weights(labels: Tensor, counts: Sequence[int], quotas: Sequence[int]) -> Tensor:
-    """Weights [N] that give each class of ``labels`` the share of the sum that it has of the quotas; 1 on average.
-
-    Args:
-        labels: integers [N].
-        counts: members of each class, in ascending order of the labels.
-        quotas: what each class gives to a subset.
-
-    Example:
-        >>> balancing_weights(torch.tensor([0, 0, 0, 1]), [3, 1], [1, 1])
-        tensor([0.6667, 0.6667, 0.6667, 2.0000])
-    """
-    share = torch.tensor(quotas, dtype=torch.float64) / sum(quotas)
-    weight = share * labels.numel() / torch.tensor(counts, dtype=torch.float64)
-    return weight[torch.unique(labels, return_inverse=True)[1]].float()
 
 
 def _walk(n: int, k: int, epoch: int, key: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from pysel.selection.dynamic.factors import FactorTables, check_options, factor_
 from pysel.selection.protocol import Selector, as_classes, as_key, as_table
 from pysel.selection.schedule import Schedule, full_epochs, resolve
 from pysel.selection.schedule import balance as checked_weight
-from pysel.selection.subset import quotas, subset_size
+from pysel.selection.subset import loss_weights, quotas, subset_size
 
 
 class DynamicSelector(Selector):
@@ -65,9 +65,10 @@ class DynamicSelector(Selector):
             "cosine", "linear", "constant", a number, or a function from (0, 1] to [0, 1] (ours).
         refine: in the last epochs, this share of T, all samples are used; 0.15 in the paper. The realised ratio is then
             ``(1 - refine) keep_ratio + refine``. Past the planned end all samples are used, too, unless it is 0.
-        weighted_tail: in those last epochs `weights` gives every class as much of the loss as it has of the subsets, if
-            classes are balanced (ours). Without, as in the paper, the last and most decisive epochs undo the balance:
-            on a long tail of classes they take back nearly all that it had won.
+        balance_losses: with ``labels`` and ``balance``, `weights` gives every class exactly its share of the loss in
+            each epoch, also where one has too few samples for it, and in the last ones (ours). Without, as in the
+            paper, the last and most decisive epochs undo the balance: on a long tail of classes they take back nearly
+            all that it had won.
         normalise: "minmax", the paper's; "clip" to the 1st and 99th percentile before, "rank", or None for tables
             already in [0, 1] (ours): see `to_unit_interval`.
         temperature: None ranks deterministically; a number draws without replacement in proportion to
@@ -103,7 +104,7 @@ class DynamicSelector(Selector):
         penalty: str = "log",
         schedule: str | float | Schedule = "sigmoid",
         refine: float = 0.15,
-        weighted_tail: bool = True,
+        balance_losses: bool = True,
         normalise: str | None = "minmax",
         temperature: float | None = None,
         key: Tensor | int | None = None,
@@ -149,13 +150,13 @@ class DynamicSelector(Selector):
         self._classes = None if labels is None else as_classes(name, "labels", labels, n)
         self._groups: Tensor | None = None
         self._quotas: Tensor | None = None
-        self._tail_weights: Tensor | None = None  # [C]
+        self._loss_weights: tuple[Tensor, Tensor] | None = None  # [C], of subsets and of all samples
         if self._classes is not None and balance is not None:
             self._groups = self._classes.ids.to(device)
             self._quotas = quotas(self._classes.sizes, self._size, balance).to(device)
-            if weighted_tail:  # a class's share of the subsets over its share of the samples
-                share = self._quotas.double() / self._size
-                self._tail_weights = (share * n / self._classes.sizes.to(device)).float()
+            if balance_losses:
+                sizes = self._classes.sizes.to(device)
+                self._loss_weights = loss_weights(self._quotas, sizes, balance), loss_weights(sizes, sizes, balance)
         super().__init__(
             n,
             {
@@ -166,7 +167,7 @@ class DynamicSelector(Selector):
                 "penalty": penalty,
                 "schedule": schedule,
                 "refine": refine,
-                "weighted_tail": weighted_tail,
+                "balance_losses": balance_losses,
                 "normalise": normalise,
                 "temperature": temperature,
             },
@@ -370,7 +371,7 @@ class DynamicSelector(Selector):
         With a ``temperature`` they make each class's part of the subset stand for all of the class (for all samples,
         where these are ranked together): the sum of weight times loss over the subset is then an unbiased estimate. A
         sample's weight is the inverse of its chance to be selected, 1 on average; the smaller the temperature, the more
-        the weights, and with them the estimates, scatter. In a weighted tail they balance the classes. Else they are 1.
+        the weights, and with them the estimates, scatter. With ``balance_losses`` classes are weighted, too.
 
         Args:
             indices: int64 [B], samples of the subset selected last.
@@ -386,13 +387,9 @@ class DynamicSelector(Selector):
         name = type(self).__name__
         if self._epoch < 0:
             raise ValueError(f"{name}: weights are those of a selected subset: call select() first")
-        if self._subset is None:
-            if self._tail_weights is None:
-                return super().weights(indices)
-            assert self._classes is not None
-            return self._tail_weights[self._classes.ids.to(indices.device)[indices].long()]
-        if self.temperature is None:
-            return super().weights(indices)
+        balancing = self._balancing(indices)
+        if self._subset is None or self.temperature is None:
+            return balancing
         if self._inverse_chance is None:
             self._inverse_chance = self._importance(self._epoch)
         place = torch.searchsorted(self._subset, indices).clamp_max(self._size - 1)
@@ -401,7 +398,15 @@ class DynamicSelector(Selector):
             raise ValueError(
                 f"{name}: indices must be of the subset of epoch {self._epoch}, got {int(indices[outside][0])}"
             )
-        return self._inverse_chance[place]
+        return balancing * self._inverse_chance[place]
+
+    def _balancing(self, indices: Tensor) -> Tensor:
+        """The part of the weights that balances classes."""
+        if self._loss_weights is None:
+            return super().weights(indices)
+        assert self._classes is not None
+        weights = self._loss_weights[self._subset is None]
+        return weights[self._classes.ids.to(indices.device)[indices].long()]
 
     def _importance(self, epoch: int) -> Tensor:
         """Weights of the samples of the subset, which is current.
