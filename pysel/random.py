@@ -12,6 +12,7 @@ Derive keys with :func:`split` or :func:`fold_in` only: adding 1 to an offset sh
 from __future__ import annotations
 
 import numbers
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -102,6 +103,14 @@ def resolve(op: str, given: Tensor | int | None, generator: Generator | None, de
     if given.device != device and given.device.type != "cpu":
         raise ValueError(f"{op}: key must be on the device of the input, {device}, or on the CPU, got {given.device}")
     return given
+
+
+def as_key(op: str, value: Any) -> Tensor:
+    """An object's own copy, on the CPU, of the key given: a key, an int, or None for a fresh one."""
+    if value is None or isinstance(value, numbers.Integral):
+        return key(None if value is None else int(value), device="cpu")
+    _check_key(op, value)
+    return value.detach().to("cpu", torch.int64, copy=True)
 
 
 def _check_key(op: str, value: Tensor) -> None:

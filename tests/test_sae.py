@@ -588,12 +588,18 @@ def test_normal_numbers() -> None:
             TypeError,
             "progress must be True, False or a function, got int",
         ),
-        (lambda: train_sae(torch.ones(9, 3), 8, 2, key=torch.ones(2)), TypeError, "key must be int64"),
+        (lambda: train_sae(torch.ones(9, 3), 8, 2, key=torch.ones(2)), TypeError, "train_sae: key must be int64"),
         (
             lambda: train_sae(torch.ones(9, 3), 8, 2, activation="gelu"),
             ValueError,
             "activation must be relu or abs, got 'gelu'",
         ),
+        (
+            lambda: TopKSAE(4, 8, 2, key=torch.ones(3).long()),
+            ValueError,
+            r"TopKSAE: key must have shape \[2\], got \[3\]",
+        ),
+        (lambda: TopKSAE(4, 8, 2, key="a"), TypeError, "TopKSAE: key must be a Tensor, got str"),  # type: ignore[arg-type]
         (lambda: TopKSAE(4, 8, 2, revive="auxk"), ValueError, "revive must be aux or dead, got 'auxk'"),
         (
             lambda: TopKSAE(4, 8, 2, aux_weight=torch.nan),

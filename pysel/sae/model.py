@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from pysel import _checks, ops
-from pysel.random import key as new_key
+from pysel.random import as_key
 
 __all__ = ["SAEOutput", "TopKSAE", "geometric_median", "normal"]
 
@@ -178,7 +178,7 @@ class TopKSAE(nn.Module):
         self.aux_k, self.aux_weight, self.dead_after = int(aux_k), float(aux_weight), int(dead_after)
 
         like = torch.empty(0, device=device, dtype=dtype)
-        key = key if isinstance(key, Tensor) else new_key(key, device="cpu")
+        key = as_key("TopKSAE", key)
         directions = nn.functional.normalize(normal((num_factors, in_features), key=key, like=like), dim=1)
         self.decoder = nn.Parameter(directions)
         self.encoder = self.decoder if tied else nn.Parameter(directions.clone())

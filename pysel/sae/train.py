@@ -14,8 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pysel import _checks, ops
-from pysel.random import fold_in, split
-from pysel.random import key as new_key
+from pysel.random import as_key, fold_in, split
 from pysel.sae.model import TopKSAE, geometric_median, power_of_two
 from pysel.sae.rows import Rows
 
@@ -176,6 +175,7 @@ def train_sae(
         raise ValueError(f"{op}: lr must be positive and finite, got {lr!r}")
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise TypeError(f"{op}: progress must be True, False or a function, got {type(progress).__name__}")
+    key = as_key(op, key)
     rows = features if isinstance(features, Rows) else Rows(features, op, "features")
     n, d = rows.shape
     m = n if max_rows is None else min(n, max_rows)
@@ -189,7 +189,6 @@ def train_sae(
         for _ in rows.batches(8192):  # whose checks find a bad row now, and not when all are scored
             pass
     epochs = -(-_STEPS // -(-m // batch_size)) if epochs is None else epochs
-    key = key if isinstance(key, Tensor) else new_key(key, device="cpu")
     init_key, order_key, sample_key = split(key, 3)
     device = rows.device if device is None else torch.device(device)
     # A caller's inference mode, autocast or default dtype must not reach in.

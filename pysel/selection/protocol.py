@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pysel import _checks
-from pysel.random import key as new_key
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -185,16 +184,6 @@ def as_table(op: str, name: str, value: Any) -> Tensor:
         at = int(torch.nonzero(~torch.isfinite(value))[0])
         raise ValueError(f"{op}: {name} must be finite, got {float(value[at])} at {at}")
     return value.detach()
-
-
-def as_key(op: str, value: Any) -> Tensor:
-    """A selector's own copy, on the CPU, of the key given: a key, an int, or None for a fresh one."""
-    if value is None or isinstance(value, int):
-        return new_key(value, device="cpu")
-    _checks.tensor(op, "key", value, (torch.int64, torch.uint64))
-    if value.shape != (2,):
-        raise ValueError(f"{op}: key must have shape [2], got {list(value.shape)}")
-    return value.detach().to("cpu", torch.int64, copy=True)
 
 
 class Classes(NamedTuple):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pysel import _checks, ops
-from pysel.random import fold_in
-from pysel.selection.protocol import Selector, as_key
+from pysel.random import as_key, fold_in
+from pysel.selection.protocol import Selector
 from pysel.selection.schedule import full_epochs
 from pysel.selection.subset import loss_weights, quotas, subset_size
 

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from pysel import _checks, ops
-from pysel.random import fold_in, gumbel_at, split
+from pysel.random import as_key, fold_in, gumbel_at, split
 from pysel.sae import SAEReport, TopKSAE, train_sae
 from pysel.sae.rows import Rows
 from pysel.selection.dynamic.factors import FactorTables, check_options, factor_tables, to_unit_interval
-from pysel.selection.protocol import Selector, as_classes, as_key, as_table
+from pysel.selection.protocol import Selector, as_classes, as_table
 from pysel.selection.schedule import Schedule, full_epochs, resolve
 from pysel.selection.schedule import balance as checked_weight
 from pysel.selection.subset import loss_weights, quotas, subset_size
