@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from torch.utils.data import Sampler
 
 from pysel import _checks, ops
-from pysel.random import fold_in
+from pysel.random import fold_in, as_key
 from pysel.random import key as new_key
 
 __all__ = ["SelectionSampler", "Selects", "WeightedSampler"]
@@ -50,7 +50,7 @@ class Selects(Protocol):
 class _RankedSampler(Sampler[int]):
     """An epoch's global sequence split over ranks, with a position that can be saved."""
 
-    def __init__(self, key: Tensor | None, rank: int, num_replicas: int, drop_last: bool) -> None:
+    def __init__(self, key: Tensor | int | None, rank: int, num_replicas: int, drop_last: bool) -> None:
         name = type(self).__name__
         _checks.integer(name, "num_replicas", num_replicas)
         _checks.integer(name, "rank", rank)
@@ -60,13 +60,8 @@ class _RankedSampler(Sampler[int]):
             raise ValueError(f"{name}: rank must be between 0 and {num_replicas - 1}, got {rank}")
         if key is None and num_replicas > 1:
             raise ValueError(f"{name}: key must be given with num_replicas={num_replicas}, or ranks would disagree")
-        if key is not None:
-            _checks.tensor(name, "key", key, (torch.int64, torch.uint64))
-            if key.shape != (2,):
-                raise ValueError(f"{name}: key must have shape [2], got {list(key.shape)}")
-            key = key.detach().to("cpu", torch.int64, copy=True)
         self.rank, self.num_replicas, self.drop_last = rank, num_replicas, drop_last
-        self._key = key
+        self._key = None if key is None else as_key(name, key)
         self._epoch = 0
         self._start = 0  # global position at which the latest pass began
         self._position = 0  # and the one it has reached
@@ -183,7 +178,7 @@ class WeightedSampler(_RankedSampler):
         num_samples: draws an epoch, over all ranks together.
         replacement: whether an index may come twice.
         generator: where keys come from; not with ``key``.
-        key: int64 [2].
+        key: int64 [2] or an int.
         order: "shuffled", "draw" or "index" (ascending), see `pysel.weighted_sample`.
         rank, num_replicas: this process and the number of processes.
         drop_last: drop instead of padding.
@@ -207,7 +202,7 @@ class WeightedSampler(_RankedSampler):
         replacement: bool = True,
         generator: Generator | None = None,
         *,
-        key: Tensor | None = None,
+        key: Tensor | int | None = None,
         order: str = "shuffled",
         rank: int = 0,
         num_replicas: int = 1,
@@ -277,7 +272,7 @@ class SelectionSampler(_RankedSampler):
     Args:
         selector: a `pysel.selection.Selector`, for instance `pysel.selection.DynamicSelector`.
         shuffle: random order; False yields ascending indices.
-        key: int64 [2] for the order; drawn once from torch's default generator when missing.
+        key: int64 [2] or an int, for the order; drawn once from torch's default generator when missing.
         rank, num_replicas: this process and the number of processes.
         drop_last: drop instead of padding.
 
@@ -301,7 +296,7 @@ class SelectionSampler(_RankedSampler):
         selector: Selects,
         *,
         shuffle: bool = True,
-        key: Tensor | None = None,
+        key: Tensor | int | None = None,
         rank: int = 0,
         num_replicas: int = 1,
         drop_last: bool = False,
@@ -313,7 +308,7 @@ class SelectionSampler(_RankedSampler):
             )
         super().__init__(key, rank, num_replicas, drop_last)
         if self._key is None:
-            self._key = new_key(device="cpu")
+            self._key = as_key("SelectionSampler", None)
         self.selector = selector
         self.shuffle = shuffle
         self._subset: Tensor | None = None

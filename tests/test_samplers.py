@@ -27,7 +27,7 @@ def weighted(**options: Any) -> WeightedSampler:
 def selection(**options: Any) -> SelectionSampler:
     tables = torch.Generator().manual_seed(0)
     selector = DynamicSelector.from_scores(
-        torch.rand(N, generator=tables), torch.rand(N, generator=tables), keep_ratio=0.5, epochs=6
+        torch.rand(N, generator=tables), torch.rand(N, generator=tables), keep_ratio=0.5, epochs=6, key=5
     )
     return SelectionSampler(selector, key=pysel.key(4), **options)
 
@@ -254,11 +254,11 @@ def test_worker_processes(context: str) -> None:
 def test_set_epoch_is_idempotent() -> None:
     sampler = selection()
     sampler.set_epoch(0)
-    counts = sampler.selector.counts.clone()  # type: ignore[attr-defined]
+    counts = sampler.selector.uses.clone()  # type: ignore[attr-defined]
     for _ in range(3):
         sampler.set_epoch(0)
         list(sampler)
-    assert torch.equal(sampler.selector.counts, counts)  # type: ignore[attr-defined]
+    assert torch.equal(sampler.selector.uses, counts)  # type: ignore[attr-defined]
 
 
 def test_selection_yields_the_selectors_subset() -> None:
@@ -280,11 +280,13 @@ def test_iteration_alone_is_epoch_zero() -> None:
 
 def test_the_three_line_loop() -> None:
     features = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
-    selector = DynamicSelector.from_features(features, keep_ratio=0.5, epochs=3, num_factors=24, k=3, sae_epochs=1)
+    selector = DynamicSelector.from_features(
+        features, keep_ratio=0.5, epochs=3, num_factors=24, k=3, sae_options={"epochs": 1}, key=0
+    )
     loader = DataLoader(Rows(), batch_size=8, sampler=SelectionSampler(selector))
-    for epoch in range(3):
+    for epoch, size in enumerate((32, 32, 64)):  # the last one takes all samples
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        assert sum(len(batch) for batch in loader) == 32
+        assert len(loader) == size // 8 and sum(len(batch) for batch in loader) == size
 
 
 def test_drop_in_for_torchs_sampler() -> None:
@@ -370,7 +372,7 @@ def test_weights_are_copied() -> None:
         (([1.0], 1), {"num_replicas": 2}, ValueError, "key must be given with num_replicas=2"),
         (([1.0], 1), {"num_replicas": 0}, ValueError, "num_replicas must be at least 1, got 0"),
         (([1.0], 1), {"rank": 1}, ValueError, "rank must be between 0 and 0, got 1"),
-        (([1.0], 1), {"key": 3}, TypeError, "key must be a Tensor, got int"),
+        (([1.0], 1), {"key": "3"}, TypeError, "key must be a Tensor or an int, got str"),
         (([1.0], 1), {"key": torch.zeros(3, dtype=torch.int64)}, ValueError, r"key must have shape \[2\]"),
         (
             ([1.0], 1, True, torch.Generator()),
@@ -395,3 +397,15 @@ def test_bad_selector_epoch_and_state() -> None:
         sampler.set_epoch(0.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="state_dict must have position, key, selector"):
         sampler.load_state_dict({"epoch": 3})
+
+
+def test_an_int_is_a_key() -> None:
+    weights = torch.rand(50)
+    for make in (
+        lambda key: WeightedSampler(weights, 20, key=key),
+        lambda key: SelectionSampler(FullSelector(50), key=key),
+        lambda key: SelectionSampler(pysel.selection.StaticRandomSelector(50, 0.3, key=key), key=key),
+    ):
+        assert list(make(7)) == list(make(pysel.key(7)))
+        with pytest.raises(TypeError, match="key must be a Tensor or an int, got str"):
+            make("7")

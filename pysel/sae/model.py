@@ -15,12 +15,12 @@ from pysel.random import as_key
 __all__ = ["SAEOutput", "TopKSAE", "geometric_median", "normal"]
 
 
-def normal(shape: tuple[int, ...], *, key: Tensor, like: Tensor | None = None) -> Tensor:
+def normal(shape: tuple[int, ...], *, key: Tensor | int, like: Tensor | None = None) -> Tensor:
     """Standard normal numbers as a function of a key, with no generator involved.
 
     Args:
         shape: of the result.
-        key: int64 [2].
+        key: int64 [2] or an int.
         like: gives dtype and device; float32 on the CPU by default.
 
     Returns:

@@ -31,8 +31,7 @@ from torch import Tensor, nn
 
 from pysel import _checks, ops
 from pysel.nn import GumbelSelector
-from pysel.random import fold_in, split
-from pysel.random import key as new_key
+from pysel.random import fold_in, as_key, split
 from pysel.selection.schedule import exponential_decay
 from pysel.selection.subset import Strata, subset_size
 
@@ -81,7 +80,7 @@ class ASSS:
         tau, tau_rate, tau_min: temperature ``max(tau_min, tau * exp(-tau_rate * epoch))``.
         hard: gates of 0 or 1 with the soft gate's gradient.
         selector: None for one free logit a sample, or a network from inputs [B, ...] to logits [B] or [B, 1].
-        key: int64 [2] for gates and order; drawn from torch's default generator when missing.
+        key: int64 [2] or an int, for gates and order; drawn from torch's default generator when missing.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -113,7 +112,7 @@ class ASSS:
         tau_min: float = 0.2,
         hard: bool = False,
         selector: nn.Module | None = None,
-        key: Tensor | None = None,
+        key: Tensor | int | None = None,
     ) -> None:
         name = "ASSS"
         subset_size(keep_ratio, 1)  # refuses a bad ratio before the work rather than after
@@ -155,7 +154,7 @@ class ASSS:
         self.sparsity, self.sparsity_weight = sparsity, sparsity_weight
         self.tau, self.tau_rate, self.tau_min = tau, tau_rate, tau_min
         self._network = selector
-        self._key = new_key(device="cpu") if key is None else key.clone()
+        self._key = as_key(name, key)
         self._logits: Tensor | None = None
         self._subset: Tensor | None = None
         self.history: list[dict[str, float]] = []  # one entry an epoch: task loss, mean probability, tau

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pysel import _checks, ops
-from pysel.random import key as new_key
+from pysel.random import as_key
 from pysel.selection.protocol import Selector
 from pysel.selection.subset import Strata, subset_size
 
@@ -75,7 +75,7 @@ class StaticRandomSelector(FixedSelector):
         num_samples: N.
         keep_ratio: fraction kept.
         labels: integers [N]: each class keeps its share.
-        key: int64 [2]; drawn from torch's default generator when missing.
+        key: int64 [2] or an int; drawn from torch's default generator when missing.
 
     Example:
         >>> import pysel
@@ -84,11 +84,10 @@ class StaticRandomSelector(FixedSelector):
     """
 
     def __init__(
-        self, num_samples: int, keep_ratio: float, *, labels: Tensor | None = None, key: Tensor | None = None
+        self, num_samples: int, keep_ratio: float, *, labels: Tensor | None = None, key: Tensor | int | None = None
     ) -> None:
         strata = Strata(num_samples, subset_size(keep_ratio, num_samples), labels)
-        key = new_key(device="cpu") if key is None else key
-        super().__init__(strata.sample(torch.zeros(num_samples), key), num_samples)
+        super().__init__(strata.sample(torch.zeros(num_samples), as_key("StaticRandomSelector", key)), num_samples)
 
 
 class ScoreSelector(FixedSelector):
@@ -146,7 +145,7 @@ def kmeans(
     *,
     iterations: int = 20,
     batch_size: int = 8192,
-    key: Tensor | None = None,
+    key: Tensor | int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lloyd's algorithm from randomly chosen rows.
 
@@ -155,7 +154,7 @@ def kmeans(
         num_clusters: 1 to N.
         iterations: at most this many; it ends early when no sample changes its cluster.
         batch_size: rows at a time, so that memory stays O(batch_size * num_clusters).
-        key: int64 [2]; drawn from torch's default generator when missing.
+        key: int64 [2] or an int; drawn from torch's default generator when missing.
 
     Returns:
         centroids [C, d], each sample's cluster int64 [N], and its squared distance to the centroid [N].
@@ -169,8 +168,7 @@ def kmeans(
         >>> cluster[0] == cluster[1], cluster[0] == cluster[2]
         (tensor(True), tensor(False))
     """
-    key = new_key(device="cpu") if key is None else key
-    rows = _equal_sample(features.size(0), num_clusters, key, "index").to(features.device)
+    rows = _equal_sample(features.size(0), num_clusters, as_key("kmeans", key), "index").to(features.device)
     centroids = features[rows]
     cluster = features.new_full((features.size(0),), -1, dtype=torch.int64)
     for _ in range(iterations):
@@ -225,7 +223,7 @@ class KMeansSelector(FixedSelector):
         num_clusters: int = 100,
         *,
         iterations: int = 20,
-        key: Tensor | None = None,
+        key: Tensor | int | None = None,
     ) -> None:
         n = features.size(0)
         _, cluster, distance = kmeans(features, num_clusters, iterations=iterations, key=key)

@@ -102,13 +102,13 @@ def pca(x: Tensor | np.ndarray, dim: int, whiten: bool = False) -> Tensor:
     return (centred @ directions) * unit
 
 
-def random_projection(x: Tensor | np.ndarray, dim: int, *, key: Tensor) -> Tensor:
+def random_projection(x: Tensor | np.ndarray, dim: int, *, key: Tensor | int) -> Tensor:
     """Gaussian random projection: distances are kept on average, at the cost of one matrix product.
 
     Args:
         x: [N, ...] any real dtype; flattened to [N, d].
         dim: number of outputs, at least 1.
-        key: int64 [2]; the same key gives the same projection.
+        key: int64 [2] or an int; the same key gives the same projection.
 
     Returns:
         [N, dim] float32, or float64 for float64.
