@@ -139,13 +139,13 @@ def test_strata_is_selection_within_each_class() -> None:
     strata = Strata(500, 100, labels)
     chosen = strata.best(scores)
     assert torch.equal(chosen, chosen.sort().values) and len(chosen) == 100
-    for c, quota in zip(range(-1, 3), strata.quota, strict=True):
+    for c, quota in zip(range(-1, 3), strata.quotas.tolist(), strict=True):
         rows = torch.nonzero(labels == c).flatten()
         best = rows[scores[rows].argsort(descending=True)[:quota]].sort().values
         assert torch.equal(chosen[labels[chosen] == c], best)
     drawn = strata.sample(torch.zeros(500), pysel.key(0))
     assert len(drawn.unique()) == 100 and torch.equal(drawn, drawn.sort().values)
-    assert torch.unique(labels[drawn], return_counts=True)[1].tolist() == strata.quota
+    assert torch.unique(labels[drawn], return_counts=True)[1].tolist() == strata.quotas.tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pysel import _checks, ops
-from pysel.reference.random import HIGH, LOW
+from pysel.random import gumbel_at
+from pysel.selection.protocol import as_classes
 
 
 def subset_size(keep_ratio: Any, num_samples: int) -> int:
@@ -138,11 +139,12 @@ class Strata:
         num_samples: N.
         size: samples in a subset.
         labels: integers [N]; None ranks all samples together.
+        balance: how the subset is split over classes, see `quotas`.
         device: of the scores to come; default that of ``labels``.
 
     Raises:
         TypeError, ValueError: ``labels`` is not an integer vector [N], or there are more classes than
-            ``size``.
+            ``size`` and each must have one.
 
     Example:
         >>> strata = Strata(4, 2, torch.tensor([0, 0, 0, 1]))
@@ -156,30 +158,27 @@ class Strata:
         size: int,
         labels: Tensor | None = None,
         *,
+        balance: str = "proportional",
         device: torch.device | str | None = None,
     ) -> None:
         self.size = size
-        self.quota = [size]
-        self._groups: Tensor | None = None  # the class of each sample, counted from 0
-        self._quotas: Tensor | None = None
+        self.groups: Tensor | None = None  # int32 [N], the class of each sample, counted from 0
+        self.quotas: Tensor | None = None  # int64 [C]
         if labels is None:
             return
-        _checks.tensor("Strata", "labels", labels, (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8))
-        if labels.shape != (num_samples,):
-            raise ValueError(f"Strata: labels must have shape [{num_samples}], got {list(labels.shape)}")
-        _, groups, counts = torch.unique(labels.to(device), return_inverse=True, return_counts=True)
-        self._groups, self._quotas = groups.int(), quotas(counts, size)
-        self._more = (self._quotas < counts).long()  # whether a class has samples that stay out
-        self.quota = self._quotas.tolist()
+        classes = as_classes("Strata", "labels", labels, num_samples)
+        self.groups = classes.ids.to(device)
+        self.sizes = classes.sizes.to(device)
+        self.quotas = quotas(self.sizes, size, balance)
 
     def best(self, scores: Tensor, key: Tensor | None = None) -> Tensor:
         """Ascending int64 indices [size] of the largest scores [N]; ties by lowest index, or by the key's words."""
-        return ops.select(scores, self.size, groups=self._groups, quotas=self._quotas, key=key)
+        return ops.select(scores, self.size, groups=self.groups, quotas=self.quotas, key=key)
 
     def sample(self, log_weights: Tensor, key: Tensor) -> Tensor:
         """Ascending int64 indices [size] drawn without replacement, in proportion to exp(log_weights [N])."""
         return ops.weighted_sample(
-            log_weights, self.size, log_weights=True, order="index", groups=self._groups, quotas=self._quotas, key=key
+            log_weights, self.size, log_weights=True, order="index", groups=self.groups, quotas=self.quotas, key=key
         )
 
     def inclusion(self, log_weights: Tensor, key: Tensor) -> Tensor:
@@ -189,12 +188,13 @@ class Strata:
         P(log w_i + g_i > t). The sum of x_i / probability_i over the drawn is an unbiased estimate of the sum of all
         x_i (Duffield, Lund and Thorup, J. ACM 54(6), 2007; for Gumbel keys Kool et al., arXiv 1903.06059).
         """
-        if self._groups is None or self._quotas is None:
+        if self.groups is None or self.quotas is None:
             groups = torch.zeros(log_weights.shape, dtype=torch.int32, device=log_weights.device)
             wanted = torch.tensor([self.size], device=log_weights.device)
             more = (wanted < log_weights.numel()).long()
         else:
-            groups, wanted, more = self._groups, self._quotas, self._more
+            groups, wanted = self.groups, self.quotas
+            more = (wanted < self.sizes).long()  # whether a class has samples that stay out
         # what one draw more would take is its class's last in draw order
         drawn = ops.weighted_sample(
             log_weights, self.size + int(more.sum()), log_weights=True, groups=groups, quotas=wanted + more, key=key
@@ -203,20 +203,12 @@ class Strata:
         place = torch.arange(len(drawn), device=drawn.device)
         last = torch.zeros_like(wanted).scatter_reduce(0, of, place, "amax")
         lost = last[more > 0]
+        best, order = drawn[lost].sort()
+        race = torch.empty_like(log_weights[best])
+        race[order] = log_weights[best] + gumbel_at(best, key, log_weights.dtype)
         threshold = torch.full(wanted.shape, -torch.inf, dtype=log_weights.dtype, device=log_weights.device)
-        threshold[more > 0] = _race_keys(log_weights, drawn[lost], key)
+        threshold[more > 0] = race
         kept = torch.ones_like(drawn, dtype=torch.bool)
         kept[lost] = False
         chosen = drawn[kept].sort().values
         return -torch.expm1(-torch.exp(log_weights[chosen] - threshold[groups[chosen].long()]))
-
-
-def _race_keys(log_weights: Tensor, at: Tensor, key: Tensor) -> Tensor:
-    """The keys that a few elements have in weighted_sample's race."""
-    key = key.to(log_weights.device)
-    words = [
-        torch.cat([torch.ops.pysel.random_words(key, stream, i, 1) for i in at.tolist()] or [at])
-        for stream in (HIGH, LOW)
-    ]
-    noise = torch.ops.pysel.noise(words[0] << 32 | words[1], "gumbel", log_weights.dtype == torch.float64)
-    return log_weights[at] + noise

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from pysel import _checks, ops
-from pysel.random import as_key, fold_in, gumbel_at, split
+from pysel.random import as_key, fold_in, split
 from pysel.sae import SAEReport, TopKSAE, train_sae
 from pysel.sae.rows import Rows
 from pysel.selection.dynamic.factors import FactorTables, check_options, factor_tables, to_unit_interval
 from pysel.selection.protocol import Selector, as_classes, as_table
 from pysel.selection.schedule import Schedule, full_epochs, resolve
 from pysel.selection.schedule import balance as checked_weight
-from pysel.selection.subset import loss_weights, quotas, subset_size
+from pysel.selection.subset import Strata, loss_weights, subset_size
 
 
 class DynamicSelector(Selector):
@@ -148,15 +148,12 @@ class DynamicSelector(Selector):
         self._first_full = epochs - full_epochs(refine, epochs) if refine else None
         device = representativeness.device
         self._classes = None if labels is None else as_classes(name, "labels", labels, n)
-        self._groups: Tensor | None = None
-        self._quotas: Tensor | None = None
+        ranked = None if self._classes is None or balance is None else self._classes.ids
+        self._strata = Strata(n, self._size, ranked, balance=balance or "proportional", device=device)
         self._loss_weights: tuple[Tensor, Tensor] | None = None  # [C], of subsets and of all samples
-        if self._classes is not None and balance is not None:
-            self._groups = self._classes.ids.to(device)
-            self._quotas = quotas(self._classes.sizes, self._size, balance).to(device)
-            if balance_losses:
-                sizes = self._classes.sizes.to(device)
-                self._loss_weights = loss_weights(self._quotas, sizes, balance), loss_weights(sizes, sizes, balance)
+        if balance is not None and balance_losses and self._strata.quotas is not None:
+            sizes = self._strata.sizes
+            self._loss_weights = loss_weights(self._strata.quotas, sizes, balance), loss_weights(sizes, sizes, balance)
         super().__init__(
             n,
             {
@@ -332,20 +329,11 @@ class DynamicSelector(Selector):
                 self.gamma,
                 self.penalty,
                 max(epoch, 1),
-                groups=self._groups,
-                quotas=self._quotas,
+                groups=self._strata.groups,
+                quotas=self._strata.quotas,
                 key=key,
             )
-        log_weights = self._scored(epoch, self._uses).div_(self.temperature)
-        subset = ops.weighted_sample(
-            log_weights,
-            self._size,
-            log_weights=True,
-            order="index",
-            groups=self._groups,
-            quotas=self._quotas,
-            key=key,
-        )
+        subset = self._strata.sample(self._scored(epoch, self._uses).div_(self.temperature), key)
         ops.usage_update_(self._uses, subset)
         return subset
 
@@ -409,31 +397,14 @@ class DynamicSelector(Selector):
         return weights[self._classes.ids.to(indices.device)[indices].long()]
 
     def _importance(self, epoch: int) -> Tensor:
-        """Weights of the samples of the subset, which is current.
-
-        With t the best race key of a class that lost, a winner i was drawn with probability P(log w_i + g_i > t), and
-        its inverse makes sums over the winners unbiased (Duffield, Lund and Thorup, J. ACM 54(6), 2007).
-        """
+        """What makes the samples of the current subset stand for all of their class, 1 on average."""
         assert self._subset is not None and self.temperature is not None
         log_weights = self._scored(epoch, self._before(epoch)).div_(self.temperature)
-        key = fold_in(self._key, epoch)
-        groups, quotas = self._groups, self._quotas
-        if groups is None or quotas is None:
-            groups = torch.zeros(self.num_samples, dtype=torch.int32, device=log_weights.device)
-            quotas = torch.tensor([self._size], device=log_weights.device)
-        sizes = torch.bincount(groups, minlength=quotas.numel())
-        more = (quotas + 1).minimum(sizes)  # what a draw more of each would have taken
-        drawn = ops.weighted_sample(
-            log_weights, int(more.sum()), log_weights=True, order="index", groups=groups, quotas=more, key=key
-        )
-        won = torch.zeros_like(log_weights, dtype=torch.bool)
-        won[self._subset] = True
-        lost = drawn[~won[drawn]]
-        threshold = torch.full_like(quotas, -math.inf, dtype=log_weights.dtype)
-        threshold[groups[lost].long()] = log_weights[lost] + gumbel_at(lost, key, log_weights.dtype)
-        of = groups[self._subset].long()
-        chance = -torch.expm1(-torch.exp(log_weights[self._subset] - threshold[of]))
-        return ((quotas / sizes.clamp_min(1))[of] / chance).to(log_weights.dtype)
+        chance = self._strata.inclusion(log_weights, fold_in(self._key, epoch))
+        if self._strata.groups is None or self._strata.quotas is None:
+            return self._size / self.num_samples / chance
+        share = (self._strata.quotas / self._strata.sizes).to(chance.dtype)
+        return share[self._strata.groups[self._subset].long()] / chance
 
     def scores(self, epoch: int) -> Tensor:
         """H [N] in an epoch, the penalty included; its subset holds the largest."""
@@ -482,8 +453,8 @@ class DynamicSelector(Selector):
         taken = torch.zeros_like(scores, dtype=torch.bool)
         taken[self.select(epoch)] = True
         rivals = taken != taken[i]
-        if self._groups is not None:
-            rivals &= self._groups == self._groups[i]
+        if self._strata.groups is not None:
+            rivals &= self._strata.groups == self._strata.groups[i]
         margin = None
         if bool(rivals.any()):
             others = scores[rivals]
