@@ -107,8 +107,8 @@ def resolve(op: str, given: Tensor | int | None, generator: Generator | None, de
 
 def as_key(op: str, value: Any) -> Tensor:
     """An object's own copy, on the CPU, of the key given: a key, an int, or None for a fresh one."""
-    if value is None or isinstance(value, numbers.Integral):
-        return key(None if value is None else int(value), device="cpu")
+    if not isinstance(value, Tensor):
+        return resolve(op, value, None, torch.device("cpu"))
     _check_key(op, value)
     return value.detach().to("cpu", torch.int64, copy=True)
 

@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from torch.utils.data import Sampler
 
 from pysel import _checks, ops
-from pysel.random import fold_in, as_key
+from pysel.random import as_key, fold_in
 from pysel.random import key as new_key
 
 __all__ = ["SelectionSampler", "Selects", "WeightedSampler"]

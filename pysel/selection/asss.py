@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from pysel import _checks, ops
 from pysel.nn import GumbelSelector
-from pysel.random import fold_in, as_key, split
+from pysel.random import as_key, fold_in, split
 from pysel.selection.schedule import exponential_decay
 from pysel.selection.subset import Strata, subset_size
 
