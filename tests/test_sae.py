@@ -599,7 +599,7 @@ def test_normal_numbers() -> None:
             ValueError,
             r"TopKSAE: key must have shape \[2\], got \[3\]",
         ),
-        (lambda: TopKSAE(4, 8, 2, key="a"), TypeError, "TopKSAE: key must be a Tensor, got str"),  # type: ignore[arg-type]
+        (lambda: TopKSAE(4, 8, 2, key="a"), TypeError, "TopKSAE: key must be a Tensor or an int, got str"),  # type: ignore[arg-type]
         (lambda: TopKSAE(4, 8, 2, revive="auxk"), ValueError, "revive must be aux or dead, got 'auxk'"),
         (
             lambda: TopKSAE(4, 8, 2, aux_weight=torch.nan),
