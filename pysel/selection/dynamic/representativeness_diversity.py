@@ -210,7 +210,7 @@ class DynamicSelector(Selector):
         epochs: int,
         *,
         labels: Any = None,
-        num_factors: int = 1024,
+        num_factors: int = 512,
         k: int = 16,
         sae: TopKSAE | None = None,
         sae_options: Mapping[str, Any] | None = None,
@@ -251,13 +251,14 @@ class DynamicSelector(Selector):
         op = f"{cls.__name__}.from_features"
         rows = Rows(features, op, "features")
         sae_key, rank_key = split(as_key(op, key), 2)
-        # all is checked before the work: labels and options, and every row
+        # all is checked before the work: labels and options here, every row here or by train_sae
         check_options(op, common, class_coverage)
         nothing = torch.zeros(rows.shape[0], device=rows.device)
         selector = cls(nothing, nothing, keep_ratio, epochs, labels=labels, key=rank_key, **options)
-        for _ in rows.batches(8192):
-            pass
-        if sae is None:
+        if sae is not None:
+            for _ in rows.batches(8192):
+                pass
+        else:
             sae, selector.report = train_sae(rows, num_factors, k, key=sae_key, **(sae_options or {}))
         tables = factor_tables(sae, rows, labels=labels, common=common, class_coverage=class_coverage)
         selector._set_tables(tables.representativeness.to(rows.device), tables.diversity.to(rows.device))
