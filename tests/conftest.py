@@ -52,6 +52,12 @@ def threads():
 
 
 @pytest.fixture
+def one_thread(threads):
+    """Steps as small as those of tests are faster on one thread, on a busy machine by far."""
+    threads(1)
+
+
+@pytest.fixture
 def no_vmap_fallback():
     """Without it an op that lacks a batching rule raises, instead of running slowly with a warning."""
     torch._C._functorch._set_vmap_fallback_enabled(False)

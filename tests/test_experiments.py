@@ -17,17 +17,10 @@ from bench.experiments.methods import METHODS
 from bench.experiments.protocol import Settings
 from bench.experiments.run import Run, execute, load
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = Settings(epochs=4, batch_size=16, hidden=8, sae_epochs=1, factors_per_dim=2)
 SECONDS = ("train_s", "select_s")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Steps this small are faster on one thread, on a busy machine by far."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
