@@ -18,6 +18,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <array>
+#include <cmath>
 #include <limits>
 #include <tuple>
 
@@ -241,7 +242,7 @@ class Top {
   // when the gate is NaN or infinite are found out by add(). Elements that come later and equal the gate lose the tie.
   __device__ static bool passes(T x, A gate) {
     const A a = static_cast<A>(x);
-    return !((kRank == Rank::magnitude && a < 0 ? -a : a) <= gate);
+    return !((kRank == Rank::magnitude ? std::fabs(a) : a) <= gate);
   }
   __device__ A value_gate() const {
     constexpr Bits sign = static_cast<Bits>(Bits{1} << (8 * sizeof(Bits) - 1));
