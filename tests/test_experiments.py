@@ -106,6 +106,16 @@ def test_all_subset_methods_take_the_same_steps(small: None) -> None:
     assert protocol.setting("noise", 0, TINY).epochs(n) == 2
 
 
+def test_accuracy_over_samples_and_over_classes() -> None:
+    x = torch.nn.functional.one_hot(torch.tensor([0, 0, 1, 2, 2, 0]), 3).float()
+    y = torch.tensor([0, 0, 0, 2, 2, 2])  # two of three right in both classes that there are
+    assert protocol.accuracy(torch.nn.Identity(), x, y) == (pytest.approx(4 / 6), pytest.approx(2 / 3))
+    assert protocol.accuracy(torch.nn.Identity(), x[:5], y[:5]) == (
+        pytest.approx(4 / 5),
+        pytest.approx((2 / 3 + 1) / 2),
+    )
+
+
 def test_a_record_is_a_function_of_its_run(small: None) -> None:
     def record(seed: int, settings: Settings = TINY) -> dict[str, Any]:
         protocol.setting.cache_clear()

@@ -119,6 +119,7 @@ METHODS: dict[str, Method] = {
     "published, no balance": _published("ablation", balance=None),
     "published, no tail": _published("ablation", tail=False),
     "DynamicSelector": _method("default"),
+    "DynamicSelector, proportional": _method("variant", balance="proportional"),
     "DynamicSelector, Div alone": _method("variant", schedule=0.0),
     "DynamicSelector, Div alone, no tail": _method("variant", schedule=0.0, tail=False),
     "ASSS": Method("learned", _asss),

@@ -122,18 +122,21 @@ def make_network(task: Task, hidden: int, seed: int) -> nn.Module:
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Fraction classified rightly."""
-    return float((torch.cat([network(part) for part in x.split(4096)]).argmax(1) == y).double().mean())
+def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Fraction of samples classified rightly, and its mean over classes."""
+    right = (torch.cat([network(part) for part in x.split(4096)]).argmax(1) == y).double()
+    sizes = torch.bincount(y)
+    by_class = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, y, right)
+    return float(right.mean()), float((by_class / sizes)[sizes > 0].mean())
 
 
 def train(setting: Setting, selector: Selector, steps: int) -> dict[str, Any]:
     """Train a fresh network on what a selector picks, for exactly ``steps`` steps.
 
     Returns:
-        test accuracy, steps, epochs begun, samples seen, the mean share of the data in these epochs' subsets, seconds
-        of training and of selecting during it, how unevenly samples were used (the standard deviation of their uses
-        over the mean), and where labels are wrong the share of uses that were of these.
+        test accuracy, its mean over classes, steps, epochs begun, samples seen, the mean share of the data in these
+        epochs' subsets, seconds of training and of selecting during it, how unevenly samples were used (the standard
+        deviation of their uses over the mean), and where labels are wrong the share of uses that were of these.
     """
     task, settings = setting.task, setting.settings
     network = make_network(task, settings.hidden, setting.seed)
@@ -162,8 +165,10 @@ def train(setting: Setting, selector: Selector, steps: int) -> dict[str, Any]:
         epoch += 1
         kept += len(subset)
     seen = float(uses.sum())
+    overall, by_class = accuracy(network, task.test_x, task.test_y)
     record = {
-        "accuracy": round(accuracy(network, task.test_x, task.test_y), 5),
+        "accuracy": round(overall, 5),
+        "balanced": round(by_class, 5),
         "steps": done,
         "epochs": epoch,
         "samples": int(seen),

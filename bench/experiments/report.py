@@ -88,7 +88,18 @@ def table(runs: Runs, kinds: dict[str, str]) -> str:
     """One scenario's table in Markdown."""
     baseline = best(runs, kinds, "baseline")
     wrong = any("wrong" in r for records in runs.values() for r in records.values())
-    head = ["method", "accuracy %", "less the best baseline", "in s.e.", "steps", "kept", "training s", "selecting s"]
+    natural = all("balanced" in r for records in runs.values() for r in records.values())
+    head = [
+        "method",
+        "accuracy %",
+        *(["mean over classes"] if natural else []),
+        "less the best baseline",
+        "in s.e.",
+        "steps",
+        "kept",
+        "training s",
+        "selecting s",
+    ]
     head += ["unevenness", *(["wrong labels"] if wrong else []), "seeds"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for method, by_seed in runs.items():
@@ -99,6 +110,8 @@ def table(runs: Runs, kinds: dict[str, str]) -> str:
 
         accuracy, error = mean_error([100 * r["accuracy"] for r in records])
         cells = [method, _points(accuracy, error, "")]
+        if natural:
+            cells.append(_points(*mean_error([100 * r["balanced"] for r in records]), ""))
         if baseline is None or method == baseline:
             cells += ["best" if method == baseline else "", ""]
         else:
