@@ -298,6 +298,40 @@ def select(n: int, share: float) -> Setup:
     return Setup(contenders, nbytes(scores) + 8 * k)
 
 
+def select_groups(n: int, groups: int) -> Setup:
+    """A third of each group."""
+    scores, of = torch.randn(n), torch.randint(groups, (n,), dtype=torch.int32)
+    sizes = torch.bincount(of, minlength=groups)
+    quotas = sizes // 3
+    k = int(quotas.sum())
+
+    def loop() -> Tensor:
+        rows_of = torch.argsort(of).split(sizes.tolist())
+        chosen = [
+            rows[scores[rows].topk(q, sorted=False).indices] for rows, q in zip(rows_of, quotas.tolist(), strict=True)
+        ]
+        return torch.cat(chosen)
+
+    contenders: dict[str, Call] = {
+        "pysel": lambda: pysel.select(scores, k, groups=of, quotas=quotas),
+        "eager": loop,
+        "ungrouped": lambda: pysel.select(scores, k),
+    }
+    return Setup(contenders, nbytes(scores, of) + 8 * k)
+
+
+def select_by_key(n: int, share: float) -> Setup:
+    """Scores that do not tie, so that the key decides nothing."""
+    scores = torch.randperm(n).float() if n < 2**24 else torch.randn(n)
+    k = int(n * share)
+    contenders: dict[str, Call] = {
+        "pysel": lambda: pysel.select(scores, k, key=1),
+        "eager": lambda: torch.topk(scores, k, sorted=False).indices,
+        "without a key": lambda: pysel.select(scores, k),
+    }
+    return Setup(contenders, nbytes(scores) + 8 * k)
+
+
 # Usage family
 
 
@@ -537,6 +571,14 @@ CASES = (
     Case("factor_scores of 8 tables", "gather, mask, sum", factor_scores, {**RECORDS, "T": 8}, FEW_RECORDS),
     Case("select", "torch.topk(sorted=False)", select, {"n": 10_000_000, "share": 1 / 3}, {"n": 60},
          (Target("eager", 10), TWO_THREADS), comparable=ordered),
+    Case("select of 10 groups", "argsort, topk of each group", select_groups, {"n": 10_000_000, "groups": 10},
+         {"n": 600}, (Target("ungrouped", 1 / 1.5),), comparable=ordered),
+    Case("select of 1000 groups", "argsort, topk of each group", select_groups, {"n": 10_000_000, "groups": 1000},
+         {"n": 6000}, (Target("ungrouped", 1 / 2), Target("eager", 10)), comparable=ordered),
+    Case("select of 1e5 groups", "argsort, topk of each group", select_groups, {"n": 10_000_000, "groups": 100_000},
+         {"n": 600, "groups": 90}, (Target("ungrouped", 1 / 4),), comparable=ordered),
+    Case("select by key", "torch.topk(sorted=False)", select_by_key, {"n": 10_000_000, "share": 1 / 3}, {"n": 60},
+         (Target("without a key", 1 / 1.1),), comparable=ordered),
     Case("usage_step_ log", "mul_, index_add_, log1p, sub", usage_step, {"n": 10_000_000, "form": "log"}, {"n": 60},
          (Target("eager", 2.5), TWO_THREADS)),
     Case("usage_step_ linear", "mul_, index_add_, sub", usage_step, {"n": 10_000_000, "form": "linear"}, {"n": 60},

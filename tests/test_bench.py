@@ -26,8 +26,8 @@ def test_contenders_agree_with_pysel(case: Case) -> None:
     assert setup.bytes > 0
     ours = case.comparable(setup.contenders["pysel"]())
     for name, call in setup.contenders.items():
-        if name in ("pysel", "compile", "linear alone") or find_spec(LIBRARIES.get(name, "torch")) is None:
-            continue  # a compiled contender is the eager one; linear alone is a part of the work
+        if name in ("pysel", "compile", "linear alone", "ungrouped") or find_spec(LIBRARIES.get(name, "torch")) is None:
+            continue  # a compiled contender is the eager one; linear alone is a part of the work, ungrouped another
         if name == "torchrl" and find_spec("torchrl._torchrl") is not None:
             try:
                 import torchrl._torchrl  # noqa: F401
@@ -59,6 +59,10 @@ usage_step_ log: eager 2.5, 1 thread 1.8
 usage_step_ linear: eager 1.5, 1 thread 1.8
 usage_step_ exp: eager 2.5, 1 thread 1.8
 select: eager 10, 1 thread 1.8
+select of 10 groups: ungrouped 0.666667
+select of 1000 groups: ungrouped 0.5, eager 10
+select of 1e5 groups: ungrouped 0.25
+select by key: without a key 0.909091
 permutation: eager 5, 1 thread 1.8
 """
 

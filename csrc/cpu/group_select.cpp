@@ -16,9 +16,9 @@ bool read_groups(const G* groups, int n, int64_t count, uint32_t* out) {
 }
 
 // A bit for each key above its group's bracket; lists the places of those within. Elements of groups that are not open
-// keep their bits. A group has kCellCopies cells, which neighbours take in turn: few groups' counts would otherwise
-// wait for each other.
-template <typename Bits, bool all_open>
+// keep their bits. A group has `copies` cells, which neighbours take in turn: few groups' counts would otherwise wait
+// for each other.
+template <typename Bits, bool all_open, uint32_t copies>
 int mark_groups(const Bits* keys, const uint32_t* groups, int n, GroupCell<Bits>* cells, const uint8_t* open_groups,
                 uint64_t* bits, uint32_t* within) {
   alignas(64) uint8_t above[kChunk];
@@ -26,7 +26,7 @@ int mark_groups(const Bits* keys, const uint32_t* groups, int n, GroupCell<Bits>
   int count = 0;
   for (int i = 0; i < n; ++i) {
     const uint32_t group = groups[i];
-    GroupCell<Bits>& cell = cells[group * kCellCopies + static_cast<uint32_t>(i) % kCellCopies];
+    GroupCell<Bits>& cell = cells[group * copies + static_cast<uint32_t>(i) % copies];
     const Bits key = keys[i];
     const uint8_t is_open = all_open ? 1 : open_groups[group];
     const uint8_t is_above = static_cast<uint8_t>(key > cell.high) & is_open;
@@ -94,7 +94,8 @@ inline void words_at(Key key, uint64_t first, const uint32_t* at, int n, uint64_
 namespace pysel {
 namespace {
 
-constexpr uint32_t kCellCopies = 2;
+constexpr uint32_t kCellCopies = 4;  // of few groups
+constexpr int64_t kFewGroups = 64;
 
 // A group as one thread sees it: its bracket, and how many keys it saw above and within. A thread's range has fewer
 // than 2^31 elements.
@@ -144,6 +145,7 @@ class GroupSelection {
         groups_(groups),
         keys_of_(keys_of),
         options_(options),
+        copies_(groups.count <= kFewGroups ? kCellCopies : 1),
         most_kept_(std::max(options.most_kept < 0 ? n / 4 : options.most_kept, kGrain)),
         open_(static_cast<size_t>(groups.count)),
         keep_(static_cast<size_t>(groups.count)),
@@ -158,7 +160,7 @@ class GroupSelection {
       Range& range = ranges_[static_cast<size_t>(r)];
       range.begin = chunks_of(n) * r / ranges;
       range.end = chunks_of(n) * (r + 1) / ranges;
-      range.cells.resize(state_.size() * kCellCopies);
+      range.cells.resize(state_.size() * copies_);
       range.place.resize(state_.size());
     }
     for (size_t g = 0; g < state_.size(); ++g) {
@@ -170,7 +172,8 @@ class GroupSelection {
 
   void run(int64_t* indices) {
     if (!guess()) narrow();
-    while (!mark()) narrow();
+    while (!mark())
+      if (too_much_) narrow();
     write(indices);
   }
 
@@ -240,7 +243,7 @@ class GroupSelection {
 
   struct Range {
     int64_t begin, end;          // chunks
-    std::vector<Cell> cells;     // kCellCopies of each group
+    std::vector<Cell> cells;     // copies_ of each group
     std::vector<int64_t> place;  // where a group's next goes
     KeptList kept;
     std::vector<Extremes> extremes;
@@ -328,7 +331,7 @@ class GroupSelection {
     const double n = static_cast<double>(n_);
     if (n_ / kSmall < groups_.count) return guess_by_splits();
     const auto wanted = static_cast<int64_t>(std::pow(n, 2.0 / 3.0) * std::cbrt(static_cast<double>(groups_.count)));
-    const Sample s = sample(std::min({wanted, most_kept_, n_ / 16}));
+    const Sample s = sample(std::min({wanted, 4 * most_kept_, n_ / 16}));
     std::vector<size_t> end(state_.size() + 1);
     for (uint32_t g : s.groups) ++end[g + 1];
     std::partial_sum(end.begin(), end.end(), end.begin());
@@ -430,19 +433,17 @@ class GroupSelection {
       range.extremes.assign(most < n_ ? state_.size() : 0, {kMost, 0});
       Cell* cells = range.cells.data();
       for (size_t g = 0; g < state_.size(); ++g)
-        std::fill_n(cells + g * kCellCopies, kCellCopies, Cell{state_[g].low, state_[g].high, 0, 0});
+        std::fill_n(cells + g * copies_, copies_, Cell{state_[g].low, state_[g].high, 0, 0});
       alignas(64) uint32_t within[kChunk];
       each_chunk(range, [&](int64_t first, int count, const Bits* keys, const uint32_t* groups) {
         uint64_t* bits = bits_ + first / 64;
-        const int found =
-            all_open ? PYSEL_CHOOSE(mark_groups<Bits, true>)(keys, groups, count, cells, open_.data(), bits, within)
-                     : PYSEL_CHOOSE(mark_groups<Bits, false>)(keys, groups, count, cells, open_.data(), bits, within);
+        const int found = mark_chunk(all_open, keys, groups, count, cells, bits, within);
         const bool room = kept.load(std::memory_order_relaxed) <= most_kept_;
         Kept* const begin = range.kept.room(kChunk);
         Kept* to = begin;
         for (int i = 0; i < found; ++i) {
           const uint32_t at = within[i], g = groups[at];
-          ++cells[g * kCellCopies].within;
+          ++cells[g * copies_].within;
           if (keep_[g] == 0) {
             if (most < n_) range.extremes[g].add(keys[at]);
           } else if (room) {
@@ -453,9 +454,19 @@ class GroupSelection {
         kept.fetch_add(to - begin, std::memory_order_relaxed);
       });
       for (size_t g = 0; g < state_.size(); ++g)
-        for (size_t c = 1; c < kCellCopies; ++c) cells[g * kCellCopies].above += cells[g * kCellCopies + c].above;
+        for (size_t c = 1; c < copies_; ++c) cells[g * copies_].above += cells[g * copies_ + c].above;
     });
     return settle(kept <= most_kept_);
+  }
+
+  int mark_chunk(bool all_open, const Bits* keys, const uint32_t* groups, int count, Cell* cells, uint64_t* bits,
+                 uint32_t* within) const {
+    const auto call = [&](auto* kernel) { return kernel(keys, groups, count, cells, open_.data(), bits, within); };
+    if (copies_ == 1)
+      return all_open ? call(PYSEL_CHOOSE(mark_groups<Bits, true, 1>))
+                      : call(PYSEL_CHOOSE(mark_groups<Bits, false, 1>));
+    return all_open ? call(PYSEL_CHOOSE(mark_groups<Bits, true, kCellCopies>))
+                    : call(PYSEL_CHOOSE(mark_groups<Bits, false, kCellCopies>));
   }
 
   // After a pass.
@@ -504,6 +515,10 @@ class GroupSelection {
     }
     if (kept) settle_kept();
     if (ties) take_ties();
+    int64_t known = 0;
+    for (const State& s : state_)
+      if (s.found == Found::open) known += std::max<int64_t>(s.within, 0);
+    too_much_ = !all_kept || known > most_kept_;
     return !missed;
   }
 
@@ -525,34 +540,54 @@ class GroupSelection {
     auto* items = static_cast<Item*>(items_tensor.data_ptr());
     each_range([&](Range& range) {
       for (const Kept *kept = range.kept.data, *end = kept + range.kept.size; kept < end; ++kept)
-        items[range.place[kept->group]++] =
-            static_cast<Item>(static_cast<Bits>(~kept->key)) << kHalf | static_cast<Item>(kept->at);
+        items[range.place[kept->group]++] = item_of(*kept);
     });
+    std::vector<Item> ends(state_.size());  // of each group, where its selected items end
     each_group([&](size_t g) {
       const State& s = state_[g];
       if (keep_[g] != 0 && s.found == Found::settled && s.above < s.wanted)
-        take_best(items + start[g], items + start[g + 1], s.wanted - s.above);
+        ends[g] = end_of_best(items + start[g], items + start[g + 1], s.wanted - s.above);
+    });
+    each_range([&](Range& range) {
+      for (const Kept *kept = range.kept.data, *end = kept + range.kept.size; kept < end; ++kept) {
+        const uint64_t take = item_of(*kept) < ends[kept->group];
+        bits_[kept->at / 64] |= take << kept->at % 64;
+      }
+    });
+    // several threads set bits of these, so they come last
+    each_group([&](size_t g) {
+      const State& s = state_[g];
+      if (options_.tie_order && keep_[g] != 0 && s.found == Found::settled && s.above < s.wanted)
+        take_tied(items + start[g], items + start[g + 1], s.wanted - s.above);
     });
   }
 
-  void take_best(Item* first, Item* last, int64_t wanted) {
+  static Item item_of(const Kept& kept) {
+    return static_cast<Item>(static_cast<Bits>(~kept.key)) << kHalf | static_cast<Item>(kept.at);
+  }
+
+  // Below which items are certain to be among the `wanted` first: with a tie order, none that ties with those outside.
+  Item end_of_best(Item* first, Item* last, int64_t wanted) const {
     std::nth_element(first, first + (wanted - 1), last);
-    Item* const end = first + wanted;
-    if (!options_.tie_order) {
-      for (; first < end; ++first) set(index_of(*first));
-      return;
-    }
-    const Item threshold = end[-1] >> kHalf;
-    Item* const sure = std::partition(first, end, [&](Item i) { return i >> kHalf != threshold; });
-    Item* const tied = std::partition(end, last, [&](Item i) { return i >> kHalf == threshold; });
-    for (Item* i = first; i < sure; ++i) set(index_of(*i));
-    if (tied == end) {
-      for (Item* i = sure; i < end; ++i) set(index_of(*i));
-      return;
-    }
+    const Item nth = first[wanted - 1];
+    if (!options_.tie_order) return nth + 1;
+    const Item tied = nth >> kHalf;
+    const bool outside = std::any_of(first + wanted, last, [&](Item i) { return i >> kHalf == tied; });
+    return outside ? tied << kHalf : nth + 1;
+  }
+
+  // What end_of_best left out, by the order of ties. Items are as it left them.
+  void take_tied(Item* first, Item* last, int64_t wanted) {
+    const Item tied = first[wanted - 1] >> kHalf;
+    if (std::none_of(first + wanted, last, [&](Item i) { return i >> kHalf == tied; })) return;
     std::vector<Tied> ties;
-    for (Item* i = sure; i < tied; ++i) ties.push_back({word_of(index_of(*i)), index_of(*i)});
-    take_first(ties.begin(), ties.end(), end - sure);
+    int64_t inside = 0;
+    for (Item* i = first; i < last; ++i) {
+      if (*i >> kHalf != tied) continue;
+      inside += i < first + wanted;
+      ties.push_back({word_of(index_of(*i)), index_of(*i)});
+    }
+    take_first(ties.begin(), ties.end(), inside);
   }
 
   // Sets the bits of the `wanted` first of some that tie.
@@ -664,26 +699,27 @@ class GroupSelection {
   // Histograms of each open group within its bracket.
   void narrow() {
     int log_bins = 4;
-    while (log_bins < 11 && groups_.count << (log_bins + 1) <= int64_t{1} << 17) ++log_bins;
+    while (log_bins < 11 && groups_.count << (log_bins + 1) <= int64_t{1} << 18) ++log_bins;
     const size_t bins = size_t{1} << log_bins, below = 0, above = bins + 1;  // bins 1 to `bins` are of the bracket
     struct Scale {
       Bits low, high;
-      int shift;
-      bool open;
+      uint32_t shift;
     };
     std::vector<Scale> scales(state_.size());
     for (size_t g = 0; g < state_.size(); ++g) {
       const State& s = state_[g];
-      int shift = 0;
+      uint32_t shift = 0;
       while (static_cast<Bits>(s.high - s.low) >> shift >= bins) ++shift;
-      scales[g] = {s.low, s.high, shift, s.found == Found::open};
+      scales[g] = {s.low, s.high, shift};
     }
     const auto table = histogram(bins + 2, [&](int count, const Bits* keys, const uint32_t* groups, uint32_t* table) {
       for (int i = 0; i < count; ++i) {
         const Scale& s = scales[groups[i]];
-        if (!s.open) continue;
-        const size_t within = static_cast<size_t>(static_cast<Bits>(keys[i] - s.low) >> s.shift) + 1;
-        ++table[groups[i] * (bins + 2) + (keys[i] > s.high ? above : keys[i] < s.low ? below : within)];
+        // without a branch, which would often be mispredicted
+        size_t bin = static_cast<size_t>(static_cast<Bits>(keys[i] - s.low) >> s.shift) + 1;
+        bin = keys[i] < s.low ? below : bin;
+        bin = keys[i] > s.high ? above : bin;
+        ++table[groups[i] * (bins + 2) + bin];
       }
     });
     each_group([&](size_t g) {
@@ -712,7 +748,7 @@ class GroupSelection {
     });
   }
 
-  static Cell& seen(Range& range, size_t g) { return range.cells[g * kCellCopies]; }
+  Cell& seen(Range& range, size_t g) const { return range.cells[g * copies_]; }
 
   // Throws if a group's elements, of which `size` may be selected, have all been seen.
   void check_size(size_t g, int64_t size) const {
@@ -746,8 +782,10 @@ class GroupSelection {
   const Groups& groups_;
   const KeysOf<Bits>& keys_of_;
   const GroupOptions<Bits>& options_;
+  size_t copies_;  // of cells
   int64_t most_kept_;
-  int64_t expected_ = 0;  // to be kept
+  int64_t expected_ = 0;   // to be kept
+  bool too_much_ = false;  // in brackets that missed
   std::vector<uint8_t> open_, keep_;
   std::vector<State> state_;
   std::vector<Range> ranges_;
@@ -778,7 +816,7 @@ void select_of_groups(int64_t n, const Groups& groups, const KeysOf<Bits>& keys_
                       int64_t* indices) {
   __extension__ typedef unsigned __int128 Wide;
   if (n == 0) return;
-  if (sizeof(Bits) == 4 && n <= int64_t{1} << 32)
+  if (sizeof(Bits) == 4 && n < int64_t{1} << 32)
     GroupSelection<Bits, uint64_t>(n, groups, keys_of, options).run(indices);
   else
     GroupSelection<Bits, Wide>(n, groups, keys_of, options).run(indices);

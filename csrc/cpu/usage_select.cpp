@@ -12,6 +12,7 @@ bool epoch_keys(const S* first, const S* second, const C* counts, int n, const M
   using A = PenaltyType<S, C>;
   alignas(64) S scores[kChunk];
   alignas(64) A used[kChunk];
+  if (n < 1) return false;  // else g++ sees numbers that were never written
   for (int i = 0; i < n; ++i) scores[i] = first[i] * mixture.first + second[i] * mixture.second;
   convert(counts, n, used);
   penalise<S, A>(scores, used, n, penalty.form, penalty.gamma_as<A>(), static_cast<A>(penalty.step), scores);
@@ -97,7 +98,7 @@ Tensor usage_select_(Tensor counts, Tensor first, Tensor second, double mix, dou
     if (given.groups)
       select_of_groups<Bits>(
           n, *given.groups, keys_of,
-          {.op = kOp, .size_name = "the size", .tie_order = tie_order, .most_kept = n / 256, .written = count},
+          {.op = kOp, .size_name = "the size", .tie_order = tie_order, .most_kept = n / 160, .written = count},
           indices);
     else
       select_largest<Bits>(n, k, keys_of, {.tie_order = tie_order, .most_kept = n / 64, .written = count}, indices);
