@@ -20,7 +20,7 @@
 namespace pysel {
 
 constexpr int kLocalCounters = 8192;  // of a block
-constexpr int kMostDigits = 48;
+constexpr int kMostDigits = 48;       // 8 bytes of a key, a word and an index each, by 4 bits
 
 // Which group each element is in, and how many of each group are wanted.
 struct Groups {
@@ -99,8 +99,8 @@ struct GroupCut {
 struct GroupTally {
   unsigned long long quotas;      // their sum
   unsigned long long candidates;  // so far
-  unsigned long long
-      sharing[kMostDigits + 1];  // elements that, before digit d, share the cut of a group that is not done
+  // Elements that, before digit d, share the cut of a group that is not done.
+  unsigned long long sharing[kMostDigits + 1];
 };
 
 template <typename Bits>

@@ -1,7 +1,7 @@
 #pragma once
 
-// The k largest keys of each row, exactly, as ascending indices. Keys are functions of the
-// element, asked for anew instead of stored. The host waits for nothing, and allocates by n and k alone.
+// The k largest keys of each row, exactly, as ascending indices. Keys are functions of the element, asked for anew
+// instead of stored. The host waits for nothing, and allocates by n and k alone.
 //
 //   sample    a few thousand keys of a row bracket its k-th largest within [low, high]
 //   mark      one pass over all keys: a bit for each above `high`; those within the bracket become candidates
