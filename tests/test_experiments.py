@@ -226,6 +226,7 @@ def test_the_table_is_made_from_the_file_alone(tmp_path: Path) -> None:
     less = 100 * (accuracies["ours"] - accuracies["RS2"])
     mean, error = less.mean(), less.std(ddof=1) / 5**0.5
     assert f"{mean:+.2f} ± {error:.2f} | {mean / error:+.1f} s.e. | 690 | 0.40 | 1.0 | 0.50 | 0.10 | 5 |" in page
+    assert "mean over classes" not in page, "the file has none"
     assert error < 0.2 < accuracies["ours"].std(ddof=1) * 100 / 5**0.5, "paired, or seeds would hide it"
     assert re.search(r"Best baseline at equal steps: RS2, 8\d\.\d\d ± \d\.\d\d %\. ours is clearly below: -2\.9", page)
     assert (tmp_path / "experiments-10.png").stat().st_size > 5000
