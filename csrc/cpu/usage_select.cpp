@@ -5,14 +5,11 @@
 #include "cpu/select_kernels.h"
 #include "cpu/usage_kernels.h"
 
-// Keys of a chunk of at most kChunk. True if there is a NaN.
+// Keys of a chunk of at most kChunk. True if there is a NaN. There is room for n in `scores` and in `used`.
 template <typename S, typename C>
 bool epoch_keys(const S* first, const S* second, const C* counts, int n, const Mixture<S>& mixture,
-                const PenaltyArguments& penalty, OrderBits<S>* out) {
+                const PenaltyArguments& penalty, S* scores, PenaltyType<S, C>* used, OrderBits<S>* out) {
   using A = PenaltyType<S, C>;
-  alignas(64) S scores[kChunk];
-  alignas(64) A used[kChunk];
-  if (n < 1) return false;  // else g++ sees numbers that were never written
   for (int i = 0; i < n; ++i) scores[i] = first[i] * mixture.first + second[i] * mixture.second;
   convert(counts, n, used);
   penalise<S, A>(scores, used, n, penalty.form, penalty.gamma_as<A>(), static_cast<A>(penalty.step), scores);
@@ -84,10 +81,12 @@ Tensor usage_select_(Tensor counts, Tensor first, Tensor second, double mix, dou
     const Mixture<S> mixture{static_cast<S>(1 - mix), static_cast<S>(mix)};
     const KeysOf<Bits> keys_of = [&](int64_t at, int count, Bits, Bits* keys) {
       alignas(64) C gathered[kChunk];
+      alignas(64) S scores[kChunk];
+      alignas(64) PenaltyType<S, C> wide[kChunk];
       if (stride != 1)
         for (int i = 0; i < count; ++i) gathered[i] = used[(at + i) * stride];
       const bool nan = PYSEL_CHOOSE(epoch_keys<S, C>)(x + at, y + at, stride == 1 ? used + at : gathered, count,
-                                                      mixture, penalty, keys);
+                                                      mixture, penalty, scores, wide, keys);
       check_value(!nan || !validate.value_or(true), kOp,
                   ": scores of first, second and counts must not be NaN, got NaN");
       return true;
