@@ -60,6 +60,32 @@ def fingerprint():
     for n, start in ((1000, 3), (1025, 3), (70_001, 0), (2**40 + 9, 2**39), (2**63 - 1, 2**62)):
         elements = pysel.permutation(n, key=torch.tensor(KEY), start=start, stop=min(n, start + 70_001))
         result[f"permutation {n}"] = hashlib.sha256(elements.numpy().tobytes()).hexdigest()
+    result.update(selections())
+    return result
+
+
+def selections():
+    """Hashes of what is selected by group and by key: from few groups, from many, and with many ties."""
+    n, key, g = 150_001, torch.tensor(KEY), torch.Generator().manual_seed(0)
+    result = {}
+    for scores_name, scores in (
+        ("distinct", torch.randn(n, generator=g)),
+        ("ties", torch.randint(9, (n,), generator=g) / 8),
+        ("double", torch.randn(n, generator=g, dtype=torch.float64)),
+    ):
+        found = {"select": pysel.select(scores, n // 3, key=key)}
+        for count in (5, 300, 20_000):
+            groups = torch.randint(count, (n,), generator=g)
+            quotas = torch.bincount(groups, minlength=count) // 3
+            of = {"groups": groups, "quotas": quotas, "key": key}
+            k = int(quotas.sum())
+            found[f"select {count}"] = pysel.select(scores, k, **of)
+            found[f"draw {count}"] = pysel.weighted_sample(scores, k, log_weights=True, **of)
+            counts = torch.randint(5, (n,), generator=g).to(scores.dtype)
+            found[f"epoch {count}"] = pysel.usage_select_(counts, scores, scores.flip(0), 0.3, k, 0.2, **of)
+            found[f"counts {count}"] = counts.long()
+        for call, indices in found.items():
+            result[f"{call}, {scores_name}"] = hashlib.sha256(indices.numpy().tobytes()).hexdigest()
     return result
 
 

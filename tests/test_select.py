@@ -6,6 +6,7 @@ import torch
 
 import pysel
 from pysel import reference
+from tests import golden
 from tests.tensors import assert_same_bits, laid_out
 
 FORMS = ["log", "linear", "exp", "rate"]
@@ -438,3 +439,10 @@ def test_rows_and_replacement_have_no_groups():
         pysel.weighted_sample(torch.ones(2), 2, True, groups=groups, quotas=quotas)
     with pytest.raises(ValueError, match=r"weighted_sample: weights must have shape \[n\] with groups, got \[3, 2\]"):
         pysel.weighted_sample(torch.ones(3, 2), 2, groups=groups, quotas=quotas)
+
+
+@pytest.mark.parametrize("row", golden.load("selections"), ids=lambda row: row["name"])
+def test_golden_selections(row):
+    op = row["name"].split()[0]
+    for call in (reference.OPS[op], getattr(torch.ops.pysel, op)):
+        assert call(*golden.SELECTIONS[row["name"]]()).tolist() == row["result"]

@@ -28,3 +28,30 @@ def weights(shape):
 
 
 INPUTS = {"logits": logits, "weights": weights}
+
+
+def _selections():
+    scores = logits((300,)).mul(4).round().float()  # 25 values
+    groups = torch.arange(300) * 7 % 11 % 5
+    quotas = torch.tensor([20, 0, 7, 40, 3])
+    key, counts = torch.tensor([20_240_601, 2**32 - 2]), torch.arange(300.0) % 4
+    grouped = (groups, quotas)
+    return {
+        "select key": lambda: (scores, 70, True, None, None, key, None),
+        "select smallest, key": lambda: (scores, 70, False, None, None, key, None),
+        "select groups": lambda: (scores, 70, True, *grouped, None, None),
+        "select groups, key": lambda: (scores, 70, True, *grouped, key, None),
+        "weighted_sample groups, draw": lambda: (scores, 70, False, True, "draw", *grouped, key, 3, None),
+        "weighted_sample groups, index": lambda: (scores, 70, False, True, "index", *grouped, key, 3, None),
+        "weighted_sample groups, shuffled": lambda: (scores, 70, False, True, "shuffled", *grouped, key, 3, None),
+        "usage_select_ log": lambda: (
+            counts.clone(), scores, scores.flip(0), 0.25, 0.5, "log", 1, 70, None, None, key, None
+        ),
+        "usage_select_ groups": lambda: (
+            counts.clone(), scores, scores.flip(0), 0.25, 0.5, "log", 1, 70, *grouped, key, None
+        ),
+    }  # fmt: skip
+
+
+# The raw arguments of calls, by the op's name and what is special about it.
+SELECTIONS = _selections()

@@ -5,7 +5,7 @@ import json
 import torch
 
 from pysel import reference
-from tests.golden import HERE, INPUTS
+from tests.golden import HERE, INPUTS, SELECTIONS
 from tests.op_samples import RAW
 from tests.tensors import bits
 
@@ -95,6 +95,13 @@ def ops():
             yield call | {"result": hexadecimal(out)}
 
 
+def selections():
+    """By group and by key: scores of few values, so that ties decide."""
+    for name, arguments in SELECTIONS.items():
+        result = reference.OPS[name.split()[0]](*arguments())
+        yield {"name": name, "result": result.tolist()}
+
+
 if __name__ == "__main__":
-    for make in (words, children, permutations, noise, ops):
+    for make in (words, children, permutations, noise, ops, selections):
         write(make.__name__, make())
