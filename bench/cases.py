@@ -384,6 +384,37 @@ def usage_step(
     )
 
 
+def usage_select(n: int, groups: int = 0, gamma: float = 0.2) -> Setup:
+    """An epoch of dynamic selection: a third of the samples, or of each group's."""
+    first, second, start = torch.rand(n), torch.rand(n), torch.randint(9, (n,)).float()
+    k, of, quotas = n // 3, None, None
+    if groups:
+        of = torch.randint(groups, (n,), dtype=torch.int32)
+        quotas = torch.bincount(of, minlength=groups) // 3
+        k = int(quotas.sum())
+    ours, theirs, room = start.clone(), start.clone(), torch.zeros(n)
+
+    def eager() -> Tensor:
+        scores = torch.lerp(first, second, 0.25).sub_(torch.log1p(theirs), alpha=gamma)
+        selected = torch.topk(scores, k, sorted=False).indices
+        theirs.index_add_(0, selected, torch.ones(k))
+        return selected
+
+    def copies() -> Tensor:
+        for _ in range(8):
+            room.copy_(first)
+        return room
+
+    contenders: dict[str, Call] = {
+        "pysel": lambda: pysel.usage_select_(ours, first, second, 0.25, k, gamma, groups=of, quotas=quotas, key=1),
+        "8 copies": copies,
+    }
+    if not groups:
+        contenders["eager"] = eager
+    moved = nbytes(first, second) + 2 * nbytes(start) + 8 * k + (0 if of is None else nbytes(of))
+    return Setup(contenders, moved)
+
+
 def usage_update(n: int, share: float = 0.1, decay: float = 0.99) -> Setup:
     counts = torch.rand(n) * 10
     selected = ascending(n, int(n * share))
@@ -588,6 +619,10 @@ CASES = (
     Case("usage_step_ linear, into out", "mul_, index_add_, sub(out=)", usage_step,
          {"n": 10_000_000, "form": "linear", "into_out": True}, {"n": 60}),
     Case("usage_update_", "mul_, index_add_", usage_update, {"n": 10_000_000}, {"n": 60}),
+    Case("usage_select_", "lerp, log1p, sub, topk, index_add_", usage_select, {"n": 30_000_000}, {"n": 60},
+         (Target("8 copies", 1),), comparable=form),
+    Case("usage_select_ of 1000 groups", "", usage_select, {"n": 30_000_000, "groups": 1000}, {"n": 6000},
+         (Target("8 copies", 1),), comparable=form),
     Case("weighted_sample index", "torch.multinomial", weighted_sample, {**MANY, "order": "index"}, FEW,
          (Target("eager", 40), TWO_THREADS), comparable=form),
     Case("weighted_sample draw", "torch.multinomial", weighted_sample, MANY, FEW,
