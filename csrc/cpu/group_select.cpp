@@ -7,40 +7,67 @@
 // Groups of a chunk as 32-bit numbers. True if one is outside [0, count).
 template <typename G>
 bool read_groups(const G* groups, int n, int64_t count, uint32_t* out) {
-  bool outside = false;
-  for (int i = 0; i < n; ++i) {
-    outside |= static_cast<uint64_t>(static_cast<int64_t>(groups[i])) >= static_cast<uint64_t>(count);
-    out[i] = static_cast<uint32_t>(groups[i]);
+  for (int i = 0; i < n; ++i) out[i] = static_cast<uint32_t>(groups[i]);
+  uint64_t all = 0;
+  if (sizeof(G) == 8)
+    for (int i = 0; i < n; ++i) all |= static_cast<uint64_t>(groups[i]);
+  // each a loop of one width, which vectorises
+  const uint32_t limit = count >> 32 ? ~uint32_t{0} : static_cast<uint32_t>(count);
+  uint32_t outside = 0;
+  for (int i = 0; i < n; ++i) outside += out[i] >= limit ? 1 : 0;
+  return outside != 0 || all >> 32 != 0;
+}
+
+// Each element's entry of a table by group, which has room for kVectorGroups; n <= kChunk.
+template <typename Bits>
+void look_up(const Bits* table, const uint32_t* groups, int n, bool few, Bits* out) {
+#if PYSEL_VECTOR_BYTES == 64 && !defined(__clang__)
+  if constexpr (sizeof(Bits) == 4) {
+    if (few) {
+      typedef uint32_t Sixteen __attribute__((vector_size(64)));
+      Sixteen entries, at;
+      memcpy(&entries, table, sizeof(entries));
+      for (int i = 0; i < n; i += 16) {
+        memcpy(&at, groups + i, sizeof(at));
+        const Sixteen found = __builtin_shuffle(entries, at);
+        memcpy(out + i, &found, sizeof(found));
+      }
+      return;
+    }
   }
-  return outside;
+#endif
+  for (int i = 0; i < n; ++i) out[i] = table[groups[i]];
 }
 
 // A bit for each key above its group's bracket; lists the places of those within. Elements of groups that are not open
-// keep their bits. A group has `copies` cells, which neighbours take in turn: few groups' counts would otherwise wait
-// for each other.
+// keep their bits. A group has `copies` counts of what is above, which neighbours take in turn: few groups' would
+// otherwise wait for each other.
 template <typename Bits, bool all_open, uint32_t copies>
-int mark_groups(const Bits* keys, const uint32_t* groups, int n, GroupCell<Bits>* cells, const uint8_t* open_groups,
-                uint64_t* bits, uint32_t* within) {
-  alignas(64) uint8_t above[kChunk];
-  alignas(64) uint8_t open[kChunk];
-  int count = 0;
-  for (int i = 0; i < n; ++i) {
-    const uint32_t group = groups[i];
-    GroupCell<Bits>& cell = cells[group * copies + static_cast<uint32_t>(i) % copies];
-    const Bits key = keys[i];
-    const uint8_t is_open = all_open ? 1 : open_groups[group];
-    const uint8_t is_above = static_cast<uint8_t>(key > cell.high) & is_open;
-    if (!all_open) open[i] = is_open;
-    above[i] = is_above;
-    cell.above += is_above;
-    within[count] = static_cast<uint32_t>(i);
-    count += (static_cast<uint8_t>(key >= cell.low) & is_open) - is_above;
+int mark_groups(const Bits* keys, const uint32_t* groups, int n, const GroupBrackets<Bits>& brackets,
+                const uint8_t* open_groups, GroupTally* tallies, uint64_t* bits, uint32_t* within) {
+  alignas(64) Bits low[kChunk], high[kChunk];
+  alignas(64) uint8_t above[kChunk], inside[kChunk], open[kChunk];
+  look_up(brackets.low, groups, n, brackets.few, low);
+  look_up(brackets.high, groups, n, brackets.few, high);
+  for (int i = 0; i < n; ++i) above[i] = keys[i] > high[i];
+  for (int i = 0; i < n; ++i) inside[i] = (keys[i] >= low[i]) & (keys[i] <= high[i]);
+  if (!all_open) {
+    for (int i = 0; i < n; ++i) open[i] = open_groups[groups[i]];
+    for (int i = 0; i < n; ++i) above[i] &= open[i];
+    for (int i = 0; i < n; ++i) inside[i] &= open[i];
   }
   const int padded = (n + 63) & ~63;
-  for (int i = n; i < padded; ++i) above[i] = open[i] = 0;
-  for (int i = 0; i < padded; i += 64) {
-    const uint64_t kept = all_open ? 0 : bits[i / 64] & ~bits_of(open + i);
-    bits[i / 64] = kept | bits_of(above + i);
+  for (int i = n; i < padded; ++i) above[i] = inside[i] = open[i] = 0;
+  int count = 0;
+  for (int at = 0; at < padded; at += 64) {
+    const uint64_t word = bits_of(above + at);
+    bits[at / 64] = word | (all_open ? 0 : bits[at / 64] & ~bits_of(open + at));
+    for (uint64_t left = word; left != 0; left &= left - 1) {
+      const auto i = static_cast<uint32_t>(at + __builtin_ctzll(left));
+      ++tallies[groups[i] * copies + i % copies].above;
+    }
+    for (uint64_t left = bits_of(inside + at); left != 0; left &= left - 1)
+      within[count++] = static_cast<uint32_t>(at + __builtin_ctzll(left));
   }
   return count;
 }
@@ -94,14 +121,19 @@ inline void words_at(Key key, uint64_t first, const uint32_t* at, int n, uint64_
 namespace pysel {
 namespace {
 
-constexpr uint32_t kCellCopies = 4;  // of few groups
+constexpr uint32_t kTallyCopies = 4;  // of few groups
 constexpr int64_t kFewGroups = 64;
+constexpr int64_t kVectorGroups = 16;  // whose entries fit into a vector
 
-// A group as one thread sees it: its bracket, and how many keys it saw above and within. A thread's range has fewer
-// than 2^31 elements.
+// Each group's.
 template <typename Bits>
-struct GroupCell {
-  Bits low, high;
+struct GroupBrackets {
+  const Bits *low, *high;
+  bool few;  // at most kVectorGroups
+};
+
+// How many keys one thread saw above a group's bracket, and within. Its range has fewer than 2^31 elements.
+struct GroupTally {
   uint32_t above, within;
 };
 
@@ -137,7 +169,6 @@ uint64_t scramble(uint64_t x) {
 template <typename Bits, typename Item>
 class GroupSelection {
   using At = std::conditional_t<sizeof(Item) == 8, uint32_t, int64_t>;
-  using Cell = GroupCell<Bits>;
 
  public:
   GroupSelection(int64_t n, const Groups& groups, const KeysOf<Bits>& keys_of, const GroupOptions<Bits>& options)
@@ -145,7 +176,7 @@ class GroupSelection {
         groups_(groups),
         keys_of_(keys_of),
         options_(options),
-        copies_(groups.count <= kFewGroups ? kCellCopies : 1),
+        copies_(groups.count <= kFewGroups ? kTallyCopies : 1),
         most_kept_(std::max(options.most_kept < 0 ? n / 4 : options.most_kept, kGrain)),
         open_(static_cast<size_t>(groups.count)),
         keep_(static_cast<size_t>(groups.count)),
@@ -160,7 +191,7 @@ class GroupSelection {
       Range& range = ranges_[static_cast<size_t>(r)];
       range.begin = chunks_of(n) * r / ranges;
       range.end = chunks_of(n) * (r + 1) / ranges;
-      range.cells.resize(state_.size() * copies_);
+      range.tallies.resize(state_.size() * copies_);
       range.place.resize(state_.size());
     }
     for (size_t g = 0; g < state_.size(); ++g) {
@@ -242,9 +273,9 @@ class GroupSelection {
   };
 
   struct Range {
-    int64_t begin, end;          // chunks
-    std::vector<Cell> cells;     // copies_ of each group
-    std::vector<int64_t> place;  // where a group's next goes
+    int64_t begin, end;               // chunks
+    std::vector<GroupTally> tallies;  // copies_ of each group
+    std::vector<int64_t> place;       // where a group's next goes
     KeptList kept;
     std::vector<Extremes> extremes;
     std::vector<GroupTied> tied;
@@ -427,23 +458,29 @@ class GroupSelection {
       open_[g] = s.found == Found::open;
       keep_[g] = open_[g] && (s.low != s.high ? s.within <= most : s.within >= 0 && s.within <= kFewTies);
     }
+    const size_t entries = std::max(state_.size(), static_cast<size_t>(kVectorGroups));
+    std::vector<Bits> low(entries), high(entries);
+    for (size_t g = 0; g < state_.size(); ++g) {
+      low[g] = state_[g].low;
+      high[g] = state_[g].high;
+    }
+    const GroupBrackets<Bits> brackets{low.data(), high.data(), groups_.count <= kVectorGroups};
     std::atomic<int64_t> kept{0};
     each_range([&](Range& range) {
       range.kept.clear(expected);
       range.extremes.assign(most < n_ ? state_.size() : 0, {kMost, 0});
-      Cell* cells = range.cells.data();
-      for (size_t g = 0; g < state_.size(); ++g)
-        std::fill_n(cells + g * copies_, copies_, Cell{state_[g].low, state_[g].high, 0, 0});
+      GroupTally* tallies = range.tallies.data();
+      std::fill_n(tallies, range.tallies.size(), GroupTally{0, 0});
       alignas(64) uint32_t within[kChunk];
       each_chunk(range, [&](int64_t first, int count, const Bits* keys, const uint32_t* groups) {
         uint64_t* bits = bits_ + first / 64;
-        const int found = mark_chunk(all_open, keys, groups, count, cells, bits, within);
+        const int found = mark_chunk(all_open, keys, groups, count, brackets, tallies, bits, within);
         const bool room = kept.load(std::memory_order_relaxed) <= most_kept_;
         Kept* const begin = range.kept.room(kChunk);
         Kept* to = begin;
         for (int i = 0; i < found; ++i) {
           const uint32_t at = within[i], g = groups[at];
-          ++cells[g * copies_].within;
+          ++tallies[g * copies_].within;
           if (keep_[g] == 0) {
             if (most < n_) range.extremes[g].add(keys[at]);
           } else if (room) {
@@ -454,19 +491,21 @@ class GroupSelection {
         kept.fetch_add(to - begin, std::memory_order_relaxed);
       });
       for (size_t g = 0; g < state_.size(); ++g)
-        for (size_t c = 1; c < copies_; ++c) cells[g * copies_].above += cells[g * copies_ + c].above;
+        for (size_t c = 1; c < copies_; ++c) tallies[g * copies_].above += tallies[g * copies_ + c].above;
     });
     return settle(kept <= most_kept_);
   }
 
-  int mark_chunk(bool all_open, const Bits* keys, const uint32_t* groups, int count, Cell* cells, uint64_t* bits,
-                 uint32_t* within) const {
-    const auto call = [&](auto* kernel) { return kernel(keys, groups, count, cells, open_.data(), bits, within); };
+  int mark_chunk(bool all_open, const Bits* keys, const uint32_t* groups, int count,
+                 const GroupBrackets<Bits>& brackets, GroupTally* tallies, uint64_t* bits, uint32_t* within) const {
+    const auto call = [&](auto* kernel) {
+      return kernel(keys, groups, count, brackets, open_.data(), tallies, bits, within);
+    };
     if (copies_ == 1)
       return all_open ? call(PYSEL_CHOOSE(mark_groups<Bits, true, 1>))
                       : call(PYSEL_CHOOSE(mark_groups<Bits, false, 1>));
-    return all_open ? call(PYSEL_CHOOSE(mark_groups<Bits, true, kCellCopies>))
-                    : call(PYSEL_CHOOSE(mark_groups<Bits, false, kCellCopies>));
+    return all_open ? call(PYSEL_CHOOSE(mark_groups<Bits, true, kTallyCopies>))
+                    : call(PYSEL_CHOOSE(mark_groups<Bits, false, kTallyCopies>));
   }
 
   // After a pass.
@@ -748,7 +787,7 @@ class GroupSelection {
     });
   }
 
-  Cell& seen(Range& range, size_t g) const { return range.cells[g * copies_]; }
+  GroupTally& seen(Range& range, size_t g) const { return range.tallies[g * copies_]; }
 
   // Throws if a group's elements, of which `size` may be selected, have all been seen.
   void check_size(size_t g, int64_t size) const {
