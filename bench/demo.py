@@ -29,7 +29,7 @@ from bench.report import Record, median, speed_up
 
 OPS = ("gumbel_softmax soft", "topk", "select", "weighted_sample index", "usage_step_ log", "permutation")
 METHODS = ("full data", "full data, fewer epochs", "RS2", "DynamicSelector", "ASSS")
-WHERE_LABELS_ARE_WRONG = "ASSS"  # only there it pays
+WHERE_LABELS_ARE_WRONG = "ASSS"  # only there it has something to leave out
 SAME_STEPS = METHODS[1]  # what the others are compared with
 
 
