@@ -38,7 +38,7 @@ STAGES: list[tuple[Settings, tuple[str, ...]]] = [
     (SHORT, PICTURES),
     (SHORT, ("diamonds",)),
     (LONG, PICTURES),
-    (LONG, ("diamonds",)),
+    (LONG, ("diamonds", "diamonds, noise")),
     (SHORT, ("flights", "text")),
     (LONG, ("flights", "text")),
 ]
