@@ -154,6 +154,39 @@ def overview(by_place: dict[tuple[str, str], Runs], results: dict[str, Any]) -> 
     return "\n".join(lines)
 
 
+REFERENCE = "full data, fewer epochs"
+BRIEF = (
+    "full data",
+    "static random",
+    "RS2",
+    "RS2, balanced losses, tail",
+    "InfoBatch",
+    "DynamicSelector, as published",
+    "DynamicSelector",
+    "DynamicSelector, Div alone",
+    "ASSS",
+)
+
+
+def brief(by_place: dict[tuple[str, str], Runs], results: dict[str, Any]) -> str:
+    """The README's table: points more than full data for as many steps, for which it has the accuracy."""
+    head = ["method", *(f"{scenario}, {results['settings'][s]['epochs']}" for s, scenario in by_place)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    means = (mean_error([100 * r["accuracy"] for r in runs[REFERENCE].values()])[0] for runs in by_place.values())
+    lines.append("| " + " | ".join([f"{REFERENCE}, %", *(f"{mean:.1f}" for mean in means)]) + " |")
+    for method in BRIEF:
+        cells = [_points(*difference(runs, method, REFERENCE)) if method in runs else "" for runs in by_place.values()]
+        lines.append("| " + " | ".join([method, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def write_readme(path: Path, table: str) -> None:
+    """Put a table between the README's two marks."""
+    begin, end = "<!-- experiments:begin -->\n", "<!-- experiments:end -->"
+    before, rest = path.read_text().split(begin)
+    path.write_text(before + begin + table + "\n" + end + rest.split(end)[1])
+
+
 INTRODUCTION = """# Selection methods under one protocol
 
 Written by `python -m bench.experiments.report` from `experiments.json`; `bench/experiments/protocol.py` says what is
@@ -188,13 +221,10 @@ def draw(results: dict[str, Any], by_place: dict[tuple[str, str], Runs], folder:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    reference, colours = (
-        "full data, fewer epochs",
-        {"reference": "black", "baseline": "tab:blue", "published": "tab:red", "default": "tab:red"},
-    )
+    colours = {"reference": "black", "baseline": "tab:blue", "published": "tab:red", "default": "tab:red"}
     paths = []
     for settings in dict.fromkeys(settings for settings, _ in by_place):
-        places = {sc: runs for (s, sc), runs in by_place.items() if s == settings and reference in runs}
+        places = {sc: runs for (s, sc), runs in by_place.items() if s == settings and REFERENCE in runs}
         if not places:
             continue
         names = [m for m in results["methods"] if any(m in runs for runs in places.values())]
@@ -205,7 +235,7 @@ def draw(results: dict[str, Any], by_place: dict[tuple[str, str], Runs], folder:
             for y, method in enumerate(names):
                 if method not in runs:
                     continue
-                mean, error = difference(runs, method, reference)
+                mean, error = difference(runs, method, REFERENCE)
                 colour = colours.get(results["methods"][method], "tab:orange")
                 axes.errorbar(mean, y, xerr=0 if math.isnan(error) else error, fmt="o", markersize=4, color=colour)
             axes.axvline(0, color="grey", linewidth=0.8)
@@ -223,11 +253,14 @@ def draw(results: dict[str, Any], by_place: dict[tuple[str, str], Runs], folder:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.experiments.report", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--readme", type=Path, help="put the brief table into this file, too")
     options = parser.parse_args(arguments)
     results, by_place = read(options.results)
     page = options.results.parent / "EXPERIMENTS.md"
     page.write_text(markdown(results, by_place, draw(results, by_place, page.parent)))
     print(f"wrote {page}")
+    if options.readme:
+        write_readme(options.readme, brief(by_place, results))
 
 
 if __name__ == "__main__":
