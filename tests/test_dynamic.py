@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from torch import Tensor
 import pysel
 from pysel.nn import TopKSAE
 from pysel.reference.random import ORDER, words64
-from pysel.selection import DynamicSelector, factor_tables, to_unit_interval
+from pysel.selection import DynamicRandom, DynamicSelector, InfoBatch, factor_tables, to_unit_interval
 from tests.statistics import accept, reject
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -360,6 +364,35 @@ def test_state_round_trip(options: dict[str, Any], after: int, tmp_path: Path) -
     for epoch in range(max(after - 1, 0), 8):
         wanted = selector.select(epoch)
         assert torch.equal(resumed.select(epoch), wanted) and torch.equal(loaded.select(epoch), wanted)
+
+
+@pytest.mark.parametrize("ratio", [0.07, np.float32(0.07), Decimal("0.07"), Fraction(1, 7), 1], ids=repr)
+def test_numbers_of_any_kind_are_saved_as_they_were_written(ratio: Any, tmp_path: Path) -> None:
+    labels = torch.arange(200) % 3
+    makers: list[Callable[[], pysel.selection.Selector]] = [
+        lambda: DynamicSelector(*tables(), ratio, np.int64(5), refine=np.float32(0.3), temperature=np.float32(0.1)),
+        lambda: DynamicRandom(np.int64(200), ratio, epochs=5, labels=labels, balance="equal", refine=np.float32(0.3)),
+        lambda: InfoBatch(np.int64(200), np.int64(5)),
+    ]
+    for number, make in enumerate(makers):
+        selector = make()
+        selector.select(1)
+        selector.save(tmp_path / str(number))
+        loaded = type(selector).load(tmp_path / str(number))
+        assert repr(loaded) == repr(selector)
+        assert all(torch.equal(loaded.select(epoch), selector.select(epoch)) for epoch in range(1, 5))
+        torch.save(selector.state_dict(), tmp_path / "state.pt")
+        make().load_state_dict(torch.load(tmp_path / "state.pt"))
+
+
+def test_loading_does_not_scale_the_tables_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not every scaling leaves what it gave as it is, which this one stands for."""
+    module = sys.modules[DynamicSelector.__module__]
+    monkeypatch.setattr(module, "to_unit_interval", lambda x, how: x if how is None else 0.25 + x / 2)
+    selector = DynamicSelector(*tables(), 0.3, 5, normalise="rank", key=0)
+    selector.save(tmp_path)
+    loaded = DynamicSelector.load(tmp_path)
+    assert torch.equal(loaded.diversity, selector.diversity) and repr(loaded) == repr(selector)
 
 
 def test_a_state_of_something_else_is_refused() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import numbers
+import re
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,7 +32,7 @@ class Selector:
 
     Args:
         num_samples: N.
-        arguments: the constructor's arguments that JSON can hold, by name.
+        arguments: the constructor's other arguments, by name: numbers, names, functions.
         tables: those that are tensors, by name.
     """
 
@@ -37,7 +40,7 @@ class Selector:
         self, num_samples: int, arguments: Mapping[str, Any], tables: Mapping[str, Tensor | None] | None = None
     ) -> None:
         self.num_samples = num_samples
-        self._arguments = dict(arguments)
+        self._arguments = {name: _plain(value) for name, value in arguments.items()}
         self._tables = {name: table for name, table in (tables or {}).items() if table is not None}
         self._digest: int | None = None
 
@@ -121,6 +124,12 @@ class Selector:
             )
         self._load_state({entry: state_dict[entry] for entry in self._state()})
 
+    @classmethod
+    def _restore(cls, tables: dict[str, Tensor], arguments: dict[str, Any]) -> Self:
+        """A selector of the tables and arguments that `save` has written."""
+        make: Callable[..., Self] = cls  # each method's constructor has arguments of its own
+        return make(**tables, **arguments)
+
     def save(self, path: str | Path) -> None:
         """Write arguments, tables and state into a folder: selector.json and tables.safetensors.
 
@@ -167,10 +176,23 @@ class Selector:
         stored = load_file(folder / "tables.safetensors", device=str(device))
         state = {name.removeprefix("state."): t for name, t in stored.items() if name.startswith("state.")}
         tables = {name: t for name, t in stored.items() if not name.startswith("state.")}
-        make: Callable[..., Self] = cls  # each method's constructor has arguments of its own
-        selector = make(**tables, **saved["arguments"])
+        selector = cls._restore(tables, {name: _exact(value) for name, value in saved["arguments"].items()})
         selector.load_state_dict({**saved, **saved["state"], **state})
         return selector
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON and ``torch.load`` take it; a number that they have not, as the fraction that was written."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    if value is None or isinstance(value, bool | float | str) or callable(value):
+        return value
+    return str(Fraction(str(value)))
+
+
+def _exact(value: Any) -> Any:
+    """The argument that `_plain` gave."""
+    return Fraction(value) if isinstance(value, str) and re.fullmatch(r"\d+(/\d+)?", value) else value
 
 
 def as_table(op: str, name: str, value: Any) -> Tensor:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ from pysel.selection.protocol import Selector, as_classes, as_table
 from pysel.selection.schedule import Schedule, full_epochs, resolve
 from pysel.selection.schedule import balance as checked_weight
 from pysel.selection.subset import Strata, loss_weights, subset_size
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class DynamicSelector(Selector):
@@ -151,7 +154,7 @@ class DynamicSelector(Selector):
                 raise ValueError(f"{name}: temperature must be positive and finite, got {temperature!r}")
 
         self.keep_ratio, self.epochs, self.gamma, self.penalty = keep_ratio, epochs, float(gamma), penalty
-        self.temperature = temperature
+        self.temperature = None if temperature is None else float(temperature)
         self.schedule = resolve(schedule)
         self._size = subset_size(keep_ratio, n)
         self._first_full = epochs - full_epochs(refine, epochs) if refine else None
@@ -166,7 +169,7 @@ class DynamicSelector(Selector):
         super().__init__(
             n,
             {
-                "keep_ratio": keep_ratio if isinstance(keep_ratio, (int, float)) else str(keep_ratio),
+                "keep_ratio": keep_ratio,
                 "epochs": epochs,
                 "balance": balance,
                 "gamma": self.gamma,
@@ -175,7 +178,7 @@ class DynamicSelector(Selector):
                 "refine": refine,
                 "balance_losses": balance_losses,
                 "normalise": normalise,
-                "temperature": temperature,
+                "temperature": self.temperature,
             },
         )
         self._set_tables(representativeness, diversity)
@@ -556,6 +559,13 @@ class DynamicSelector(Selector):
 
     def _state(self) -> dict[str, Any]:
         return {"epoch": self._epoch, "key": self._key.clone()}
+
+    @classmethod
+    def _restore(cls, tables: dict[str, Tensor], arguments: dict[str, Any]) -> Self:
+        # the tables are scaled already, and doing it again need not give the same: ranks of 2^24 samples round
+        selector = super()._restore(tables, {**arguments, "normalise": None})
+        selector._arguments["normalise"] = arguments["normalise"]
+        return selector
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self._set_key(state["key"].clone())
