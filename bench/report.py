@@ -143,11 +143,12 @@ def case_rows(results: Record) -> list[tuple[str, ...]]:
             continue
         others = [name for name in record["contenders"] if name not in ("pysel", "eager", "compile", "copy")]
         share = copy_share(record)
+        eager = f"{record['eager']}: {times(speed_up(record, 'eager'))}{spread(record, 'eager')}"
         rows.append(
             (
                 case,
                 seconds(median(record)) + spread(record),
-                f"{record['eager']}: {times(speed_up(record, 'eager'))}{spread(record, 'eager')}",
+                eager if record["eager"] else "",
                 times(speed_up(find(results, case, huge_pages=False), "eager")),
                 times(speed_up(record, "compile")),
                 ", ".join(f"{name}: {times(speed_up(record, name))}" for name in others),
