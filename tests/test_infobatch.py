@@ -1,0 +1,126 @@
+"""pysel/selection/dynamic/infobatch.py: the rule, and that the weighted gradient is unbiased."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pysel.selection import InfoBatch
+from tests.statistics import accept, chi_square
+
+
+def test_infobatch_against_an_oracle() -> None:
+    """The rule in numpy, from the losses that were told; only whether a coin fell is taken from the selector."""
+    n, epochs, r = 400, 8, 0.4
+    selector = InfoBatch(n, epochs, prune_ratio=r, delta=0.75, key=3)
+    generator = np.random.default_rng(0)
+    latest = np.full(n, np.nan)
+    p_values = {}
+    for epoch in range(epochs):
+        chosen = selector.select(epoch).numpy()
+        known = ~np.isnan(latest)
+        low = np.zeros(n, bool)
+        if known.any() and epoch < 6:
+            low[known] = latest[known] < latest[known].mean()
+        kept = np.zeros(n, bool)
+        kept[chosen] = True
+        assert kept[~low].all(), "only samples of small loss are left out"
+        weights = selector.weights(torch.from_numpy(chosen)).numpy()
+        np.testing.assert_allclose(weights, np.where(low[chosen], 1 / (1 - r), 1), rtol=1e-6)
+        if low.any():
+            p_values[f"epoch {epoch}"] = chi_square([kept[low].sum(), (~kept[low]).sum()], [1 - r, r])
+        assert len(selector) == len(chosen) and selector.realised_ratio == len(chosen) / n
+        for batch in torch.from_numpy(generator.permutation(chosen)).split(64):
+            losses = torch.from_numpy(generator.gamma(1.0, size=len(batch)))
+            selector.update(batch, losses=losses)
+            latest[batch] = losses.float()
+    accept(p_values)
+    assert len(selector.select(epochs + 3)) == n
+
+
+def test_infobatch_is_unbiased() -> None:
+    """Over keys, the sum of weighted gradients is on average that of all samples; without the weights it is not."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(50, 3, generator=generator, dtype=torch.float64) + 1
+    losses = torch.rand(50, generator=generator)
+    weighted, plain = [], []
+    for seed in range(1000):
+        selector = InfoBatch(50, 2, key=seed)
+        selector.update(torch.arange(50), losses=losses)
+        chosen = selector.select(0)
+        weighted.append(selector.weights(chosen).double() @ gradients[chosen])
+        plain.append(gradients[chosen].sum(0))
+    for sums, fits in ((torch.stack(weighted), True), (torch.stack(plain), False)):
+        z = (sums.mean(0) - gradients.sum(0)) / (sums.std(0) / 1000**0.5)
+        assert bool((z.abs() < 4.5).all()) == fits
+
+
+def test_infobatch_keeps_its_subset_while_losses_arrive_and_resumes() -> None:
+    selector = InfoBatch(100, 10, key=0)
+    assert len(selector) == 100 and torch.equal(selector.select(0), torch.arange(100))
+    selector.update(torch.arange(100), losses=torch.arange(100.0))
+    assert len(selector.select(0)) == 100, "an epoch's subset is settled when it is first asked for"
+    first = selector.select(1)
+    assert set(range(50, 100)) <= set(first.tolist()) and 60 < len(first) < 90
+    selector.update(first, losses=torch.zeros(len(first)))
+    assert torch.equal(selector.select(1), first)
+    resumed = InfoBatch(100, 10)
+    resumed.load_state_dict(selector.state_dict())
+    assert torch.equal(resumed.select(1), first)
+    assert torch.equal(resumed.weights(first), selector.weights(first))
+    assert torch.equal(resumed.select(2), selector.select(2))
+    with pytest.raises(ValueError, match="epoch must be at least 2, the last one selected, got 1"):
+        selector.select(1)
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    pruned = InfoBatch(100, 10, key=4)
+    pruned.update(torch.arange(100), losses=torch.rand(100))
+    chosen = pruned.select(1)
+    pruned.save(tmp_path / "pruned")
+    resumed = InfoBatch.load(tmp_path / "pruned")
+    assert torch.equal(resumed.select(1), chosen) and torch.equal(resumed.weights(chosen), pruned.weights(chosen))
+    assert torch.equal(resumed.select(2), pruned.select(2))
+
+
+def test_infobatch_leaves_nothing_out_of_equal_losses_or_at_ratio_zero() -> None:
+    equal = InfoBatch(7, 10, key=0)
+    equal.update(torch.arange(7), losses=torch.full((7,), 0.1))
+    assert len(equal.select(1)) == 7
+    none = InfoBatch(7, 10, prune_ratio=0, key=0)
+    none.update(torch.arange(7), losses=torch.arange(7.0))
+    assert len(none.select(1)) == 7 and none.weights(torch.arange(7)).tolist() == [1] * 7
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: InfoBatch(0, 3), ValueError, "num_samples must be at least 1, got 0"),
+        (lambda: InfoBatch(5, 0), ValueError, "epochs must be at least 1, got 0"),
+        (
+            lambda: InfoBatch(5, 3, prune_ratio=1),
+            ValueError,
+            r"prune_ratio, the fraction left out, must be in \[0, 1\)",
+        ),
+        (lambda: InfoBatch(5, 3, delta=2), ValueError, "delta must be between 0 and 1, got 2"),
+        (lambda: InfoBatch(5, 3).update(torch.arange(2)), ValueError, "losses must be given"),
+        (
+            lambda: InfoBatch(5, 3).update(torch.arange(2), losses=torch.ones(3)),
+            ValueError,
+            r"losses must be \[B\] for indices \[B\], got \[3\] and \[2\]",
+        ),
+        (
+            lambda: InfoBatch(5, 3).update(torch.arange(2), losses=torch.tensor([1.0, math.nan])),
+            ValueError,
+            "losses must be finite",
+        ),
+    ],
+)
+def test_bad_infobatch_calls(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
