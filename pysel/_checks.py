@@ -6,11 +6,12 @@ Messages follow csrc/common/checks.h: op, argument, what was wanted, what came. 
 
 from __future__ import annotations
 
-import numbers
-import sys
-from collections.abc import Sequence
+import math
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,40 +47,76 @@ def same_device(op: str, name: str, value: Tensor, other_name: str, other: Tenso
         raise ValueError(f"{op}: {name} must be on the device of {other_name}, {other.device}, got {value.device}")
 
 
-def integer(op: str, name: str, value: object, any_size: bool = False) -> None:
-    """Refuse anything but an int (bool is none), with TypeError; unless ``any_size`` also what int64 does not hold.
+def integer(op: str, name: str, value: Any, any_size: bool = False) -> int:
+    """``value`` as Python's int: an int, numpy's, or a 0-d tensor or array of one; symbolic ints pass as they are.
 
-    That is a ValueError. Symbolic ints pass.
+    TypeError for anything else (bool is none), and ValueError, unless ``any_size``, for what int64 does not hold.
     """
-    if type(value) is int:  # the abstract classes below take a microsecond
-        if not any_size and not -(2**63) <= value < 2**63:
-            raise ValueError(f"{op}: {name} must fit into 64 bits, got {value}")
-        return
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral | torch.SymInt):
-        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+    if type(value) is not int:  # the rest takes a microsecond
+        if isinstance(value, torch.SymInt):
+            return value  # type: ignore[return-value]
+        whole = hasattr(value, "__index__") and not isinstance(value, bool) and not getattr(value, "ndim", 0)
+        if not whole or (isinstance(value, Tensor) and (value.dtype == torch.bool or value.dtype.is_floating_point)):
+            raise TypeError(f"{op}: {name} must be an int, got {_kind(value)}")
+        try:
+            value = operator.index(value)
+        except TypeError:  # numpy's 0-d array of floats, a complex tensor
+            raise TypeError(f"{op}: {name} must be an int, got {_kind(value)}") from None
+    if not any_size and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{op}: {name} must fit into 64 bits, got {value}")
+    return value
 
 
-def in_range(op: str, name: str, value: Any, low: int, high: int | None = None) -> None:
-    """Refuse anything but an int, with TypeError, and one outside [low, high], with ValueError."""
-    integer(op, name, value)
+def in_range(op: str, name: str, value: Any, low: int, high: int | None = None) -> int:
+    """``value`` as Python's int: TypeError unless it is one, ValueError outside [low, high]."""
+    value = integer(op, name, value)
     if value < low or (high is not None and value > high):
         wanted = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"{op}: {name} must be {wanted}, got {value}")
+    return value
 
 
-def number(op: str, name: str, value: object) -> None:
-    """Refuse anything but a real number, with TypeError; and what float64 does not hold, with ValueError.
+def number(op: str, name: str, value: Any) -> float:
+    """``value`` as Python's float: any real number, or a 0-d tensor or array of one; symbolic numbers pass as they are.
 
-    Symbolic numbers pass.
+    TypeError for anything else (bool is none), and ValueError for what float64 does not hold.
     """
-    if type(value) is float:
-        return
-    if type(value) is int:
-        if abs(value) > sys.float_info.max:
-            raise ValueError(f"{op}: {name} must fit into a float64, got an integer of {value.bit_length()} bits")
-        return
-    if isinstance(value, bool) or not isinstance(value, numbers.Real | torch.SymInt | torch.SymFloat):
-        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+    if type(value) is float or isinstance(value, torch.SymInt | torch.SymFloat):
+        return value  # type: ignore[return-value]
+    odd = isinstance(value, bool | complex | np.complexfloating | np.bool_) or getattr(value, "ndim", 0) > 0
+    odd = odd or (isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool))
+    if odd or not hasattr(value, "__float__"):
+        raise TypeError(f"{op}: {name} must be a number, got {_kind(value)}")
+    try:
+        return float(value.detach() if isinstance(value, Tensor) else value)
+    except OverflowError:
+        got = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else repr(value)
+        raise ValueError(f"{op}: {name} must fit into a float64, got {got}") from None
+
+
+_INTERVALS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "(0, inf)": ("positive and finite", lambda x: 0 < x < math.inf),
+    "[0, inf)": ("finite and at least 0", lambda x: 0 <= x < math.inf),
+    "[0, 1]": ("between 0 and 1", lambda x: 0 <= x <= 1),
+    "(0, 1]": ("in (0, 1]", lambda x: 0 < x <= 1),
+    "[0, 1)": ("in [0, 1)", lambda x: 0 <= x < 1),
+}
+
+
+def within(op: str, name: str, value: Any, interval: str) -> float:
+    """``value`` as Python's float: TypeError unless it is a number, ValueError outside the interval, NaN included."""
+    x = number(op, name, value)
+    wanted, inside = _INTERVALS[interval]
+    if not inside(x):
+        raise ValueError(f"{op}: {name} must be {wanted}, got {value!r}")
+    return x
+
+
+def _kind(value: object) -> str:
+    """What a message calls a value of the wrong type."""
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{type(value).__name__} of shape {list(value.shape)} and {value.dtype}"
+    return type(value).__name__
 
 
 def choice(op: str, name: str, value: object, allowed: Sequence[str]) -> None:

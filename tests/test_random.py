@@ -230,7 +230,7 @@ def test_generator_governs_keys_and_the_global_one_stays():
 def test_bad_arguments_of_key_are_refused():
     with pytest.raises(ValueError, match="key: give seed or generator, not both"):
         pysel.key(1, generator=torch.Generator())
-    for bad in (1.0, True, "1", torch.tensor(1)):
+    for bad in (1.0, True, "1", torch.tensor([1])):
         with pytest.raises(TypeError, match=f"key: seed must be an int, got {type(bad).__name__}"):
             pysel.key(bad)
     for bad in (5, "cpu"):

@@ -8,36 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pysel import _inputs
 from pysel.nn import normal
 from pysel.sae.model import moments, power_of_two
 
 
-def _matrix(op: str, x: Tensor | np.ndarray) -> Tensor:
-    """``x`` as a finite matrix [N, d] of float32 or float64: everything but the first dimension flattened."""
-    if isinstance(x, np.ndarray) and x.dtype.kind in "fiub":
-        x = torch.from_numpy(np.array(x, x.dtype.newbyteorder("="), order="C"))
-    if not isinstance(x, Tensor):
-        kind = f"an array of {x.dtype}" if isinstance(x, np.ndarray) else type(x).__name__
-        raise TypeError(f"{op}: x must be a tensor or an array of numbers, got {kind}")
-    if x.is_complex():
-        raise TypeError(f"{op}: x must be real, got {x.dtype}")
-    if x.dim() < 2 or x.size(0) == 0:
-        raise ValueError(f"{op}: x must be [N, ...] with at least one row, got shape {list(x.shape)}")
-    x = x.detach().flatten(1)
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    if not bool(torch.isfinite(x.sum())):  # a sum forgets neither NaN nor infinity, but may be too large itself
-        bad = torch.nonzero(~torch.isfinite(x))
-        if len(bad):
-            row, column = bad[0].tolist()
-            raise ValueError(f"{op}: x must be finite, got {float(x[row, column])} in row {row}")
-    return x
-
-
-def standardise(x: Tensor | np.ndarray, eps: float = 1e-6) -> Tensor:
+def standardise(x: Any, eps: float = 1e-6) -> Tensor:
     """Each column with mean 0 and variance 1; a column that never varies becomes 0.
 
     Args:
@@ -56,7 +35,7 @@ def standardise(x: Tensor | np.ndarray, eps: float = 1e-6) -> Tensor:
         tensor([[-1.,  0.],
                 [ 1.,  0.]])
     """
-    x = _matrix("standardise", x)
+    x = _inputs.matrix("standardise", "x", x)
     mean, variance = moments(x)
     scale = variance.sqrt()
     scale = torch.where(scale > eps, scale, torch.inf)
@@ -66,7 +45,7 @@ def standardise(x: Tensor | np.ndarray, eps: float = 1e-6) -> Tensor:
     return result
 
 
-def pca(x: Tensor | np.ndarray, dim: int, whiten: bool = False) -> Tensor:
+def pca(x: Any, dim: int, whiten: bool = False) -> Tensor:
     """Coordinates along the ``dim`` directions of largest variance.
 
     Args:
@@ -87,7 +66,7 @@ def pca(x: Tensor | np.ndarray, dim: int, whiten: bool = False) -> Tensor:
         tensor([[-2.5000],
                 [ 2.5000]])
     """
-    x = _matrix("pca", x)
+    x = _inputs.matrix("pca", "x", x)
     if not 1 <= dim <= x.size(1):
         raise ValueError(f"pca: dim must be between 1 and {x.size(1)}, got {dim}")
     unit = power_of_two(x.abs().max())  # squares must neither overflow nor vanish
@@ -102,7 +81,7 @@ def pca(x: Tensor | np.ndarray, dim: int, whiten: bool = False) -> Tensor:
     return (centred @ directions) * unit
 
 
-def random_projection(x: Tensor | np.ndarray, dim: int, *, key: Tensor | int) -> Tensor:
+def random_projection(x: Any, dim: int, *, key: Tensor | int) -> Tensor:
     """Gaussian random projection: distances are kept on average, at the cost of one matrix product.
 
     Args:
@@ -122,7 +101,7 @@ def random_projection(x: Tensor | np.ndarray, dim: int, *, key: Tensor | int) ->
         >>> random_projection(torch.eye(4), 2, key=pysel.key(0)).shape
         torch.Size([4, 2])
     """
-    x = _matrix("random_projection", x)
+    x = _inputs.matrix("random_projection", "x", x)
     if dim < 1:
         raise ValueError(f"random_projection: dim must be at least 1, got {dim}")
     return x @ (normal((x.size(1), dim), key=key, like=x) / dim**0.5)

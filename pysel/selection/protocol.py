@@ -9,13 +9,11 @@ import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-from pysel import _checks
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -193,45 +191,3 @@ def _plain(value: Any) -> Any:
 def _exact(value: Any) -> Any:
     """The argument that `_plain` gave."""
     return Fraction(value) if isinstance(value, str) and re.fullmatch(r"\d+(/\d+)?", value) else value
-
-
-def as_table(op: str, name: str, value: Any) -> Tensor:
-    """A vector [N] of floating-point scores, N > 0, given as a tensor or a numpy array."""
-    if not isinstance(value, Tensor) and hasattr(value, "__array__"):
-        value = torch.as_tensor(value)
-    _checks.tensor(op, name, value)
-    if value.dim() != 1 or value.numel() == 0:
-        raise ValueError(f"{op}: {name} must be [N] with N > 0, got {list(value.shape)}")
-    if not bool(torch.isfinite(value).all()):
-        at = int(torch.nonzero(~torch.isfinite(value))[0])
-        raise ValueError(f"{op}: {name} must be finite, got {float(value[at])} at {at}")
-    return value.detach()
-
-
-class Classes(NamedTuple):
-    """Labels as numbers from 0 on."""
-
-    ids: Tensor  # int32 [N]
-    labels: Tensor  # [C] ascending: what the ids stand for
-    sizes: Tensor  # int64 [C] members, none of them 0
-
-
-def as_classes(op: str, name: str, labels: Any, num_samples: int) -> Classes:
-    """Integer labels [N], a tensor or a numpy array, as classes."""
-    if not isinstance(labels, Tensor) and hasattr(labels, "__array__"):
-        labels = torch.as_tensor(labels)
-    _checks.tensor(op, name, labels, (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8))
-    if labels.shape != (num_samples,):
-        raise ValueError(f"{op}: {name} must have shape [{num_samples}], got {list(labels.shape)}")
-    low, high = int(labels.min()), int(labels.max())
-    if high - low > 4 * num_samples:  # too thinly spread to count
-        values, ids, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
-        return Classes(ids.int(), values, sizes)
-    shifted = labels if low == 0 else labels.long() - low
-    counts = torch.bincount(shifted)
-    values = torch.nonzero(counts).flatten()
-    if values.numel() < counts.numel():
-        place = torch.zeros_like(counts, dtype=torch.int32)
-        place[values] = torch.arange(values.numel(), dtype=torch.int32, device=place.device)
-        shifted = place[shifted.long()]
-    return Classes(shifted.int(), (values + low).to(labels.dtype), counts[values])

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysel import _checks, ops
+from pysel import _checks, _inputs, ops
 from pysel.random import gumbel_at
-from pysel.selection.protocol import as_classes
 
 
 def subset_size(keep_ratio: Any, num_samples: int) -> int:
@@ -166,7 +165,7 @@ class Strata:
         self.quotas: Tensor | None = None  # int64 [C]
         if labels is None:
             return
-        classes = as_classes("Strata", "labels", labels, num_samples)
+        classes = _inputs.classes("Strata", "labels", labels, num_samples)
         self.groups = classes.ids.to(device)
         self.sizes = classes.sizes.to(device)
         self.quotas = quotas(self.sizes, size, balance)

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pysel import _checks, ops
+from pysel import _checks, _inputs, ops
 from pysel.sae import TopKSAE
 from pysel.sae.rows import Rows
-from pysel.selection.protocol import as_classes
 
 
 class FactorTables(NamedTuple):
@@ -76,7 +75,7 @@ def factor_tables(
     if d != sae.in_features:
         raise ValueError(f"{op}: features must be [N, {sae.in_features}] like the model's, got {[n, d]}")
     check_options(op, common, class_coverage)
-    classes = None if labels is None else as_classes(op, "labels", labels, n)
+    classes = None if labels is None else _inputs.classes(op, "labels", labels, n)
 
     device = sae.bias.device
     groups = 1 if classes is None else classes.sizes.numel()

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pysel import _checks, ops
+from pysel import _checks, _inputs, ops
 from pysel.random import as_key, fold_in, split
 from pysel.sae import SAEReport, TopKSAE, train_sae
 from pysel.sae.rows import Rows
 from pysel.selection.dynamic.factors import FactorTables, check_options, factor_tables, to_unit_interval
-from pysel.selection.protocol import Selector, as_classes, as_table
+from pysel.selection.protocol import Selector
 from pysel.selection.schedule import Schedule, full_epochs, resolve
 from pysel.selection.schedule import balance as checked_weight
 from pysel.selection.subset import Strata, loss_weights, subset_size
@@ -122,8 +122,8 @@ class DynamicSelector(Selector):
         key: Tensor | int | None = None,
     ) -> None:
         name = type(self).__name__
-        representativeness = as_table(name, "representativeness", representativeness)
-        diversity = as_table(name, "diversity", diversity)
+        representativeness = _inputs.vector(name, "representativeness", representativeness)
+        diversity = _inputs.vector(name, "diversity", diversity)
         n = representativeness.numel()
         _checks.same_device(name, "diversity", diversity, "representativeness", representativeness)
         if diversity.shape != representativeness.shape:
@@ -159,7 +159,7 @@ class DynamicSelector(Selector):
         self._size = subset_size(keep_ratio, n)
         self._first_full = epochs - full_epochs(refine, epochs) if refine else None
         device = representativeness.device
-        self._classes = None if labels is None else as_classes(name, "labels", labels, n)
+        self._classes = None if labels is None else _inputs.classes(name, "labels", labels, n)
         ranked = None if self._classes is None or balance is None else self._classes.ids
         self._strata = Strata(n, self._size, ranked, balance=balance or "proportional", device=device)
         self._loss_weights: tuple[Tensor, Tensor] | None = None  # [C], of subsets and of all samples
