@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -137,13 +138,6 @@ def test_decoder_gradient_projection() -> None:
     assert float(model.decoder.grad.abs().max()) > 0
 
 
-def test_state_dict_round_trip(sae: TopKSAE) -> None:
-    copy = TopKSAE(6, 20, 3, key=pysel.key(9), dtype=torch.float64)
-    copy.load_state_dict(sae.state_dict())
-    x = torch.randn(5, 6, dtype=torch.float64)
-    assert torch.equal(copy(x).reconstruction, sae(x).reconstruction)
-
-
 def test_the_loss_in_half_precision() -> None:
     """At a variance of 28,320 rows times variance is beyond float16: the loss was 0.0 for 0.746."""
     x = sparse_data(512)
@@ -209,6 +203,22 @@ def test_export(sae: TopKSAE) -> None:
     torch.export.save(torch.export.export(sae.eval(), (x,)), buffer)
     buffer.seek(0)
     assert torch.equal(torch.export.load(buffer).module()(x)[0], sae(x).reconstruction)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_tracing(sae: TopKSAE) -> None:
+    x = torch.randn(5, 6, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"TopKSAE: torch.jit.trace records no gradients: trace it under torch.no"):
+        torch.jit.trace(sae, x)
+    with torch.no_grad():
+        traced = torch.jit.trace(sae, x)
+    assert torch.equal(traced(x[:3])[0], sae(x[:3]).reconstruction)
+
+
+def test_compiled_whole(sae: TopKSAE) -> None:
+    x = torch.randn(5, 6, dtype=torch.float64)
+    compiled = torch.compile(sae, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x).reconstruction, sae(x).reconstruction)
 
 
 def replica() -> TopKSAE:
@@ -308,6 +318,109 @@ def test_normal_numbers() -> None:
     assert distance(0) < 2.69 / 100_000**0.5 < distance(0.05)
     assert torch.equal(normal((4,), key=pysel.key(5)), normal((4,), key=pysel.key(5)))
     assert normal((4,), key=pysel.key(5), like=torch.empty(0, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+# --- State ---------------------------------------------------------------------------
+
+
+def snapshot(model: TopKSAE) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def state_of(**options: Any) -> dict[str, Tensor]:
+    model = TopKSAE(**{"in_features": 6, "num_factors": 20, "k": 3, "key": 1, **options})
+    model.spread.fill_(2)
+    return snapshot(model)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (state_of(k=4), "k must be 3, got 4"),
+        (state_of(activation="abs"), "activation must be relu, got abs"),
+        (state_of(tied=True), "tied must be False, got True"),
+        (state_of(num_factors=21), r"decoder must have shape \[20, 6\], got \[21, 6\]"),
+        (state_of(in_features=1), r"bias must have shape \[6\], got \[1\]"),
+        ({k: v for k, v in state_of().items() if k != "bias"}, "bias must be there, got none"),
+        ({k: v for k, v in state_of().items() if k != "silent"}, "silent must be there, got none"),
+        ({**state_of(), "scale": torch.ones(1)}, "scale is unknown"),
+        ({**state_of(), "bias": [0.0] * 6}, "bias must be a Tensor, got list"),
+        ({**state_of(), "_extra_state": torch.ones(1)}, r"_extra_state must be int64 \[3\]"),
+        ({**state_of(), "_extra_state": "k=3"}, r"_extra_state must be int64 \[3\]"),
+    ],
+)
+def test_a_state_of_something_else_is_refused_and_nothing_changes(state: dict[str, Any], message: str) -> None:
+    model = TopKSAE(6, 20, 3, key=0)
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match=f"TopKSAE: state_dict: .*{message}"):
+        model.load_state_dict(state)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_tied_model_takes_one_matrix_only() -> None:
+    model = TopKSAE(6, 20, 3, tied=True, key=0)
+    apart = {**snapshot(model), "encoder": torch.zeros(20, 6)}
+    with pytest.raises(RuntimeError, match="encoder must equal decoder, which it is tied to"):
+        model.load_state_dict(apart)
+    for assign in (False, True):
+        model.load_state_dict(state_of(tied=True), assign=assign)
+        assert model.encoder is model.decoder and torch.equal(model.decoder, state_of(tied=True)["decoder"])
+
+
+def test_states_from_before_say_less_and_load() -> None:
+    state = state_of(k=4)
+    del state["_extra_state"]
+    model = TopKSAE(6, 20, 3, key=0)
+    model.load_state_dict(state)
+    assert torch.equal(model.decoder, state["decoder"]) and float(model.spread) == 2
+
+
+def test_a_part_of_a_state_loads_without_strict() -> None:
+    model = TopKSAE(6, 20, 3, key=0)
+    missing, unexpected = model.load_state_dict({"bias": torch.ones(6), "scale": torch.ones(1)}, strict=False)
+    assert set(missing) == {"decoder", "encoder", "encoder_bias", "silent", "spread"} and unexpected == ["scale"]
+    assert torch.equal(model.bias, torch.ones(6))
+    with pytest.raises(RuntimeError, match="k must be 3, got 4"):
+        model.load_state_dict(state_of(k=4), strict=False)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_state_goes_through_everything_that_carries_states(tied: bool, tmp_path: Path) -> None:
+    model = TopKSAE(6, 20, 3, tied=tied, key=1)
+    x = torch.randn(5, 6)
+    expected = model(x).reconstruction
+
+    def loaded(load: Any) -> Tensor:
+        other = TopKSAE(6, 20, 3, tied=tied, key=2)
+        load(other)
+        return other(x).reconstruction
+
+    torch.save(model.state_dict(), tmp_path / "torch.pt")
+    assert torch.equal(
+        loaded(lambda m: m.load_state_dict(torch.load(tmp_path / "torch.pt", weights_only=True))), expected
+    )
+    safetensors.torch.save_file(snapshot(model), tmp_path / "plain.safetensors")
+    assert torch.equal(
+        loaded(lambda m: m.load_state_dict(safetensors.torch.load_file(tmp_path / "plain.safetensors"))), expected
+    )
+    safetensors.torch.save_model(model, str(tmp_path / "model.safetensors"))
+    assert torch.equal(loaded(lambda m: safetensors.torch.load_model(m, tmp_path / "model.safetensors")), expected)
+    within = torch.nn.ModuleDict({"sae": model})
+    outer = torch.nn.ModuleDict({"sae": TopKSAE(6, 20, 3, tied=tied, key=2)})
+    outer.load_state_dict(within.state_dict())
+    assert torch.equal(outer["sae"](x).reconstruction, expected)
+    with pytest.raises(RuntimeError, match="k must be 2, got 3"):
+        torch.nn.ModuleDict({"sae": TopKSAE(6, 20, 2, tied=tied)}).load_state_dict(within.state_dict())
+    copied = copy.deepcopy(model)
+    copied.load_state_dict(pickle.loads(pickle.dumps(model)).state_dict())
+    assert torch.equal(copied(x).reconstruction, expected)
+    state = model.state_dict(keep_vars=True)
+    assert torch.equal(torch.func.functional_call(TopKSAE(6, 20, 3, tied=tied), state, (x,)).reconstruction, expected)
+    with torch.device("meta"):
+        empty = TopKSAE(6, 20, 3, tied=tied, key=2)
+    empty.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(empty(x).reconstruction, expected)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,9 @@ from pysel import _checks, ops
 from pysel.random import as_key
 
 __all__ = ["SAEOutput", "TopKSAE", "geometric_median", "normal"]
+
+_ACTIVATIONS = ("relu", "abs")
+_FORM = "_extra_state"  # torch's name for what get_extra_state returns
 
 
 def normal(shape: tuple[int, ...], *, key: Tensor | int, like: Tensor | None = None) -> Tensor:
@@ -107,7 +111,7 @@ class TopKSAE(nn.Module):
 
     Under DistributedDataParallel call the wrapper, ``ddp(x, loss=True)``: it does not see a call of `loss`, and the
     replicas would drift apart. Set ``process_group`` to the group of the replicas, so that a unit is dead where all of
-    them say so. ``torch.jit.trace`` is not supported while gradients are recorded; ``torch.export`` is.
+    them say so. ``torch.jit.trace`` works under ``torch.no_grad()``; ``torch.export`` anywhere.
 
     Args:
         in_features: d.
@@ -164,7 +168,7 @@ class TopKSAE(nn.Module):
         _checks.in_range("TopKSAE", "in_features", in_features, 1)
         _checks.in_range("TopKSAE", "num_factors", num_factors, 1)
         _checks.in_range("TopKSAE", "k", k, 1, num_factors)
-        _checks.choice("TopKSAE", "activation", activation, ("relu", "abs"))
+        _checks.choice("TopKSAE", "activation", activation, _ACTIVATIONS)
         if revive is not None:
             _checks.choice("TopKSAE", "revive", revive, ("aux", "dead"))
         aux_k = max(1, min(num_factors, in_features // 2)) if aux_k is None else aux_k
@@ -186,6 +190,71 @@ class TopKSAE(nn.Module):
         self.bias = nn.Parameter(like.new_zeros(in_features))
         self.register_buffer("silent", torch.zeros(num_factors, dtype=torch.int64, device=like.device))
         self.register_buffer("spread", torch.ones((), dtype=_wide(like), device=like.device))
+
+    def get_extra_state(self) -> Tensor:
+        """What the tensors of a state do not tell, as a tensor, for files that hold nothing else: k, activation, tied."""
+        return torch.tensor([self.k, _ACTIVATIONS.index(self.activation), self.tied], dtype=torch.int64, device="cpu")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As `torch.nn.Module.load_state_dict`; a state that is refused changes nothing.
+
+        Raises:
+            RuntimeError: the state is of a model with another k, activation or tied, or of other sizes. A state
+                without the entry ``_extra_state`` does not tell the first three.
+        """
+        if strict:
+            own = self.state_dict().keys()
+            faults = [f"{name} must be there, got none" for name in own - state_dict.keys() - {_FORM}]
+            faults += [f"{name} is unknown" for name in state_dict.keys() - own]
+            if faults:
+                raise RuntimeError(f"TopKSAE: state_dict: {'; '.join(sorted(faults))}")
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """What `load_state_dict` calls, of this module or of one that it is a part of."""
+        form = state_dict.pop(prefix + _FORM, None)
+        faults = [] if form is None else self._other_form(form)
+        for name, own in (*self.named_parameters(remove_duplicate=False), *self.named_buffers()):
+            value = state_dict.get(prefix + name, own)
+            if not isinstance(value, Tensor):
+                faults.append(f"{name} must be a Tensor, got {type(value).__name__}")
+            elif value.shape != own.shape:
+                faults.append(f"{name} must have shape {list(own.shape)}, got {list(value.shape)}")
+        if self.tied and not faults and {prefix + "encoder", prefix + "decoder"} <= state_dict.keys():
+            encoder, decoder = state_dict[prefix + "encoder"], state_dict[prefix + "decoder"]
+            if not encoder.is_meta and not torch.equal(encoder, decoder):
+                faults.append("encoder must equal decoder, which it is tied to")
+        if faults:
+            error_msgs += [f"TopKSAE: state_dict: {prefix}{fault}" for fault in faults]
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if self.tied:
+            self.encoder = self.decoder  # assign=True has made two of them
+
+    def _other_form(self, form: Any) -> list[str]:
+        """In what the model differs from one whose `get_extra_state` this is."""
+        if not isinstance(form, Tensor) or form.dtype != torch.int64 or form.shape != (3,):
+            told = f"{form.dtype} {list(form.shape)}" if isinstance(form, Tensor) else type(form).__name__
+            return [f"{_FORM} must be int64 [3], got {told}"]
+        k, activation, tied = form.tolist()
+        names = dict(enumerate(_ACTIVATIONS))
+        pairs = {
+            "k": (self.k, k),
+            "activation": (self.activation, names.get(activation)),
+            "tied": (self.tied, bool(tied)),
+        }
+        return [f"{name} must be {mine}, got {theirs}" for name, (mine, theirs) in pairs.items() if mine != theirs]
 
     def extra_repr(self) -> str:
         options = ", activation='abs'" * (self.activation == "abs") + ", tied=True" * self.tied
@@ -290,6 +359,8 @@ class TopKSAE(nn.Module):
 
     def _centre(self, x: Tensor) -> Tensor:
         """``x - b`` as rows [B, d] of the parameters' dtype."""
+        if torch.jit.is_tracing() and torch.is_grad_enabled():
+            raise RuntimeError("TopKSAE: torch.jit.trace records no gradients: trace it under torch.no_grad()")
         _checks.tensor("TopKSAE", "x", x)
         if x.dim() == 0 or x.size(-1) != self.in_features:
             raise ValueError(f"TopKSAE: x must be [..., {self.in_features}], got shape {list(x.shape)}")
