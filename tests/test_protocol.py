@@ -10,13 +10,13 @@ import torch
 import pysel
 from pysel.selection import (
     DynamicRandom,
-    FullSelector,
+    Full,
     InfoBatch,
-    KMeansSelector,
+    KMeans,
     NearestNeighbourThinning,
     ScoreSelector,
     Selector,
-    StaticRandomSelector,
+    StaticRandom,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,12 +25,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: FullSelector(40),
-        lambda: StaticRandomSelector(40, 0.3),
+        lambda: Full(40),
+        lambda: StaticRandom(40, 0.3),
         lambda: DynamicRandom(40, 0.3),
         lambda: InfoBatch(40, 4),
         lambda: ScoreSelector(torch.rand(40), 0.3),
-        lambda: KMeansSelector(torch.rand(40, 2), 0.3, 4),
+        lambda: KMeans(torch.rand(40, 2), 0.3, 4),
         lambda: NearestNeighbourThinning(torch.rand(40, 2), 0.3),
     ],
 )

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
 
 import pysel
 from pysel import SelectionSampler, WeightedSampler, samplers
-from pysel.selection import DynamicRandom, DynamicSelector, FixedSelector, FullSelector
+from pysel.selection import DynamicRandom, DynamicSelector, FixedSelector, Full
 
 N = 103  # prime: never divides over ranks
 
@@ -139,7 +139,7 @@ def test_the_first_sample_takes_a_piece_of_the_order(world: int, monkeypatch: py
             asked.append(order.numel())
             return order
 
-    sampler = SelectionSampler(FullSelector(3), key=pysel.key(0), rank=world - 1, num_replicas=world)
+    sampler = SelectionSampler(Full(3), key=pysel.key(0), rank=world - 1, num_replicas=world)
     monkeypatch.setattr(sampler, "_subset", Sizes())
     first = list(islice(iter(sampler), 2))
     key = pysel.fold_in(pysel.key(0), 0)
@@ -149,9 +149,9 @@ def test_the_first_sample_takes_a_piece_of_the_order(world: int, monkeypatch: py
 
 
 def test_more_ranks_than_samples() -> None:
-    ranks = [SelectionSampler(FullSelector(2), key=pysel.key(0), rank=r, num_replicas=5) for r in range(5)]
+    ranks = [SelectionSampler(Full(2), key=pysel.key(0), rank=r, num_replicas=5) for r in range(5)]
     assert [len(list(sampler)) for sampler in ranks] == [1] * 5
-    dropping = SelectionSampler(FullSelector(2), key=pysel.key(0), rank=0, num_replicas=5, drop_last=True)
+    dropping = SelectionSampler(Full(2), key=pysel.key(0), rank=0, num_replicas=5, drop_last=True)
     assert list(dropping) == [] and len(dropping) == 0
 
 
@@ -403,8 +403,8 @@ def test_an_int_is_a_key() -> None:
     weights = torch.rand(50)
     for make in (
         lambda key: WeightedSampler(weights, 20, key=key),
-        lambda key: SelectionSampler(FullSelector(50), key=key),
-        lambda key: SelectionSampler(pysel.selection.StaticRandomSelector(50, 0.3, key=key), key=key),
+        lambda key: SelectionSampler(Full(50), key=key),
+        lambda key: SelectionSampler(pysel.selection.StaticRandom(50, 0.3, key=key), key=key),
     ):
         assert list(make(7)) == list(make(pysel.key(7)))
         with pytest.raises(TypeError, match="key must be a Tensor or an int, got str"):

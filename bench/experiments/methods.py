@@ -15,10 +15,10 @@ from pysel.selection import (
     DynamicRandom,
     DynamicSelector,
     FixedSelector,
-    FullSelector,
+    Full,
     InfoBatch,
     Selector,
-    StaticRandomSelector,
+    StaticRandom,
 )
 
 KINDS = {
@@ -42,11 +42,11 @@ class Method:
 
 
 def _full(setting: Setting) -> Selector:
-    return FullSelector(setting.num_samples)
+    return Full(setting.num_samples)
 
 
 def _static(setting: Setting) -> Selector:
-    return StaticRandomSelector(setting.num_samples, setting.settings.keep_ratio, key=setting.key)
+    return StaticRandom(setting.num_samples, setting.settings.keep_ratio, key=setting.key)
 
 
 def _random(

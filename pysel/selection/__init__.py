@@ -5,19 +5,8 @@ Every method is a `Selector` and plugs into `pysel.SelectionSampler`.
 
 from pysel.selection import features, schedule
 from pysel.selection.asss import ASSS, performance_retention_rate
-from pysel.selection.baselines import (
-    FixedSelector,
-    FullSelector,
-    KMeansSelector,
-    NearestNeighbourThinning,
-    ScoreSelector,
-    StaticRandomSelector,
-    el2n,
-    kmeans,
-)
 from pysel.selection.dynamic import (
     DynamicRandom,
-    DynamicRandomSelector,
     DynamicSelector,
     FactorTables,
     InfoBatch,
@@ -25,7 +14,23 @@ from pysel.selection.dynamic import (
     to_unit_interval,
 )
 from pysel.selection.protocol import Selector
+from pysel.selection.static import (
+    FixedSelector,
+    Full,
+    KMeans,
+    NearestNeighbourThinning,
+    ScoreSelector,
+    StaticRandom,
+    el2n,
+    kmeans,
+)
 from pysel.selection.subset import Strata, quotas, subset_size
+
+# names of old, for one release
+DynamicRandomSelector = DynamicRandom
+FullSelector = Full
+KMeansSelector = KMeans
+StaticRandomSelector = StaticRandom
 
 __all__ = [
     "ASSS",
@@ -34,12 +39,15 @@ __all__ = [
     "DynamicSelector",
     "FactorTables",
     "FixedSelector",
+    "Full",
     "FullSelector",
     "InfoBatch",
+    "KMeans",
     "KMeansSelector",
     "NearestNeighbourThinning",
     "ScoreSelector",
     "Selector",
+    "StaticRandom",
     "StaticRandomSelector",
     "Strata",
     "el2n",

@@ -2,12 +2,11 @@
 
 from pysel.selection.dynamic.factors import FactorTables, factor_tables, to_unit_interval
 from pysel.selection.dynamic.infobatch import InfoBatch
-from pysel.selection.dynamic.random import DynamicRandom, DynamicRandomSelector
+from pysel.selection.dynamic.random import DynamicRandom
 from pysel.selection.dynamic.representativeness_diversity import DynamicSelector
 
 __all__ = [
     "DynamicRandom",
-    "DynamicRandomSelector",
     "DynamicSelector",
     "FactorTables",
     "InfoBatch",

@@ -203,6 +203,3 @@ def _order(n: int, k: int, walk: int, start: int, stop: int, key: Tensor) -> Ten
     late = given[head]
     rest = ops.permutation(n, key=this, start=k, stop=max(k, stop))
     return torch.cat([head[~late], head[late], rest])[start:stop]
-
-
-DynamicRandomSelector = DynamicRandom

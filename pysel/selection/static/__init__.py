@@ -1,0 +1,18 @@
+"""Methods that choose one subset and keep it: the rivals that any other has to be compared with.
+
+In all of them ``keep_ratio`` is the fraction **kept**, and nothing touches the global random state.
+"""
+
+from pysel.selection.static.geometry import KMeans, NearestNeighbourThinning, kmeans
+from pysel.selection.static.scores import FixedSelector, Full, ScoreSelector, StaticRandom, el2n
+
+__all__ = [
+    "FixedSelector",
+    "Full",
+    "KMeans",
+    "NearestNeighbourThinning",
+    "ScoreSelector",
+    "StaticRandom",
+    "el2n",
+    "kmeans",
+]
