@@ -13,24 +13,42 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
-from torch.autograd.function import once_differentiable
 
-from pysel import _fake
+from pysel import _checks, _fake
 
 _library = torch.library.Library("pysel", "IMPL")
 
 
-def differentiable(function: type[Function]) -> Callable[..., Any]:
-    """Register a Function, named after its op, and return what the public functions call."""
+def differentiable(function: type[Function], **constant: int) -> Callable[..., Any]:
+    """Register a Function, named after its op, and return what the public functions call.
+
+    ``constant`` names arguments, by their place, whose derivative exists and is not implemented: they are refused where
+    it would be needed, rather than left out of the gradient.
+    """
     name = function.__name__
     op = getattr(torch.ops.pysel, name)
-    _library.impl(name, lambda *args: function.apply(*args), "Autograd")
+    gradient = function.backward
+
+    def apply(*args: Any) -> Any:
+        for argument, place in constant.items():
+            _checks.no_grad(name, argument, args[place])
+        return function.apply(*args)
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        for argument, place in constant.items():
+            if ctx.needs_input_grad[place]:  # by an outer transform, which an inner one hides from `apply`
+                raise _checks.needs_grad(name, argument)
+        return gradient(ctx, *grads)
+
+    if constant:
+        function.backward = staticmethod(backward)  # type: ignore[method-assign]
+    _library.impl(name, apply, "Autograd")
 
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return op(*args)
         if torch._C._are_functorch_transforms_active():
-            return function.apply(*args)
+            return apply(*args)
         if _no_gradient(args):  # a Function costs several times what a small kernel does
             return below(name, *args)
         return op(*args)
@@ -131,7 +149,7 @@ class gumbel_softmax_backward(Function):
         return to_grad, to_y, None, None
 
 
-_softmax_backward = differentiable(gumbel_softmax_backward)
+_softmax_backward = differentiable(gumbel_softmax_backward, tau=2)
 
 
 class gumbel_softmax(Function):
@@ -161,7 +179,7 @@ class gumbel_softmax(Function):
         return _softmax_backward(grad, y, tau, ctx.dim), *none
 
 
-gumbel_softmax_op = differentiable(gumbel_softmax)
+gumbel_softmax_op = differentiable(gumbel_softmax, tau=1)
 
 
 class gumbel_sigmoid_backward(Function):
@@ -193,7 +211,7 @@ class gumbel_sigmoid_backward(Function):
         return to_grad, to_logits, None, None, None
 
 
-_sigmoid_backward = differentiable(gumbel_sigmoid_backward)
+_sigmoid_backward = differentiable(gumbel_sigmoid_backward, tau=2)
 
 
 def _element_bits(x: Tensor, key: Tensor, start: int) -> Tensor:
@@ -219,7 +237,7 @@ class gumbel_sigmoid(Function):
         return _sigmoid_backward(grad, logits, tau, key, ctx.start), None, None, None, None, None
 
 
-gumbel_sigmoid_op = differentiable(gumbel_sigmoid)
+gumbel_sigmoid_op = differentiable(gumbel_sigmoid, tau=1)
 
 register_vmap(
     "random_words",
@@ -238,6 +256,8 @@ register_vmap(
 
 # --- topk ---
 
+# The four products are linear in each of their floats, so that the gradient of each consists of the others.
+
 
 class sparse_decode(Function):
     generate_vmap_rule = True
@@ -252,21 +272,90 @@ class sparse_decode(Function):
         ctx.save_for_backward(values, indices, weight)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, indices, weight = ctx.saved_tensors
         need = ctx.needs_input_grad
         to_values, to_weight = None, None
         if need[0] and need[2]:
-            to_values, to_weight = torch.ops.pysel.sparse_decode_backward(grad, values, indices, weight)
+            to_values, to_weight = sparse_decode_backward_op(grad, values, indices, weight)
         elif need[0]:
-            to_values = torch.ops.pysel.sddmm(indices, weight, grad)
+            to_values = sddmm_op(indices, weight, grad)
         elif need[2]:
-            to_weight = torch.ops.pysel.spmm_t(values, indices, grad, weight.shape[0])
+            to_weight = spmm_t_op(values, indices, grad, weight.shape[0])
         return to_values, None, to_weight, grad.sum(0) if need[3] else None
 
 
 sparse_decode_op = differentiable(sparse_decode)
+
+
+class sddmm(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(indices: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+        return below("sddmm", indices, weight, grad)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gg: Tensor) -> tuple[Tensor | None, ...]:
+        indices, weight, grad = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        to_weight = spmm_t_op(gg, indices, grad, weight.shape[0]) if need[1] else None
+        return None, to_weight, sparse_decode_op(gg, indices, weight, None) if need[2] else None
+
+
+sddmm_op = differentiable(sddmm)
+
+
+class spmm_t(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: Tensor, indices: Tensor, rows: Tensor, num_factors: int) -> Tensor:
+        return below("spmm_t", values, indices, rows, num_factors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+
+    @staticmethod
+    def backward(ctx: Any, gg: Tensor) -> tuple[Tensor | None, ...]:
+        values, indices, rows = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        to_values = sddmm_op(indices, gg, rows) if need[0] else None
+        return to_values, None, sparse_decode_op(values, indices, gg, None) if need[2] else None, None
+
+
+spmm_t_op = differentiable(spmm_t)
+
+
+class sparse_decode_backward(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, values: Tensor, indices: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return below("sparse_decode_backward", grad, values, indices, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, of_values: Tensor, of_weight: Tensor) -> tuple[Tensor | None, ...]:
+        grad, values, indices, weight = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        to_grad = None
+        if need[0]:
+            to_grad = sparse_decode_op(of_values, indices, weight, None)
+            to_grad = to_grad + sparse_decode_op(values, indices, of_weight, None)
+        to_values = sddmm_op(indices, of_weight, grad) if need[1] else None
+        return to_grad, to_values, None, spmm_t_op(of_values, indices, grad, weight.shape[0]) if need[3] else None
+
+
+sparse_decode_backward_op = differentiable(sparse_decode_backward)
 
 
 class topk(Function):
@@ -283,7 +372,6 @@ class topk(Function):
         ctx.save_for_backward(output[1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         (indices,) = ctx.saved_tensors
         return grad.new_zeros(*grad.shape[:-1], ctx.n).scatter(-1, indices, grad), None
@@ -306,7 +394,6 @@ class topk_encode(Function):
         ctx.save_for_backward(x, weight, *output)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         x, weight, values, indices = ctx.saved_tensors
         need = ctx.needs_input_grad
@@ -317,8 +404,8 @@ class topk_encode(Function):
         ones = x.new_ones(x.shape[0], 1)
         return (
             sparse_decode_op(through, indices, weight, None) if need[0] else None,
-            torch.ops.pysel.spmm_t(through, indices, x, num_factors) if need[1] else None,
-            torch.ops.pysel.spmm_t(through, indices, ones, num_factors).squeeze(1) if need[2] else None,
+            spmm_t_op(through, indices, x, num_factors) if need[1] else None,
+            spmm_t_op(through, indices, ones, num_factors).squeeze(1) if need[2] else None,
             None,
             None,
         )
@@ -350,7 +437,7 @@ class usage_penalty(Function):
         return grad, None, None, None, None
 
 
-usage_penalty_op = differentiable(usage_penalty)
+usage_penalty_op = differentiable(usage_penalty, counts=1)
 
 register_vmap(
     "topk",

@@ -128,7 +128,12 @@ def choice(op: str, name: str, value: object, allowed: Sequence[str]) -> None:
 def no_grad(op: str, name: str, value: Tensor) -> None:
     """Refuse a tensor whose gradient the op would silently drop, with ValueError."""
     if value.requires_grad and torch.is_grad_enabled():
-        raise ValueError(f"{op}: {name} must not require grad (the op is not differentiable there): detach it")
+        raise needs_grad(op, name)
+
+
+def needs_grad(op: str, name: str) -> ValueError:
+    """The error for an argument that requires a gradient which the op does not have."""
+    return ValueError(f"{op}: {name} must not require grad (the op is not differentiable there): detach it")
 
 
 def groups(op: str, groups: object, quotas: object, like_name: str, like: Tensor) -> None:

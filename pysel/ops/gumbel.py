@@ -21,7 +21,6 @@ def _tau(op: str, tau: float | Tensor, logits: Tensor) -> Tensor:
         # on the CPU whatever torch's default device is: the kernel reads it there
         return torch.full((), tau, dtype=torch.float64, device="cpu")
     _checks.tensor(op, "tau", tau)
-    _checks.no_grad(op, "tau", tau)
     if tau.device.type != "cpu":
         _checks.same_device(op, "tau", tau, "logits", logits)
     return tau

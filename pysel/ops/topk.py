@@ -50,8 +50,8 @@ def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         k: between 0 and n.
 
     Returns:
-        values [..., k] like ``x``, and their int64 indices [..., k]. The gradient reaches the selected elements; a
-        second derivative raises.
+        values [..., k] like ``x``, and their int64 indices [..., k]. The gradient reaches the selected elements.
+        Differentiable to any order, the indices held fixed.
 
     Raises:
         ValueError: ``x`` has no dimension.
@@ -88,7 +88,7 @@ def topk_encode(
 
     Returns:
         values [B, k] like ``x``, descending (with ``abs`` in magnitude), and their int64 indices [B, k]. Gradients pass
-        through the selected activations, with ``relu`` the positive ones; a second derivative raises.
+        through the selected activations, with ``relu`` the positive ones. Differentiable to any order.
 
     Raises:
         ValueError: shapes or devices that do not fit; another ``activation``.
@@ -134,7 +134,7 @@ def sparse_decode(
             passes through it.
 
     Returns:
-        [B, d], like ``values``. Differentiable in values, weight and bias; a second derivative raises.
+        [B, d], like ``values``. Differentiable in values, weight and bias, to any order.
 
     Raises:
         ValueError: shapes or devices that do not fit.

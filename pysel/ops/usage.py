@@ -117,7 +117,6 @@ def usage_penalty(
     """
     op = "usage_penalty"
     _check_penalty(op, scores, counts, gamma, form, step)
-    _checks.no_grad(op, "counts", counts)
     if out is not None:
         return write_out(op, out, scores.dtype, scores, counts, gamma, form, step)
     return _autograd.usage_penalty_op(scores, counts, gamma, form, step)
