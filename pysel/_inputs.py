@@ -81,14 +81,15 @@ def vector(op: str, name: str, value: Any, size: int | None = None, *, may_be_in
     return x
 
 
-def finite(op: str, name: str, x: Tensor, may_be_infinite: bool = False) -> None:
-    """Refuse NaN and infinity, by the row that holds the first."""
+def finite(op: str, name: str, x: Tensor, may_be_infinite: bool = False, rows: int | Tensor = 0) -> None:
+    """Refuse NaN and infinity, by the row that holds the first; ``rows`` are the numbers of all, or of the first."""
     if bool(torch.isfinite(x.sum())):  # one fast pass: a sum forgets neither, but may be too large itself
         return
     bad = x.isnan() if may_be_infinite else ~torch.isfinite(x)
     if bool(bad.any()):
-        row = int(torch.nonzero(bad.reshape(len(bad), -1).any(1))[0])
-        got = float(x[row][bad[row]].flatten()[0])
+        at = int(torch.nonzero(bad.reshape(len(bad), -1).any(1))[0])
+        got = float(x[at][bad[at]].flatten()[0])
+        row = rows + at if isinstance(rows, int) else int(rows[at])
         wanted = "a number" if may_be_infinite else "finite"
         raise ValueError(f"{op}: {name} must be {wanted}, got {got} in row {row}")
 

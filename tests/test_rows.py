@@ -50,6 +50,10 @@ def memmap(folder: Path, x: np.ndarray) -> np.memmap:
     return array
 
 
+def pandas() -> Any:
+    return pytest.importorskip("pandas")
+
+
 SOURCES = {
     "tensor": lambda folder: X,
     "strided tensor": lambda folder: X.mT.contiguous().mT,
@@ -68,6 +72,12 @@ SOURCES = {
     "list of tensors": lambda folder: list(X.split(7)),
     "tuple of arrays": lambda folder: tuple(part.numpy() for part in X.split(7)),
     "list of lists of rows": lambda folder: [part.tolist() for part in X.split(7)],
+    "list of rows": lambda folder: X.tolist(),
+    "list of rows as tensors": lambda folder: list(X),
+    "tuple of rows as arrays": lambda folder: tuple(X.numpy()),
+    "data frame": lambda folder: pandas().DataFrame(X.numpy(), index=range(100, 123)),
+    "column of lists": lambda folder: pandas().Series(X.tolist(), index=range(23, 0, -1)),
+    "column of arrays": lambda folder: pandas().Series(list(X.numpy())),
     "iterable": lambda folder: Afresh(X),
     "loader of tensors": lambda folder: DataLoader(X, batch_size=6),
     "loader of a data set": lambda folder: DataLoader(TensorDataset(X), batch_size=6),
@@ -78,6 +88,7 @@ SOURCES = {
 def test_every_source_gives_the_same_rows(source: str, tmp_path: Path) -> None:
     rows = Rows(SOURCES[source](tmp_path), "f", "x")
     wide = {"column", "float64 tensor", "float64 array", "big-endian memmap", "list of lists of rows"}
+    wide |= {"list of rows", "column of lists"}
     expected = X.to(torch.float64 if source in wide else torch.float32)
     if source.startswith(("half", "bfloat16")):
         expected = X.to(torch.bfloat16 if "bfloat16" in source else torch.float16).float()
@@ -143,6 +154,11 @@ def test_wide_rows_in_order_are_not_changed_by_the_caller_writing_to_the_array()
         ((part for part in X.split(7)), TypeError, "a generator can be read only once: pass a list of its batches"),
         (map(torch.ones, [3, 3]), TypeError, "a map can be read only once"),
         ([], ValueError, "at least one row, got none"),
+        ([1.0, 2.0], TypeError, "f: x must give rows, got a float at row 0"),
+        ([[1.0, 2.0], [3.0]], ValueError, "f: x must have rows of one width, got rows of different ones from row 0 on"),
+        ([["a"], ["b"]], TypeError, "numpy array of <U1"),
+        ([np.ones(2), np.ones(3)], ValueError, "rows of one width"),
+        ([X[0], X[0, :3]], ValueError, "batches of rows alone, all equally wide"),
         ([X[:0], X[:0]], ValueError, "at least one row, got none"),
         ([X, X[:, :4]], ValueError, "one width, got 5 in row 0 and 4 in row 23"),
         ([X, X[0]], ValueError, r"batches of rows \[B, d\], got shape \[5\] at row 23"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,13 @@ import torch
 from torch import Tensor
 
 import pysel
-from pysel.sae import Rows, SAEReport, TopKSAE, evaluate_sae, train_sae
+from pysel.sae import Rows, SAEReport, TopKSAE, evaluate_sae, geometric_median, load_sae, normal, save_sae, train_sae
 from tests.test_sae_model import sparse_data
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:train_sae. the autoencoder explains only"),
+]
 
 
 def test_training_reduces_the_loss_and_explains_the_data() -> None:
@@ -183,19 +189,121 @@ def test_surroundings_do_not_reach_in() -> None:
 
     expected = weights(x)
     assert torch.equal(weights(x.clone().requires_grad_() * 1), expected)  # features that carry a graph
-    with torch.no_grad():
-        assert torch.equal(weights(x), expected)
-    with torch.inference_mode():
-        assert torch.equal(weights(x + 0), expected)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(weights(x), expected)
+    for around in ("meta", "float64", "no_grad", "inference_mode", "autocast"):
+        with surroundings(around):
+            assert torch.equal(weights(x * 1), expected)
     with torch.device("meta"):
-        assert torch.equal(weights(x), expected)
-    try:
+        assert torch.equal(weights(x.numpy()), expected)
+
+
+def surroundings(name: str) -> AbstractContextManager[Any]:
+    """What a caller may have set around a call."""
+
+    @contextmanager
+    def float64() -> Iterator[None]:
         torch.set_default_dtype(torch.float64)
-        assert torch.equal(weights(x), expected)
-    finally:
-        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    return {
+        "meta": lambda: torch.device("meta"),
+        "float64": float64,
+        "no_grad": torch.no_grad,
+        "inference_mode": torch.inference_mode,
+        "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    }[name]()
+
+
+@pytest.mark.parametrize("around", ["meta", "float64", "no_grad", "inference_mode"])
+def test_surroundings_do_not_change_what_is_measured_and_kept(around: str, tmp_path: Path) -> None:
+    x = sparse_data(200)
+    model, _ = train_sae(x, 32, 3, epochs=2, key=0)
+
+    def everything() -> list[Any]:
+        report = evaluate_sae(model, x * 1)
+        save_sae(model, tmp_path)
+        start = copy.deepcopy(model).train().initialise_(x)
+        return [
+            report.explained_variance,
+            report.l0,
+            load_sae(tmp_path)(x).reconstruction,
+            load_sae(tmp_path, dtype=torch.float64).bias,
+            start.bias,
+            start.spread,
+            start.loss(x),
+            start.silent,
+            geometric_median(x),
+            normal((3,), key=1),
+            Rows(x.tolist(), "f", "x").take(torch.arange(3, device="cpu")),
+            *Rows(x.numpy(), "f", "x").batches(100),
+        ]
+
+    expected = everything()
+    with surroundings(around):
+        got = everything()
+    for a, b in zip(got, expected, strict=True):
+        if isinstance(b, Tensor):
+            assert a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+        else:
+            assert a == b
+
+
+@pytest.mark.parametrize("of", [np.int64, np.int32, np.uint8, torch.tensor, np.array], ids=lambda of: of.__name__)
+def test_numbers_of_any_kind(of: Any) -> None:
+    x = sparse_data(100)
+    whole = {"max_rows": 80, "epochs": 2, "batch_size": 40, "aux_k": 3, "dead_after": 90}
+    real = {"lr": 0.01, "aux_weight": 0.25}
+    expected, _ = train_sae(x, 16, 2, key=0, **whole, **real)  # type: ignore[arg-type]
+    to_real = of if of in (torch.tensor, np.array) else np.float64
+    if of is torch.tensor:
+        to_real = lambda value: torch.tensor(value, dtype=torch.float64)  # noqa: E731
+    given = {name: of(value) for name, value in whole.items()} | {n: to_real(v) for n, v in real.items()}
+    model, report = train_sae(x, of(16), of(2), key=0, **given)
+    assert torch.equal(model.encoder, expected.encoder)
+    assert (type(model.k), type(model.aux_k), type(model.dead_after), type(model.num_factors)) == (int,) * 4
+    assert type(model.aux_weight) is float and type(report.num_factors) is int
+    assert evaluate_sae(model, x, batch_size=of(7)).l0 == evaluate_sae(model, x).l0
+    assert torch.equal(geometric_median(x, of(3), to_real(0.5), of(20)), geometric_median(x, 3, 0.5, 20))
+
+
+class Unread:
+    """Features that nobody may read yet."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        raise AssertionError("read before the options were checked")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"k": 17}, ValueError, "k must be between 1 and 16, got 17"),
+        ({"k": 2.0}, TypeError, "k must be an int, got float"),
+        ({"num_factors": 0}, ValueError, "num_factors must be at least 1, got 0"),
+        ({"num_factors": True}, TypeError, "num_factors must be an int, got bool"),
+        ({"activation": "gelu"}, ValueError, "activation must be relu or abs, got 'gelu'"),
+        ({"revive": "yes"}, ValueError, "revive must be aux or dead, got 'yes'"),
+        ({"aux_k": 17}, ValueError, "aux_k must be between 1 and 16, got 17"),
+        ({"aux_weight": -1}, ValueError, "aux_weight must be finite and at least 0, got -1"),
+        ({"dead_after": 0}, ValueError, "dead_after must be at least 1, got 0"),
+        ({"max_rows": 0}, ValueError, "max_rows must be at least 1, got 0"),
+        ({"epochs": -1}, ValueError, "epochs must be at least 0, got -1"),
+        ({"batch_size": 1.5}, TypeError, "batch_size must be an int, got float"),
+        ({"lr": torch.inf}, ValueError, "lr must be positive and finite, got inf"),
+        ({"lr": torch.nan}, ValueError, "lr must be positive and finite, got nan"),
+        ({"lr": 0}, ValueError, "lr must be positive and finite, got 0"),
+        ({"lr": "fast"}, TypeError, "lr must be a number, got str"),
+        ({"key": 0.5}, TypeError, "key must be a Tensor or an int, got float"),
+        ({"progress": 3}, TypeError, "progress must be True, False or a function, got int"),
+        ({"device": "gpu0"}, RuntimeError, "gpu0"),
+    ],
+)
+def test_options_are_checked_before_anything_is_read(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train_sae(Unread(), **{"num_factors": 16, "k": 2, **options})
 
 
 def test_an_int_key_is_a_key() -> None:
@@ -259,38 +367,8 @@ def test_the_form_of_the_paper_learns() -> None:
             ValueError,
             "num_factors must be at most max_rows, 7, got 8",
         ),
-        (lambda: train_sae(torch.ones(9, 3), 8, 9), ValueError, "k must be between 1 and 8, got 9"),
-        (lambda: train_sae(torch.ones(9, 3), 8, 2, max_rows=0), ValueError, "max_rows must be at least 1, got 0"),
-        (lambda: train_sae(torch.ones(9, 3), 8, 2, batch_size=0), ValueError, "batch_size must be at least 1, got 0"),
-        (
-            lambda: train_sae(torch.ones(9, 3), 8, 2, lr=torch.inf),
-            ValueError,
-            "lr must be positive and finite, got inf",
-        ),
-        (
-            lambda: train_sae(torch.ones(9, 3), 8, 2, lr=torch.nan),
-            ValueError,
-            "lr must be positive and finite, got nan",
-        ),
-        (lambda: train_sae(torch.ones(9, 3), 8, 2, lr="fast"), TypeError, "lr must be a number, got str"),  # type: ignore[arg-type]
-        (
-            lambda: train_sae(torch.ones(9, 3), 8, 2, progress=3),  # type: ignore[arg-type]
-            TypeError,
-            "progress must be True, False or a function, got int",
-        ),
         (lambda: train_sae(torch.ones(9, 3), 8, 2, key=torch.ones(2)), TypeError, "train_sae: key must be int64"),
-        (
-            lambda: train_sae(torch.ones(9, 3), 8, 2, activation="gelu"),
-            ValueError,
-            "activation must be relu or abs, got 'gelu'",
-        ),
         (lambda: evaluate_sae(TopKSAE(4, 8, 2), torch.ones(3, 5)), ValueError, r"must be \[N, 4\], got \[3, 5\]"),
-        (
-            lambda: train_sae(torch.ones(9, 3), 8, 2, epochs=-1),
-            ValueError,
-            "epochs must be at least 0, got -1",
-        ),
-        (lambda: train_sae(torch.ones(3, 3), 8, 2, lr=0), ValueError, "lr must be positive and finite, got 0"),
     ],
 )
 def test_bad_arguments(call: Any, error: type[Exception], message: str) -> None:

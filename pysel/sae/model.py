@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from pysel import _checks, ops
+from pysel import _checks, _inputs, ops
 from pysel.random import as_key
 
 __all__ = ["SAEOutput", "TopKSAE", "geometric_median", "normal"]
@@ -35,7 +35,7 @@ def normal(shape: tuple[int, ...], *, key: Tensor | int, like: Tensor | None = N
         >>> normal((2, 3), key=pysel.key(0)).shape
         torch.Size([2, 3])
     """
-    like = torch.empty(0) if like is None else like
+    like = torch.empty(0, dtype=torch.float32, device="cpu") if like is None else like
     zeros = torch.zeros(shape, dtype=_wide(like), device=like.device)
     # The sigmoid of a logistic draw is uniform on (0, 1), ends excluded.
     uniform = ops.gumbel_sigmoid(zeros, key=key)
@@ -43,13 +43,13 @@ def normal(shape: tuple[int, ...], *, key: Tensor | int, like: Tensor | None = N
 
 
 @torch.no_grad()
-def geometric_median(x: Tensor, iterations: int = 100, tolerance: float = 1e-6, max_rows: int = 65536) -> Tensor:
+def geometric_median(x: Any, iterations: int = 100, tolerance: float = 1e-6, max_rows: int = 65536) -> Tensor:
     """The point with the least summed distance to the rows of ``x``, by Weiszfeld's iteration.
 
     Unlike the mean it does not move far when a few rows are wild.
 
     Args:
-        x: [N, d] floating point.
+        x: [N, d] floating point, a tensor or an array.
         iterations: at most this many.
         tolerance: stop when a step is shorter than this fraction of the mean distance.
         max_rows: larger inputs are thinned to at most this many evenly spaced rows; a median needs no more.
@@ -58,14 +58,17 @@ def geometric_median(x: Tensor, iterations: int = 100, tolerance: float = 1e-6, 
         [d], the dtype of ``x``.
 
     Raises:
-        TypeError: ``x`` is not a floating-point tensor.
-        ValueError: ``x`` is not a matrix with rows.
+        TypeError: ``x`` is not floating point.
+        ValueError: ``x`` is not a matrix with rows, or one of them is not finite.
 
     Example:
         >>> geometric_median(torch.tensor([[0.0], [1.0], [100.0]])).round()
         tensor([1.])
     """
-    _check_matrix("geometric_median", "x", x)
+    x = _matrix("geometric_median", "x", x)
+    iterations = _checks.in_range("geometric_median", "iterations", iterations, 0)
+    tolerance = _checks.within("geometric_median", "tolerance", tolerance, "[0, inf)")
+    max_rows = _checks.in_range("geometric_median", "max_rows", max_rows, 1)
     rows = x[:: -(-x.size(0) // max_rows)].to(_wide(x))
     unit = power_of_two(rows.abs().max())  # squares of distances must neither overflow nor vanish
     rows = rows / unit
@@ -165,34 +168,30 @@ class TopKSAE(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _checks.in_range("TopKSAE", "in_features", in_features, 1)
-        _checks.in_range("TopKSAE", "num_factors", num_factors, 1)
-        _checks.in_range("TopKSAE", "k", k, 1, num_factors)
+        self.in_features = _checks.in_range("TopKSAE", "in_features", in_features, 1)
+        self.num_factors = _checks.in_range("TopKSAE", "num_factors", num_factors, 1)
+        self.k = _checks.in_range("TopKSAE", "k", k, 1, self.num_factors)
         _checks.choice("TopKSAE", "activation", activation, _ACTIVATIONS)
         if revive is not None:
             _checks.choice("TopKSAE", "revive", revive, ("aux", "dead"))
-        aux_k = max(1, min(num_factors, in_features // 2)) if aux_k is None else aux_k
-        _checks.in_range("TopKSAE", "aux_k", aux_k, 1, num_factors)
-        _checks.number("TopKSAE", "aux_weight", aux_weight)
-        if not 0 <= aux_weight < torch.inf:
-            raise ValueError(f"TopKSAE: aux_weight must be finite and at least 0, got {aux_weight!r}")
-        _checks.in_range("TopKSAE", "dead_after", dead_after, 1)
-        self.in_features, self.num_factors, self.k = int(in_features), int(num_factors), int(k)
         self.activation, self.tied, self.revive = activation, bool(tied), revive
-        self.aux_k, self.aux_weight, self.dead_after = int(aux_k), float(aux_weight), int(dead_after)
+        aux_k = max(1, min(self.num_factors, self.in_features // 2)) if aux_k is None else aux_k
+        self.aux_k = _checks.in_range("TopKSAE", "aux_k", aux_k, 1, self.num_factors)
+        self.aux_weight = _checks.within("TopKSAE", "aux_weight", aux_weight, "[0, inf)")
+        self.dead_after = _checks.in_range("TopKSAE", "dead_after", dead_after, 1)
 
         like = torch.empty(0, device=device, dtype=dtype)
         key = as_key("TopKSAE", key)
-        directions = nn.functional.normalize(normal((num_factors, in_features), key=key, like=like), dim=1)
+        directions = nn.functional.normalize(normal((self.num_factors, self.in_features), key=key, like=like), dim=1)
         self.decoder = nn.Parameter(directions)
         self.encoder = self.decoder if tied else nn.Parameter(directions.clone())
-        self.encoder_bias = nn.Parameter(like.new_zeros(num_factors))
-        self.bias = nn.Parameter(like.new_zeros(in_features))
-        self.register_buffer("silent", torch.zeros(num_factors, dtype=torch.int64, device=like.device))
+        self.encoder_bias = nn.Parameter(like.new_zeros(self.num_factors))
+        self.bias = nn.Parameter(like.new_zeros(self.in_features))
+        self.register_buffer("silent", torch.zeros(self.num_factors, dtype=torch.int64, device=like.device))
         self.register_buffer("spread", torch.ones((), dtype=_wide(like), device=like.device))
 
     def get_extra_state(self) -> Tensor:
-        """What the tensors of a state do not tell, as a tensor, for files that hold nothing else: k, activation, tied."""
+        """k, activation and tied, which a state's other tensors do not tell; a tensor, for files of tensors alone."""
         return torch.tensor([self.k, _ACTIVATIONS.index(self.activation), self.tied], dtype=torch.int64, device="cpu")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -248,13 +247,8 @@ class TopKSAE(nn.Module):
             told = f"{form.dtype} {list(form.shape)}" if isinstance(form, Tensor) else type(form).__name__
             return [f"{_FORM} must be int64 [3], got {told}"]
         k, activation, tied = form.tolist()
-        names = dict(enumerate(_ACTIVATIONS))
-        pairs = {
-            "k": (self.k, k),
-            "activation": (self.activation, names.get(activation)),
-            "tied": (self.tied, bool(tied)),
-        }
-        return [f"{name} must be {mine}, got {theirs}" for name, (mine, theirs) in pairs.items() if mine != theirs]
+        theirs = {"k": k, "activation": dict(enumerate(_ACTIVATIONS)).get(activation), "tied": bool(tied)}
+        return [f"{n} must be {getattr(self, n)}, got {t}" for n, t in theirs.items() if getattr(self, n) != t]
 
     def extra_repr(self) -> str:
         options = ", activation='abs'" * (self.activation == "abs") + ", tied=True" * self.tied
@@ -266,8 +260,9 @@ class TopKSAE(nn.Module):
         return self.spread.double().square() * self.in_features
 
     @torch.no_grad()
-    def initialise_(self, x: Tensor) -> TopKSAE:
-        """Set the bias to the geometric median of ``x`` [N, d] and the loss's scale to its variance."""
+    def initialise_(self, x: Any) -> TopKSAE:
+        """Set the bias to the geometric median of ``x`` [N, d], and the loss's scale to its variance."""
+        x = _matrix("TopKSAE.initialise_", "x", x)
         self.bias.copy_(geometric_median(x))
         self.spread.fill_(root_mean_square(x) or 1.0)  # constant data has no scale of its own
         return self
@@ -359,7 +354,7 @@ class TopKSAE(nn.Module):
 
     def _centre(self, x: Tensor) -> Tensor:
         """``x - b`` as rows [B, d] of the parameters' dtype."""
-        if torch.jit.is_tracing() and torch.is_grad_enabled():
+        if torch.jit.is_tracing() and torch.is_grad_enabled():  # type: ignore[attr-defined]
             raise RuntimeError("TopKSAE: torch.jit.trace records no gradients: trace it under torch.no_grad()")
         _checks.tensor("TopKSAE", "x", x)
         if x.dim() == 0 or x.size(-1) != self.in_features:
@@ -432,7 +427,11 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _check_matrix(op: str, name: str, value: Tensor) -> None:
-    _checks.tensor(op, name, value)
-    if value.dim() != 2 or value.size(0) == 0:
-        raise ValueError(f"{op}: {name} must be a matrix [N, d] with at least one row, got shape {list(value.shape)}")
+def _matrix(op: str, name: str, value: Any) -> Tensor:
+    """Finite rows [N, d], N > 0, of a floating-point dtype."""
+    x = _inputs.tensor(op, name, value)
+    _checks.tensor(op, name, x)
+    if x.dim() != 2 or x.size(0) == 0:
+        raise ValueError(f"{op}: {name} must be a matrix [N, d] with at least one row, got shape {list(x.shape)}")
+    _inputs.finite(op, name, x)
+    return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysel import _checks
+from pysel import _checks, _inputs
 
 __all__ = ["Rows"]
 
@@ -27,7 +28,8 @@ class Rows:
 
             - a tensor on any device, or a numpy array or memmap, of which only the rows asked for are read;
             - anything with a length whose slices are rows: a column of a Hugging Face dataset (fastest
-              ``with_format("torch")``), an h5py or zarr array;
+              ``with_format("torch")``), an h5py or zarr array, a pandas data frame or column of arrays;
+            - a list of rows [d];
             - a list of batches [B, d], or an object that yields them anew, in the same order, each time it is iterated,
               such as a DataLoader that does not shuffle. It is read through once here, to count its rows.
         op, name: of the function and the argument that error messages speak of.
@@ -49,7 +51,10 @@ class Rows:
     device: torch.device
 
     def __init__(self, source: Any, op: str, name: str) -> None:
-        self.op, self.name, self._source = op, name, source
+        self.op, self.name = op, name
+        if isinstance(source, list | tuple) and source and _is_row(source[0]):
+            source = self._matrix(source)
+        self._source = source
         self._sliceable = isinstance(source, Tensor | np.ndarray) or (
             not isinstance(source, list | tuple | dict | str | bytes)
             and hasattr(source, "__len__")
@@ -89,7 +94,7 @@ class Rows:
         row, held = 0, 0
         parts: list[Tensor] = []
         for part in self._read(batch_size):
-            self._check_finite(part, row)
+            _inputs.finite(self.op, self.name, part, rows=row)
             row += len(part)
             while held + len(part) >= batch_size:
                 cut = batch_size - held
@@ -126,7 +131,7 @@ class Rows:
                     found.append(part[(edges[low:high] - row).to(part.device)])
                 row += len(part)
             taken = torch.cat(found) if found else self._first[None][:0]
-        self._check_finite(taken, indices)
+        _inputs.finite(self.op, self.name, taken, rows=indices)
         return taken
 
     def _read(self, size: int) -> Iterator[Tensor]:
@@ -200,6 +205,8 @@ class Rows:
                 )
             try:
                 chunk = np.asarray(chunk)
+                if chunk.dtype == object:  # a pandas column of lists or arrays
+                    chunk = np.asarray(chunk.tolist())
             except ValueError as error:  # numpy's word for it is "inhomogeneous"
                 raise ValueError(
                     f"{self.op}: {self.name} must have rows of one width, got rows of different ones from row {row} on"
@@ -242,14 +249,9 @@ class Rows:
         chunk = chunk.detach()
         return chunk.to(torch.promote_types(chunk.dtype, torch.float32))
 
-    def _check_finite(self, part: Tensor, rows: int | Tensor) -> None:
-        """Refuse NaN and infinity; ``rows`` are the part's numbers, or the first of them."""
-        if bool(torch.isfinite(part.sum())):  # one fast pass: a sum forgets neither
-            return
-        bad = ~torch.isfinite(part)
-        if not bool(bad.any()):
-            return  # the sum was too large
-        at = int(torch.nonzero(bad.any(1))[0])
-        value = float(part[at][bad[at]][0])
-        row = rows + at if isinstance(rows, int) else int(rows[at])
-        raise ValueError(f"{self.op}: {self.name} must be finite, got {value} in row {row}")
+
+def _is_row(x: Any) -> bool:
+    """Whether ``x`` holds numbers, and not rows of them."""
+    if hasattr(x, "ndim"):
+        return bool(x.ndim == 1)
+    return isinstance(x, list | tuple) and len(x) > 0 and isinstance(x[0], numbers.Number)

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def evaluate_sae(model: TopKSAE, features: Any, batch_size: int = 8192) -> SAERe
         >>> evaluate_sae(TopKSAE(4, 8, 2, key=pysel.key(0)), torch.eye(4)).num_factors
         8
     """
-    _checks.in_range("evaluate_sae", "batch_size", batch_size, 1)
+    batch_size = _checks.in_range("evaluate_sae", "batch_size", batch_size, 1)
     rows = features if isinstance(features, Rows) else Rows(features, "evaluate_sae", "features")
     if rows.shape[1] != model.in_features:
         raise ValueError(f"evaluate_sae: features must be [N, {model.in_features}], got {list(rows.shape)}")
@@ -166,20 +167,31 @@ def train_sae(
     """
     op = "train_sae"
     if epochs is not None:
-        _checks.in_range(op, "epochs", epochs, 0)
-    _checks.in_range(op, "batch_size", batch_size, 1)
+        epochs = _checks.in_range(op, "epochs", epochs, 0)
+    batch_size = _checks.in_range(op, "batch_size", batch_size, 1)
     if max_rows is not None:
-        _checks.in_range(op, "max_rows", max_rows, 1)
-    _checks.number(op, "lr", lr)
-    if not 0 < lr < math.inf:
-        raise ValueError(f"{op}: lr must be positive and finite, got {lr!r}")
+        max_rows = _checks.in_range(op, "max_rows", max_rows, 1)
+    lr = _checks.within(op, "lr", lr, "(0, inf)")
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise TypeError(f"{op}: progress must be True, False or a function, got {type(progress).__name__}")
     key = as_key(op, key)
+    where = None if device is None else torch.device(device)
+    make = partial(
+        TopKSAE,
+        num_factors=num_factors,
+        k=k,
+        activation=activation,
+        tied=tied,
+        revive=revive,
+        aux_k=aux_k,
+        aux_weight=aux_weight,
+        dtype=torch.float32,
+    )
+    # so that these options are checked before anything is read
+    num_factors = make(1, dead_after=1 if dead_after is None else dead_after, key=0, device="meta").num_factors
     rows = features if isinstance(features, Rows) else Rows(features, op, "features")
     n, d = rows.shape
     m = n if max_rows is None else min(n, max_rows)
-    _checks.integer(op, "num_factors", num_factors)
     if num_factors > m:
         told = f"the {n} rows of {rows.name}" if m == n else f"max_rows, {m}"
         raise ValueError(f"{rows.op}: num_factors must be at most {told}, got {num_factors}")
@@ -190,27 +202,14 @@ def train_sae(
             pass
     epochs = -(-_STEPS // -(-m // batch_size)) if epochs is None else epochs
     init_key, order_key, sample_key = split(key, 3)
-    device = rows.device if device is None else torch.device(device)
+    where = where or rows.device
     # A caller's inference mode, autocast or default dtype must not reach in.
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        model = TopKSAE(
-            d,
-            num_factors,
-            k,
-            activation=activation,
-            tied=tied,
-            revive=revive,
-            aux_k=aux_k,
-            aux_weight=aux_weight,
-            dead_after=m if dead_after is None else dead_after,
-            key=init_key,
-            device=device,
-            dtype=torch.float32,
-        )
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(where.type, enabled=False):
+        model = make(d, dead_after=m if dead_after is None else dead_after, key=init_key, device=where)
         judged = min(m, _JUDGED)
         order = ops.permutation(n, key=sample_key, stop=min(n, m + judged))
         x, centre, unit = _prepare(rows, order[:m].sort().values, model)
-        losses = _fit(model, x, epochs, batch_size, float(lr), order_key, progress)
+        losses = _fit(model, x, epochs, batch_size, lr, order_key, progress)
         with torch.no_grad():
             model.bias.copy_(centre.double() + unit * model.bias.double())
             model.encoder_bias.mul_(unit)
