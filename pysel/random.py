@@ -38,6 +38,10 @@ def _draw_key_fake(device: torch.device) -> Tensor:
 
 
 def _draw(device: torch.device, generator: Generator | None) -> Tensor:
+    if torch._C._are_functorch_transforms_active():
+        # an op that vmap knows as random, so that its `randomness` rules; the same bits as below
+        drawn = torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=device, generator=generator)
+        return drawn ^ -(2**63)
     # all 64 bits of both words
     return torch.empty(2, dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
 
@@ -68,7 +72,10 @@ def key(
         >>> pysel.key(7)
         tensor([7, 0])
 
-    Under ``torch.compile`` pass a key, or nothing: a Generator argument breaks the graph.
+    Under ``torch.compile`` pass a key, or nothing: a Generator argument breaks the graph. Under :func:`torch.vmap` a
+    drawn key obeys ``randomness``: with "same" all examples have the key that a plain call would draw, with "different"
+    those that a loop over the examples would. Inside activation checkpointing pass a key, or nothing: a generator is
+    not set back for the recomputation, which would then have other noise.
     """
     if seed is not None:
         if generator is not None:
@@ -81,10 +88,7 @@ def key(
             raise TypeError(f"key: generator must be a torch.Generator, got {type(generator).__name__}")
         return _draw(torch.device(device) if device is not None else generator.device, generator)
     where = torch.device(device) if device is not None else torch.get_default_device()
-    if torch._C._are_functorch_transforms_active():
-        # an op that vmap knows as random, so that its `randomness` rules
-        return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=where)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
         return torch.ops.pysel.draw_key(where)
     return _draw(where, None)
 

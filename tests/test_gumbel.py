@@ -534,16 +534,36 @@ def test_vmap_over_tau_equals_a_loop(op, hard, key, no_vmap_fallback):
 def test_checkpointed_recomputation_draws_the_same_key(op, hard):
     x = random_logits(200)
 
-    def gradient(run):
+    def checkpointed(f, x):
+        return torch.utils.checkpoint.checkpoint(f, x, use_reentrant=False)
+
+    def gradient(run, **arguments):
         torch.manual_seed(4)
         leaf = x.clone().requires_grad_()
-        y = run(lambda x: op(x, 0.5, hard).square(), leaf)
+        y = run(lambda x: op(x, 0.5, hard, **arguments).square(), leaf)
         torch.randn(3)  # the generator has moved on by the time of the backward pass
         (y * torch.arange(200)).sum().backward()
         return leaf.grad
 
-    plain = gradient(lambda f, x: f(x))
-    assert_same_bits(gradient(lambda f, x: torch.utils.checkpoint.checkpoint(f, x, use_reentrant=False)), plain)
+    def plain(f, x):
+        return f(x)
+
+    assert_same_bits(gradient(checkpointed), gradient(plain))
+    assert_same_bits(gradient(checkpointed, key=7), gradient(plain, key=7))
+    # as documented: torch puts back its own generators, and no others
+    own = [gradient(run, generator=torch.Generator().manual_seed(4)) for run in (checkpointed, plain)]
+    assert not torch.equal(*own)
+
+
+def test_zeros_at_a_small_tau_are_those_of_softmax(dtype):
+    logits, noiseless = torch.tensor([0.0, -200.0], dtype=dtype), []
+    for f in (lambda x: pysel.gumbel_softmax(x, 0.01, key=0), lambda x: torch.softmax(x / 0.01, -1)):
+        leaf = logits.clone().requires_grad_()
+        y = f(leaf)
+        noiseless.append(y.detach())
+        (gradient,) = torch.autograd.grad(y.log().sum(), leaf)
+        assert gradient.isnan().all()
+    assert torch.equal(*noiseless)
 
 
 # --- torch.compile ---

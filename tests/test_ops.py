@@ -446,21 +446,47 @@ def test_nested_vmap_equals_loops(sample, key, no_vmap_fallback):
 
 
 @one_of_each
-def test_vmap_obeys_randomness_where_a_key_is_drawn(sample):
+@pytest.mark.parametrize("own_generator", [False, True])
+def test_vmap_obeys_randomness_where_a_key_is_drawn(sample, own_generator):
     if sample.op == "weighted_sample" and len(sample.shape) > 1:
         sample = OpSample(sample.op, sample.shape[1:], sample.arguments)
-    x = torch.stack([sample.input()] * 3)
+    x = sample.input()
 
-    def draw(randomness):
-        return torch.vmap(lambda x: sample.call(x, None), randomness=randomness)(x)
+    def drawn(*nested, times=1):
+        """What so many plain calls draw after the other, or one call of the vmaps, the outermost first."""
+        torch.manual_seed(5)
+        generator = torch.Generator().manual_seed(5) if own_generator else None
 
+        def call(x):
+            return sample.call(x, None, generator=generator)
+
+        if not nested:
+            return [call(x) for _ in range(times)]
+        for randomness in reversed(nested):
+            call = torch.vmap(call, randomness=randomness)
+        return call(x.expand(*[3, 2][: len(nested)], *x.shape))
+
+    one, two, three = drawn(times=3)
     with pytest.raises(RuntimeError, match="randomness"):
-        draw("error")
-    same = draw("same")
-    assert torch.equal(same[0], same[1])
-    different = draw("different")
-    assert not torch.equal(different[0], different[1])
-    assert not torch.equal(different[1], different[2])
+        drawn("error")
+    assert_same_bits(drawn("same"), torch.stack([one] * 3))
+    assert_same_bits(drawn("different"), torch.stack([one, two, three]))
+    assert_same_bits(drawn("same", "same"), one.expand(3, 2, *one.shape))
+    assert_same_bits(drawn("same", "different"), torch.stack([torch.stack([one, two])] * 3))
+    assert_same_bits(drawn("different", "same"), torch.stack([torch.stack([each] * 2) for each in (one, two, three)]))
+    assert_same_bits(drawn("different", "different"), torch.stack(drawn(times=6)).unflatten(0, (3, 2)))
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_compiled_vmap_draws_what_vmap_draws(randomness):
+    mapped = torch.vmap(pysel.gumbel_softmax, randomness=randomness)
+    x = torch.zeros(3, 5)
+    results = []
+    for f in (mapped, torch.compile(mapped, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(5)
+        results.append([f(x), f(x)])
+    for eager, compiled in zip(*results, strict=True):
+        assert_same_bits(compiled, eager)
 
 
 # --- autocast ---

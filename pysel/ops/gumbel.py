@@ -52,6 +52,9 @@ def gumbel_softmax(
     Noise is a function of the key and of each element's row-major number alone. The gradient is that of the softmax;
     with ``hard`` it is passed straight through the one-hot sample. Half types are computed in float32.
 
+    At a small ``tau`` samples hold exact zeros, as those of torch.softmax do: their log is -inf and its gradient NaN.
+    Clamp them before taking one.
+
     Args:
         logits: any shape, float32, float64, bfloat16 or float16: unnormalised log probabilities. -inf is
             probability 0; NaN makes its whole row NaN.
@@ -60,7 +63,8 @@ def gumbel_softmax(
         hard: return one-hot samples.
         dim: the dimension of the categories.
         key: int64 [2] or an int, see :func:`pysel.key`.
-        generator: draw the key from this generator instead; with neither, from torch's default one.
+        generator: draw the key from this generator instead; with neither, from torch's default one. :func:`pysel.key`
+            says what that means under vmap, torch.compile and activation checkpointing.
         start: number of the first element, for shards.
         validate: None refuses bad values at once on the CPU; on a GPU the next call or :func:`pysel.check` does, and
             the rows concerned are NaN. True refuses at once everywhere, at the price of a wait; False never.
