@@ -1,10 +1,14 @@
 """What the documentation shows: every example runs, every public name is documented, signatures are as promised."""
 
+import ast
+import contextlib
 import doctest
 import importlib
 import inspect
+import operator
 import pkgutil
 import re
+import types
 from pathlib import Path
 
 import pytest
@@ -79,3 +83,49 @@ def test_readme_lists_every_op():
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     named = set(re.findall(r"`(\w+)(?:\(|`)", readme))
     assert set(pysel.ops.__all__) <= named
+
+
+def docstrings(module):
+    """Every docstring of a module's source, and the class that it is in or of."""
+
+    def walk(node, scope):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            scope = getattr(scope, node.name) if isinstance(node, ast.ClassDef) else scope
+            if text := ast.get_docstring(node):
+                yield scope, text
+        if not isinstance(node, ast.FunctionDef):
+            for child in ast.iter_child_nodes(node):
+                yield from walk(child, scope)
+
+    return walk(ast.parse(inspect.getsource(module)), module)
+
+
+def found(name, *scopes):
+    """Whether one of them has that name, which may be dotted."""
+    for scope in scopes:
+        with contextlib.suppress(AttributeError):
+            operator.attrgetter(name)(scope)
+            return True
+    return False
+
+
+ALL_MODULES = ["pysel", *(m.name for m in pkgutil.walk_packages(pysel.__path__, "pysel.") if m.name != "pysel._C")]
+
+
+@pytest.mark.parametrize("name", ALL_MODULES)
+def test_names_that_docstrings_cite_exist(name):
+    module = importlib.import_module(name)
+    everywhere = types.SimpleNamespace(pysel=pysel, torch=torch)
+    cited = [
+        (cite, found(cite, scope, module, everywhere, pysel, pysel.selection))
+        for scope, text in docstrings(module)
+        for cite in re.findall(r"(?<!`)`([^`\n]+)`(?!`)|``(pysel\.[\w.]+)", text)
+        for cite in filter(None, cite)
+    ]
+    assert [cite for cite, exists in cited if not exists] == []
+
+
+def test_a_name_that_does_not_exist_is_found_out():
+    everywhere = types.SimpleNamespace(pysel=pysel)
+    assert found("pysel.selection.Selector", everywhere) and found("Selector.save", pysel, pysel.selection)
+    assert not found("pysel.Selector", everywhere) and not found("Selector.keep", pysel, pysel.selection)
