@@ -6,7 +6,7 @@ schedule moves from common to rare. With Rep and Div brought to [0, 1], and u_i 
 before epoch t = 1, ..., T::
 
     H_i(t) = alpha(t) Rep_i + (1 - alpha(t)) Div_i - gamma log(1 + u_i)
-    S(t)   = the keep_ratio N samples of largest H, as many from every class; in the last ``refine`` T epochs all samples
+    S(t)   = the keep_ratio N samples of largest H, as many from every class; in the last refine T epochs all samples
 
 Ours: the size is rounded up, not down; a class too small for its share gives all it has and the others share the rest;
 equal scores are ordered at random, anew in each epoch; and what the arguments' descriptions say is ours.
