@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
+import math
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench import report, run
+from bench import report, run, timing
 from bench.cases import CASES, CURVES, Case
-from bench.timing import MIN_SAMPLE_SECONDS, measure, peak_extra_memory
+from bench.timing import peak_extra_memory
 
 LIBRARIES = {"sparsify": "sparsify", "torchrl": "torchrl"}
 
@@ -77,23 +78,33 @@ def test_targets_are_those_promised() -> None:
     assert all(c.sizes[0] == 10**3 and c.sizes[-1] >= 10**8 for c in CURVES)
 
 
-def test_timer_takes_turns_and_keeps_to_its_budget() -> None:
-    order: list[str] = []
+def test_timer_takes_turns_and_keeps_to_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, order = 0.0, []
+
+    def lasting(name: str, seconds: float) -> Callable[[], None]:
+        def call() -> None:
+            nonlocal now
+            order.append(name)
+            now += seconds
+
+        return call
 
     def broken() -> None:
         raise ValueError("not for this size\nand more")
 
-    def slow() -> None:
-        order.append("slow")
-        time.sleep(0.01)
-
-    timings, failed = measure({"slow": slow, "quick": lambda: order.append("quick"), "broken": broken}, 0.05)
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now))
+    contenders = {"slow": lasting("slow", 2**-7), "quick": lasting("quick", 2**-17), "broken": broken}
+    timings, failed = timing.measure(contenders, 2**-5)
     assert failed == {"broken": "ValueError: not for this size"}
-    assert 3 <= len(timings["slow"].seconds) <= 6
-    assert 0.01 <= timings["slow"].summary()["median"] < 0.1
-    assert timings["quick"].calls * timings["quick"].summary()["median"] > MIN_SAMPLE_SECONDS / 20
-    last = order[order.index("quick") :]
-    assert "slow" in last  # not all of one, then all of the other
+    slow, quick = timings["slow"], timings["quick"]
+    assert (slow.calls, slow.seconds) == (1, [2**-7] * 4)
+    assert quick.calls == math.ceil(timing.MIN_SAMPLE_SECONDS / 2**-17)
+    assert quick.seconds == [2**-17] * math.ceil(2**-5 / (quick.calls * 2**-17))
+    assert slow.summary() == {"median": 2**-7, "q1": 2**-7, "q3": 2**-7, "samples": 4, "calls": 1}
+    last = order[order.index("quick") + 2 + quick.calls :]
+    assert last.count("slow") == 3 and last[0] != last[-1]  # not all of one, then all of the other
+    timings, _ = timing.measure({"slow": lasting("slow", 1.0)}, 0.1)
+    assert timings["slow"].seconds == [1.0] * 3  # beyond the budget, but too few would tell nothing
 
 
 def test_peak_memory_counts_what_a_call_touches() -> None:

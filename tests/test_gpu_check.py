@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import os
+import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -59,27 +62,48 @@ def test_a_step_is_told_by_its_status_and_its_last_line():
     ]
 
 
-def test_a_step_ends_at_its_limit_with_its_children():
-    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
-    begin = time.monotonic()
-    outcome, output = run_step(step("slow", f"print('begun', flush=True); {child}", limit=1), 100)
-    assert time.monotonic() - begin < 20
-    assert (outcome.status, outcome.note) == ("failed", "not done after 1 s: begun")
+def test_a_step_ends_at_its_limit_with_its_children(tmp_path, monkeypatch):
+    fifo, survived = tmp_path / "fifo", tmp_path / "survived"
+    os.mkfifo(fifo)
+
+    class Impatient(subprocess.Popen):
+        """The limit is reached as soon as the step's child runs."""
+
+        def communicate(self, input=None, timeout=None):
+            if timeout is not None:
+                assert timeout == 30 and fifo.read_text() == "here"
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            return super().communicate(input)
+
+    monkeypatch.setattr(subprocess, "Popen", Impatient)
+    child = f"open({str(fifo)!r}, 'w').write('here'); import time; time.sleep(100); open({str(survived)!r}, 'w')"
+    parent = f"print('begun', flush=True); import subprocess, sys; subprocess.call([sys.executable, '-c', {child!r}])"
+    outcome, output = run_step(step("slow", parent), 100)
+    assert not survived.exists()  # it holds the pipe that was waited for, and so has gone
+    assert (outcome.status, outcome.note) == ("failed", "not done after 30 s: begun")
     assert output == "begun\n"
 
 
-def test_no_step_begins_when_time_is_up():
-    steps = [step("first", "import time; time.sleep(2)"), step("second", "")]
-    outcomes = [outcome for outcome, _ in run_steps(steps, 1.5)]
-    assert [o.status for o in outcomes] == ["failed", "skipped"]
-    assert outcomes[1].note == "no time is left"
+def test_no_step_begins_when_time_is_up(monkeypatch):
+    clock = SimpleNamespace(monotonic=itertools.count(0, 100).__next__)  # asked once, and three times by a step
+    monkeypatch.setattr(gpu_check, "time", clock)
+    outcomes = [outcome for outcome, _ in run_steps([step("first", ""), step("second", "")], 400.5)]
+    assert [(o.status, o.seconds, o.note) for o in outcomes] == [("ok", 100, ""), ("skipped", 0, "no time is left")]
 
 
-def test_steps_that_may_run_together_do():
-    begin = time.monotonic()
-    steps = [step(str(i), "import time; time.sleep(2); print()", together=True) for i in range(3)]
-    assert [outcome.status for outcome, _ in run_steps(steps, 60)] == ["ok"] * 3
-    assert time.monotonic() - begin < 5.5
+def test_steps_that_may_run_together_do(tmp_path):
+    """Each waits for the others to begin; alone it would wait for ever."""
+    code = "\n".join(
+        [
+            "import pathlib, sys, time",
+            "here = pathlib.Path(sys.argv[1])",
+            "(here / sys.argv[2]).touch()",
+            "while len(list(here.iterdir())) < 3:",
+            "    time.sleep(0.01)",
+        ]
+    )
+    steps = [Step(i, (sys.executable, "-c", code, str(tmp_path), i), 120, together=True) for i in "abc"]
+    assert [outcome.status for outcome, _ in run_steps(steps, 200)] == ["ok"] * 3
 
 
 def test_a_failure_is_in_the_table_the_files_and_the_status(tmp_path, capsys):
@@ -195,7 +219,7 @@ def test_identity_goes_on_behind_a_lost_process(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         identity.subprocess, "Popen", lambda command, **more: real([sys.executable, str(worker), *command[3:]], **more)
     )
-    assert identity.main(["--device", "cpu", "--cases", "8", "--seconds", "60"]) == 1
+    assert identity.main(["--device", "cpu", "--cases", "8", "--seconds", "inf"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("topk: no answer") and lines[1].endswith("--case 3")
     assert lines[2:4] == ["topk: differs", f"    {lines[1].strip().rsplit(' ', 1)[0]} 5"]
