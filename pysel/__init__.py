@@ -23,9 +23,10 @@ from pysel.ops import (
     weighted_sample,
 )
 from pysel.random import fold_in, key, split
-from pysel.samplers import SelectionSampler, WeightedSampler
+from pysel.samplers import BatchSampler, SelectionSampler, WeightedSampler
 
 __all__ = [
+    "BatchSampler",
     "SelectionSampler",
     "WeightedSampler",
     "build_info",

@@ -1,0 +1,7 @@
+"""Samplers for ``torch.utils.data.DataLoader`` over the ops: weighted draws, and a selector's subset each epoch."""
+
+from pysel.samplers.batch import BatchSampler
+from pysel.samplers.selection import SelectionSampler, Selects
+from pysel.samplers.weighted import WeightedSampler
+
+__all__ = ["BatchSampler", "SelectionSampler", "Selects", "WeightedSampler"]

@@ -1,0 +1,160 @@
+"""A selector's subset, in a new order each epoch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from torch import Generator, Tensor
+
+from pysel import _inputs, ops
+from pysel.random import fold_in
+from pysel.samplers.passes import Elements, Place
+from pysel.samplers.ranked import RankedSampler, digest, flag
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+_ORDER = 0x6F72646572  # sets the order's keys apart from those of a selector that was given the same key
+
+
+@runtime_checkable
+class Selects(Protocol):
+    """What `SelectionSampler` needs of a selector: a part of `pysel.selection.Selector`."""
+
+    def select(self, epoch: int) -> Tensor:
+        """Ascending int64 indices of the samples of this epoch; asking twice changes nothing."""
+        ...
+
+    def __len__(self) -> int:
+        """How many samples the next epoch will hold."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to continue."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        ...
+
+
+class SelectionSampler(RankedSampler):
+    """Yields, in random order, the subset that a selector picks for each epoch.
+
+    Call `set_epoch` before each epoch. The selector picks when the epoch's first sample or its length is asked for. The
+    order is a `pysel.permutation` under the key and the epoch, made in pieces as iteration goes on, so that the first
+    sample of a subset of any size comes at once.
+
+    Over ranks the subset is split evenly; what does not divide is padded with the first samples of the epoch's order,
+    or dropped with ``drop_last=True``. Every rank runs the same selector, in the same state (same scores, same key):
+    this is compared as each epoch begins. Rank and world size are found as `WeightedSampler` says.
+
+    Args:
+        selector: a `pysel.selection.Selector`, for instance `pysel.selection.DynamicSelector`, or any object with
+            ``select(epoch)``, ``__len__``, ``state_dict`` and ``load_state_dict``.
+        shuffle: random order; False yields the indices as the selector gives them, ascending.
+        key: int64 [2] or an int, for the order. It may be the selector's own. Without one every pass draws a fresh key
+            from ``generator``, or from torch's default generator.
+        generator: where keys come from; not with ``key``.
+        rank, num_replicas, mesh, process_group: see `WeightedSampler`.
+        drop_last: drop instead of padding.
+
+    Raises:
+        TypeError: ``selector`` lacks a method, or another argument has the wrong type.
+        ValueError: an argument out of range, or several ranks with neither key nor generator. In iteration: what
+            ``select`` gave is not a set of indices, or ranks differ.
+
+    Example:
+        >>> import pysel
+        >>> selector = pysel.selection.DynamicRandom(10, keep_ratio=0.3, key=pysel.key(0))
+        >>> sampler = SelectionSampler(selector, key=pysel.key(0))
+        >>> for epoch in range(2):
+        ...     sampler.set_epoch(epoch)
+        ...     print(len(list(sampler)))
+        3
+        3
+    """
+
+    def __init__(
+        self,
+        selector: Selects,
+        *,
+        shuffle: bool = True,
+        key: Tensor | int | None = None,
+        generator: Generator | None = None,
+        rank: int | None = None,
+        num_replicas: int | None = None,
+        mesh: DeviceMesh | None = None,
+        process_group: ProcessGroup | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        if not isinstance(selector, Selects):
+            raise TypeError(
+                "SelectionSampler: selector must have select, __len__, state_dict and load_state_dict, "
+                f"got {type(selector).__name__}"
+            )
+        flag("SelectionSampler", "shuffle", shuffle)
+        super().__init__(key, generator, rank, num_replicas, mesh, process_group, drop_last)
+        self.selector = selector
+        self.shuffle = shuffle
+        self._picked: tuple[int, Tensor] | None = None  # an epoch and its subset
+
+    def _subset(self, epoch: int) -> Tensor:
+        """What the selector picks, checked, and asked for once."""
+        if self._picked is None or self._picked[0] != epoch:
+            what = f"what {type(self.selector).__name__}.select returns"
+            known = getattr(self.selector, "num_samples", None)
+            subset = _inputs.tensor("SelectionSampler", what, self.selector.select(epoch))
+            if subset.is_meta:
+                raise ValueError(f"SelectionSampler: {what} must hold indices, got a meta tensor")
+            subset = _inputs.indices("SelectionSampler", what, subset, known if isinstance(known, int) else 2**63)
+            self._picked = epoch, subset.cpu().clone()
+        return self._picked[1]
+
+    def _sequence(self, place: Place) -> tuple[Elements, int]:
+        subset = self._subset(place.epoch)
+        if not self.shuffle:
+            return subset.__getitem__, subset.numel()
+        n, key = subset.numel(), fold_in(fold_in(place.key, _ORDER), place.epoch)
+        return lambda part: subset[ops.permutation(n, key=key, start=part.start, stop=part.stop)[:: part.step]], n
+
+    def _length(self) -> int:
+        return self._subset(self.epoch).numel()
+
+    @property
+    def num_samples(self) -> int:  # type: ignore[override]
+        """Samples in the coming epoch, over all ranks together."""
+        return self._length()
+
+    def _repeats(self) -> bool:
+        return self.shuffle and super()._repeats()
+
+    def _digests(self, place: Place) -> dict[str, str]:
+        return {
+            "epoch and position": digest([place.epoch, place.position]),
+            "key": digest(place.key),
+            "arguments": digest([type(self.selector).__qualname__, self.shuffle, self.drop_last]),
+            "selector": digest(self.selector.state_dict()),
+            "subset": digest(self._subset(place.epoch)),
+        }
+
+    def _state(self, place: Place) -> dict[str, Any]:
+        return {**super()._state(place), "selector": self.selector.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken, the selector included; see `WeightedSampler.load_state_dict`.
+
+        Raises:
+            ValueError: the state has missing or impossible entries, or does not fit the selector; nothing has changed.
+        """
+        place = self._read(state_dict)
+        self.selector.load_state_dict(state_dict["selector"])
+        self._load(place)
+        self._picked = None  # the selector, asked again for its current epoch, answers from its state
+
+    def _read(self, state_dict: Any) -> Place:
+        place = super()._read(state_dict)
+        if not isinstance(state_dict.get("selector"), dict):
+            raise ValueError("SelectionSampler: state_dict must have selector, the state of one")
+        return place
