@@ -10,6 +10,7 @@ import math
 import os
 import subprocess
 import sys
+from decimal import MAX_EMAX, Decimal, localcontext
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import torch
 
 import pysel
 from pysel import reference
-from tests.tensors import DTYPES, LAYOUTS, assert_same_bits, bits, laid_out, name
+from tests.tensors import DTYPES, LAYOUTS, assert_same_bits, assert_within_ulps, bits, laid_out, name
 
 ROOT = Path(__file__).parent.parent
 INFO = pysel.build_info()
@@ -183,6 +184,56 @@ def test_penalty_at_extremes():
         below = torch.tensor([-1.0, -50.0, -1000.0, math.nan], dtype=dtype)
         got = pysel.usage_penalty(ones, below, 1.0, "exp")
         torch.testing.assert_close(got, torch.exp(-below), equal_nan=True, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
+def test_exp_penalty_is_right_where_its_factor_leaves_the_range(dtype):
+    info = torch.finfo(dtype)
+    scores = [info.max, 1e19, 3.5, info.tiny, info.smallest_normal * info.eps, 0.0, -0.0, -2.5, -info.max]
+    uses = [0.0, 1.0, 87.0, 88.5, 100.0, 103.0, 150.0, 190.0, 217.0, 219.0, 708.0, 745.0, 1000.0, 1418.0, 2000.0, 1e30]
+    uses = torch.tensor([*uses, *(-u for u in uses)], dtype=dtype)
+    for score in torch.tensor(scores, dtype=dtype):
+        with localcontext() as context:
+            context.prec, context.Emin, context.Emax = 40, -MAX_EMAX, MAX_EMAX
+            exact = [Decimal(score.item()) * Decimal(-max(min(u, 5000), -5000)).exp() for u in uses.tolist()]
+        # beyond the largest number a Decimal that is rounded to half an ulp above it becomes infinite
+        wanted = torch.tensor([float(e) for e in exact], dtype=torch.float64).to(dtype)
+        got = pysel.usage_penalty(score.expand(len(uses)), uses, 1.0, "exp")
+        assert_within_ulps(got, wanted, 2)
+        assert_same_bits(got.signbit(), score.signbit().expand(len(uses)))
+        if dtype == torch.float32:  # integers and half types go other ways to the same formula
+            got = pysel.usage_penalty(score.expand(len(uses)), uses.double(), 1.0, "exp")
+            assert_within_ulps(got, wanted, 1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_infinite_scores_stay_infinite(form, dtype):
+    for counts_dtype in FLOAT_COUNTS:
+        counts = torch.tensor([0, 1, 200, 1e30, torch.finfo(counts_dtype).max, math.inf], dtype=counts_dtype)
+        for infinite in (math.inf, -math.inf):
+            scores = torch.full(counts.shape, infinite, dtype=dtype)
+            for gamma in (0.0, 1e-3, 1.0, 1e30, 1e300):
+                assert pysel.usage_penalty(scores, counts, gamma, form, 3).tolist() == [infinite] * len(counts)
+            if form != "log":
+                assert pysel.usage_penalty(scores, -counts, 1.0, form).tolist() == [infinite] * len(counts)
+        nan = pysel.usage_penalty(scores[:1], torch.full((1,), math.nan, dtype=counts_dtype), 1.0, form)
+        assert math.isnan(nan)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_without_strength_scores_stay_what_they_are(form, dtype):
+    scores = torch.tensor([1.5, -0.0, -math.inf, 3.0, 2.0, math.nan], dtype=dtype)
+    for counts_dtype in FLOAT_COUNTS:
+        counts = torch.tensor([math.inf, 2.0, math.inf, -7.0, -math.inf, 1.0], dtype=counts_dtype)
+        assert_same_bits(pysel.usage_penalty(scores, counts, 0.0, form), scores)
+    assert_same_bits(pysel.usage_penalty(scores, torch.full((6,), 2**62), 0.0, form), scores)
+
+
+def test_rate_of_counts_whose_product_with_gamma_leaves_the_range():
+    for dtype, big in ((torch.float32, 1e38), (torch.float64, 1e307)):
+        counts = torch.tensor([big, -big], dtype=dtype)
+        got = pysel.usage_penalty(torch.zeros(2, dtype=dtype), counts, 1000.0, "rate", 10_000)
+        torch.testing.assert_close(got, -counts / 10)
 
 
 @every_count
@@ -446,7 +497,7 @@ BAD = [
     (TypeError, "selected must be int64, got torch.int32", {"selected": torch.tensor([1]).int()}, (update, step)),
     (TypeError, "scores must be .* got torch.int64", {"scores": torch.arange(6)}, (step, penalty)),
     (TypeError, "decay must be a number, got str", {"decay": "1"}, (update, step)),
-    (TypeError, "gamma must be a number, got Tensor", {"gamma": torch.tensor(1.0)}, (step, penalty)),
+    (TypeError, "gamma must be a number, got Tensor", {"gamma": torch.ones(2)}, (step, penalty)),
     (TypeError, "step must be an int, got float", {"step": 1.0}, (step, penalty)),
     (ValueError, r"counts must have shape \[n\], got \[2, 3\]", {"counts": used(6).view(2, 3)}, (update,)),
     (ValueError, "counts must not be an expanded", {"counts": torch.zeros(1).expand(6)}, (update, step)),

@@ -172,22 +172,57 @@ PYSEL_HD T log1p_any(T x) {
   return ((y > T{0}) & (y < inf)) ? finite : special;
 }
 
-// exp(x) for x <= 0; NaN stays NaN.
+// exp(x) = value 2^power with value in about [sqrt(1/2), sqrt(2)].
 template <typename T>
-PYSEL_HD T exp_nonpositive(T x) {
+struct ExpSplit {
+  T value;
+  typename Float<T>::Int power;
+};
+
+// |x| below 2^11.
+template <typename T>
+PYSEL_HD ExpSplit<T> split_exp(T x) {
   using F = Float<T>;
   using Int = typename F::Int;
-  x = x < F::kExpMin ? F::kExpMin : x;
   const T shifted = fma_(x, F::kInvLn2, F::kRoundMagic);
   const T n = shifted - F::kRoundMagic;
   const T r = fma_(n, -F::kLn2Lo, fma_(n, -F::kLn2Hi, x));
-  const T y = fma_(r * r, horner(F::exp(), r), r) + T{1};
-  // 2^n in two factors, both normal, so that subnormal results round once
-  const Int power = bit_cast<Int>(shifted) - bit_cast<Int>(F::kRoundMagic);
-  const Int half = power >> 1;
-  const T scale0 = bit_cast<T>((half + F::kBias) << F::kMantissa);
-  const T scale1 = bit_cast<T>((power - half + F::kBias) << F::kMantissa);
-  return y * scale0 * scale1;
+  return {fma_(r * r, horner(F::exp(), r), r) + T{1}, bit_cast<Int>(shifted) - bit_cast<Int>(F::kRoundMagic)};
+}
+
+// 2^power, which is normal.
+template <typename T>
+PYSEL_HD T power_of_two(typename Float<T>::Int power) {
+  return bit_cast<T>((power + Float<T>::kBias) << Float<T>::kMantissa);
+}
+
+// exp(x) for x <= 0; NaN stays NaN.
+template <typename T>
+PYSEL_HD T exp_nonpositive(T x) {
+  const ExpSplit<T> e = split_exp(x < Float<T>::kExpMin ? Float<T>::kExpMin : x);
+  // 2^power in two factors, both normal, so that subnormal results round once
+  const auto half = e.power >> 1;
+  return e.value * power_of_two<T>(half) * power_of_two<T>(e.power - half);
+}
+
+// s exp(x) for any x and s, wherever exp(x) alone would leave the range; an infinite s stays infinite.
+template <typename T>
+PYSEL_HD T times_exp(T s, T x) {
+  using Int = typename Float<T>::Int;
+  constexpr T most = sizeof(T) == 4 ? T{218} : T{2036};  // beyond it every finite s becomes 0, or infinite
+  constexpr Int normal = Float<T>::kBias - 2, step = sizeof(T) == 4 ? 96 : 960;
+  const ExpSplit<T> e = split_exp(x < -most ? -most : (x > most ? most : x));
+  Int power = e.power;
+  // what 2^power has too much for a normal factor goes to s, which it makes inexact only where the result is 0
+  auto shift = [&] {
+    const Int excess = (step & -Int{power > normal}) - (step & -Int{power < -normal});
+    s *= power_of_two<T>(excess);
+    power -= excess;
+  };
+  shift();
+  shift();
+  const T result = s * (e.value * power_of_two<T>(power));
+  return x == x ? result : T(__builtin_nan(""));
 }
 
 }  // namespace pysel

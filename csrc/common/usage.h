@@ -15,14 +15,6 @@
 
 namespace pysel {
 
-// exp(x) also above zero (counts below zero): exp_nonpositive holds there until 2^(x / ln 2) leaves the range, and
-// gives inf soon after.
-template <typename A>
-PYSEL_HD A exp_clamped(A x) {
-  constexpr A most = sizeof(A) == 4 ? A{128} : A{1024};
-  return exp_nonpositive(x > most ? most : x);
-}
-
 // The penalty is computed in float32 only where counts and scores are no wider. Integer counts go through float64,
 // which holds them exactly to 2^53.
 template <typename S, typename C>
@@ -60,6 +52,31 @@ struct PenaltyArguments {
     return static_cast<A>(std::min(gamma, static_cast<double>(std::numeric_limits<A>::max())));
   }
 };
+
+// s - used; an infinite score stays what it is under any finite or infinite use.
+template <typename A>
+PYSEL_HD A minus_use(A s, A used) {
+  const A difference = s - used;
+  const bool clash = (difference != difference) & (s == s) & (used == used);
+  return clash ? s : difference;
+}
+
+// The penalised score s of a sample used n times.
+template <PenaltyArguments::Form form, typename A>
+PYSEL_HD A penalised(A s, A n, A gamma, A step) {
+  if (gamma == A{0}) return s;
+  const A use = gamma * n;
+  if constexpr (form == PenaltyArguments::log) {
+    return minus_use(s, gamma * log1p_any(n));
+  } else if constexpr (form == PenaltyArguments::exp) {
+    return times_exp(s, -use);
+  } else if constexpr (form == PenaltyArguments::rate) {
+    const A inf = A(__builtin_inf());
+    return minus_use(s, (use == inf) | (use == -inf) ? n / step * gamma : use / step);
+  } else {
+    return minus_use(s, use);
+  }
+}
 
 inline void check_counts(const char* op, const Tensor& counts) {
   check_value(counts.dim() == 1, op, ": counts must have shape [n], got ", shape(counts));

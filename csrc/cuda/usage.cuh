@@ -14,16 +14,15 @@ struct Penalty {
   A step;
 
   __device__ A operator()(A score, A count) const {
-    const A used = gamma * count;
     switch (form) {
       case PenaltyArguments::log:
-        return score - gamma * log1p_any(count);
+        return penalised<PenaltyArguments::log>(score, count, gamma, step);
       case PenaltyArguments::exp:
-        return score * exp_clamped(-used);
+        return penalised<PenaltyArguments::exp>(score, count, gamma, step);
       case PenaltyArguments::rate:
-        return score - used / step;
+        return penalised<PenaltyArguments::rate>(score, count, gamma, step);
       default:
-        return score - used;
+        return penalised<PenaltyArguments::linear>(score, count, gamma, step);
     }
   }
 };

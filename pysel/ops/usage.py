@@ -88,8 +88,9 @@ def usage_penalty(
 
     With n the count of a sample and s its score: ``log`` is ``s - gamma log(1 + n)``, ``linear`` is ``s - gamma n``,
     ``exp`` is ``s exp(-gamma n)``, ``rate`` is ``s - gamma n / step``. Computed in float32 if counts are float32 and
-    scores are not float64, else in float64, so that counts beyond 2**24 keep their precision. A count below 0, which
-    none of these ops makes, is a bonus; to ``log``, an infinite one at -1, and NaN below.
+    scores are not float64, else in float64, so that counts beyond 2**24 keep their precision. An infinite score stays
+    what it is, and so do all with ``gamma`` 0, whatever the counts. A count below 0, which none of these ops makes, is
+    a bonus; to ``log``, an infinite one at -1, and NaN below.
 
     Args:
         scores: any shape, float32, float64, bfloat16 or float16.

@@ -236,22 +236,38 @@ def log1p(x: Tensor) -> Tensor:
     return torch.where((y < 0) | torch.isnan(y), math.nan, result).to(x.dtype)
 
 
-def exp_nonpositive(x: Tensor) -> Tensor:
-    """exp(x) for x <= 0; NaN stays NaN."""
+def _split_exp(x: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(x) = value 2**power, as value and power."""
     f = _traits(x)
-    x = torch.where(x < f.exp_min, f.exp_min, x).to(x.dtype)
     shifted = fma(x, f.inv_ln2, f.round_magic)
     n = shifted - f.round_magic
     r = fma(n, -f.ln2_low, fma(n, -f.ln2_high, x))
-    y = fma(r * r, _horner(f.exp, r), r) + 1
     magic = torch.tensor(f.round_magic, dtype=x.dtype, device=x.device).view(f.bits)
-    power = shifted.view(f.bits) - magic
+    return fma(r * r, _horner(f.exp, r), r) + 1, shifted.view(f.bits) - magic
+
+
+def _power_of_two(power: Tensor, like: Tensor) -> Tensor:
+    f = _traits(like)
+    return ((power + f.bias) << f.mantissa).view(like.dtype)
+
+
+def exp_nonpositive(x: Tensor) -> Tensor:
+    """exp(x) for x <= 0; NaN stays NaN."""
+    value, power = _split_exp(torch.where(x < _traits(x).exp_min, _traits(x).exp_min, x).to(x.dtype))
     half = power >> 1
+    return torch.where(torch.isnan(x), x, value * _power_of_two(half, x) * _power_of_two(power - half, x))
 
-    def scale(p: Tensor) -> Tensor:
-        return ((p + f.bias) << f.mantissa).view(x.dtype)
 
-    return torch.where(torch.isnan(x), x, y * scale(half) * scale(power - half))
+def times_exp(s: Tensor, x: Tensor) -> Tensor:
+    """s exp(x) for any x and s, wherever exp(x) alone would leave the range; an infinite s stays infinite."""
+    most, step = (218.0, 96) if x.dtype == torch.float32 else (2036.0, 960)
+    normal = _traits(x).bias - 2
+    value, power = _split_exp(x.clamp(-most, most))
+    for _ in range(2):
+        excess = torch.where(power < -normal, -step, torch.where(power > normal, step, 0)).to(power.dtype)
+        s = s * _power_of_two(excess, x)
+        power = power - excess
+    return torch.where(torch.isnan(x), torch.nan, s * (value * _power_of_two(power, x)))
 
 
 def _uniform(high: Tensor, low: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pysel import _fake
-from pysel.reference.random import exp_nonpositive, log1p
+from pysel.reference.random import log1p, times_exp
 from pysel.reference.select import check_groups, select
 
 
@@ -34,6 +34,12 @@ def usage_update_(counts: Tensor, selected: Tensor, decay: float) -> None:
     _update("usage_update_", counts, selected, decay)
 
 
+def _minus_use(s: Tensor, used: Tensor) -> Tensor:
+    """s - used; an infinite score stays what it is."""
+    difference = s - used
+    return torch.where(difference.isnan() & ~s.isnan() & ~used.isnan(), s, difference)
+
+
 def usage_penalty(scores: Tensor, counts: Tensor, gamma: float, form: str, step: int) -> Tensor:
     """See :func:`pysel.usage_penalty`."""
     _fake.usage_penalty(scores, counts, gamma, form, step)
@@ -41,17 +47,19 @@ def usage_penalty(scores: Tensor, counts: Tensor, gamma: float, form: str, step:
     compute = torch.float64 if wide else torch.float32
     s, n = scores.to(compute), counts.to(compute)
     strength = min(gamma, torch.finfo(compute).max)
-    used = n * strength
-    if form == "log":
-        result = s - strength * log1p(n)
+    use = n * strength
+    if strength == 0:
+        result = s
+    elif form == "log":
+        result = _minus_use(s, strength * log1p(n))
     elif form == "exp":
-        # above zero (counts below it) the same polynomial holds until it overflows
-        result = s * exp_nonpositive((-used).clamp_max(1024.0 if wide else 128.0))
+        result = times_exp(s, -use)
     elif form == "rate":
         # a tensor, because torch divides by a number through its reciprocal on some devices
-        result = s - used / torch.full((1,), step, dtype=compute, device=used.device)
+        steps = torch.full((1,), step, dtype=compute, device=use.device)
+        result = _minus_use(s, torch.where(use.isinf(), n / steps * strength, use / steps))
     else:
-        result = s - used
+        result = _minus_use(s, use)
     if scores.dtype != torch.float64:
         result = result.float()  # halves by way of float, on every machine
     return result.to(scores.dtype).contiguous()
