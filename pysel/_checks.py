@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -100,12 +101,29 @@ _INTERVALS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "[0, 1]": ("between 0 and 1", lambda x: 0 <= x <= 1),
     "(0, 1]": ("in (0, 1]", lambda x: 0 < x <= 1),
     "[0, 1)": ("in [0, 1)", lambda x: 0 <= x < 1),
+    "(0.5, 1]": ("in (0.5, 1]", lambda x: 0.5 < x <= 1),
 }
 
 
 def within(op: str, name: str, value: Any, interval: str) -> float:
     """``value`` as Python's float: TypeError unless it is a number, ValueError outside the interval, NaN included."""
-    x = number(op, name, value)
+    return _inside(op, name, value, number(op, name, value), interval)
+
+
+def written(op: str, name: str, value: Any, interval: str) -> Fraction:
+    """As `within`, but the decimal number that was written, see `exact`."""
+    finite = math.isfinite(number(op, name, value))
+    return _inside(op, name, value, exact(value) if finite else value, interval)
+
+
+def exact(value: Any) -> Fraction:
+    """The decimal number that was written: 0.07, and not the float32 or float64 nearest to it."""
+    if isinstance(value, Tensor):
+        value = value.item() if value.dtype == torch.bfloat16 else value.detach().cpu().numpy()
+    return Fraction(str(value))  # unlike float(), str() also takes a float32 at its word
+
+
+def _inside(op: str, name: str, value: Any, x: Any, interval: str) -> Any:
     wanted, inside = _INTERVALS[interval]
     if not inside(x):
         raise ValueError(f"{op}: {name} must be {wanted}, got {value!r}")

@@ -47,15 +47,15 @@ def tensor(op: str, name: str, value: Any) -> Tensor:
 
 
 def matrix(op: str, name: str, value: Any) -> Tensor:
-    """Features [N, d], N > 0, finite, float32 or float64: of what comes, all but the first dimension are flattened.
+    """Features [N, d], neither of them 0, finite, float32 or float64; dimensions after the first are flattened.
 
     Raises:
         TypeError: not real numbers.
-        ValueError: no rows, or one that is not finite.
+        ValueError: no rows or columns, or a row that is not finite.
     """
     x = tensor(op, name, value)
-    if x.dim() < 2 or x.size(0) == 0:
-        raise ValueError(f"{op}: {name} must be [N, ...] with at least one row, got shape {list(x.shape)}")
+    if x.dim() < 2 or x.numel() == 0:
+        raise ValueError(f"{op}: {name} must be [N, ...] with at least one row and column, got shape {list(x.shape)}")
     x = x.flatten(1)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     finite(op, name, x)
@@ -114,8 +114,8 @@ def integers(op: str, name: str, value: Any, size: int | None = None) -> Tensor:
     return x
 
 
-def indices(op: str, name: str, value: Any, num_samples: int) -> Tensor:
-    """Which samples, int64 [k]: distinct ones of ``num_samples``, in the order given.
+def indices(op: str, name: str, value: Any, num_samples: int, *, distinct: bool = True) -> Tensor:
+    """Which samples, int64 [k]: of ``num_samples``, in the order given, and unless told otherwise none twice.
 
     Raises:
         TypeError: not integers (a boolean mask is none).
@@ -129,7 +129,7 @@ def indices(op: str, name: str, value: Any, num_samples: int) -> Tensor:
         low, high = int(x.min()), int(x.max())
         if low < 0 or high >= num_samples:
             raise ValueError(f"{op}: {name} must be between 0 and {num_samples - 1}, got {low if low < 0 else high}")
-        if not bool((x.diff() > 0).all()):
+        if distinct and not bool((x.diff() > 0).all()):
             ordered = x.sort().values
             again = torch.nonzero(ordered.diff() == 0)
             if len(again):
@@ -146,7 +146,7 @@ class Classes(NamedTuple):
 
 
 def classes(op: str, name: str, value: Any, num_samples: int) -> Classes:
-    """Labels [N] of any integer dtype, or bool, as classes."""
+    """Labels [N] of any integer dtype, or bool, as classes; copies."""
     labels = integers(op, name, value, num_samples)
     low, high = int(labels.min()), int(labels.max())
     if high - low > 4 * num_samples:  # too thinly spread to count
@@ -159,4 +159,4 @@ def classes(op: str, name: str, value: Any, num_samples: int) -> Classes:
         place = torch.zeros_like(counts, dtype=torch.int32)
         place[values] = torch.arange(values.numel(), dtype=torch.int32, device=place.device)
         shifted = place[shifted.long()]
-    return Classes(shifted.int(), (values + low).to(labels.dtype), counts[values])
+    return Classes(shifted.to(torch.int32, copy=True), (values + low).to(labels.dtype), counts[values])

@@ -99,7 +99,7 @@ def plane(selector: DynamicSelector, epochs: Sequence[int] = (0,)) -> Figure:
     step = -(-selector.num_samples // _POINTS)
     figure, axes = _figure(1, len(epochs), 3.8, 3.8, sharex=True, sharey=True)
     for ax, epoch in zip(axes[0], epochs, strict=True):
-        taken = torch.zeros(selector.num_samples, dtype=torch.bool)
+        taken = torch.zeros(selector.num_samples, dtype=torch.bool, device="cpu")
         taken[selector.select(epoch).cpu()] = True
         for among, colour, label in ((~taken, "lightgrey", "left out"), (taken, "tab:red", "in the subset")):
             rows = torch.nonzero(among).flatten()[::step]
@@ -159,14 +159,14 @@ def top_samples(selector: DynamicSelector, features: Any, which: Sequence[int], 
     from pysel.sae.rows import Rows
 
     assert selector.sae is not None
-    wanted = torch.tensor(list(which))
-    values = torch.full((len(wanted), 0), 0.0)
-    samples = torch.empty(len(wanted), 0, dtype=torch.int64)
+    wanted = torch.tensor(list(which), dtype=torch.int64, device="cpu")
+    values = torch.empty(len(wanted), 0, dtype=torch.float32, device="cpu")
+    samples = torch.empty(len(wanted), 0, dtype=torch.int64, device="cpu")
     first = 0
     for batch in Rows(features, "factors", "features").batches(8192):
         activation, unit = (t.cpu() for t in selector.sae.encode(batch.to(selector.sae.bias.device)))
         here = torch.stack([activation.masked_fill(unit != j, 0).amax(1) for j in wanted])
-        numbers = torch.arange(first, first + len(batch)).expand_as(here)
+        numbers = torch.arange(first, first + len(batch), device="cpu").expand_as(here)
         values, place = torch.cat([values, here], 1).topk(min(top, values.size(1) + len(batch)), dim=1)
         samples = torch.cat([samples, numbers], 1).gather(1, place)
         first += len(batch)

@@ -558,7 +558,11 @@ def test_stats() -> None:
         ({"labels": torch.zeros(3).long()}, ValueError, r"labels must have shape \[200\], got \[3\]"),
         ({"labels": torch.zeros(200)}, TypeError, "labels must be integers, got torch.float32"),
         ({"labels": ["0"] * 200}, TypeError, "labels must be a tensor, an array or a list of numbers, got list of <U1"),
-        ({"labels": torch.arange(200), "balance": "proportional"}, ValueError, "each of the 200 classes .* got 60"),
+        (
+            {"labels": torch.arange(200), "balance": "proportional"},
+            ValueError,
+            "keep_ratio must .* each of the 200 classes .* of 60",
+        ),
         (
             {"diversity": torch.ones(3)},
             ValueError,

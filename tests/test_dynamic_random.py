@@ -134,7 +134,7 @@ def test_the_tail_uses_everything() -> None:
         ({"balance": "equal"}, ValueError, "labels must be given with balance='equal'"),
         ({"balance": "even", "labels": torch.zeros(10).long()}, ValueError, "balance must be equal or proportional"),
         ({"labels": torch.zeros(9).long()}, ValueError, r"labels must have shape \[10\], got \[9\]"),
-        ({"labels": torch.zeros(10)}, TypeError, "labels must be int64, int32, int16, uint8 or int8, got"),
+        ({"labels": torch.zeros(10)}, TypeError, "DynamicRandom: labels must be integers, got torch.float32"),
     ],
 )
 def test_bad_random_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

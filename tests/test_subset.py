@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -34,7 +35,21 @@ def test_subset_size_is_the_exact_ceiling() -> None:
             assert subset_size(percent / 100, n) == -(-percent * n // 100)
 
 
-@pytest.mark.parametrize("ratio", [0.07, np.float64(0.07), np.float32(0.07), Decimal("0.07"), Fraction(7, 100)])
+@pytest.mark.parametrize(
+    "ratio",
+    [
+        0.07,
+        np.float64(0.07),
+        np.float32(0.07),
+        np.float16(0.07),
+        np.array(0.07, np.float32),
+        torch.tensor(0.07),
+        torch.tensor(0.07, dtype=torch.float64),
+        Decimal("0.07"),
+        Fraction(7, 100),
+    ],
+    ids=repr,
+)
 def test_subset_size_takes_the_number_that_was_written(ratio: Any) -> None:
     assert subset_size(ratio, 50_000) == 3_500
 
@@ -51,9 +66,9 @@ def test_subset_size_refuses_ratios_out_of_range(ratio: float) -> None:
         subset_size(ratio, 10)
 
 
-@pytest.mark.parametrize("ratio", ["0.5", None, True, torch.tensor(0.5), 1j])
+@pytest.mark.parametrize("ratio", ["0.5", None, True, torch.tensor([0.5]), np.array([0.5]), 1j])
 def test_subset_size_refuses_other_types(ratio: Any) -> None:
-    with pytest.raises(TypeError, match="keep_ratio must be a number, got"):
+    with pytest.raises(TypeError, match="keep_ratio, the fraction kept, must be a number, got"):
         subset_size(ratio, 10)
 
 
@@ -95,10 +110,54 @@ def test_quotas() -> None:
     assert quotas([2**40, 2**40, 2**40], 2**41 + 2).sum() == 2**41 + 2, "products beyond 64 bits"
     many = quotas(torch.arange(1, 20_001), 60_000_000)  # in milliseconds, and not in minutes
     assert many.sum() == 60_000_000 and many.min() >= 1
-    with pytest.raises(ValueError, match=r"at least one sample of each of the 3 classes .* got 2"):
+    with pytest.raises(
+        ValueError, match=r"quotas: size must give at least one sample of each of the 3 classes .* got a subset of 2"
+    ):
         quotas([5, 5, 5], 2)
-    with pytest.raises(ValueError, match=r"at most all 15, got 16"):
+    with pytest.raises(ValueError, match=r"quotas: size must give at most all 15, got a subset of 16"):
         quotas([5, 5, 5], 16, "equal")
+    with pytest.raises(ValueError, match="quotas: counts must be positive, got 0"):
+        quotas([5, 0], 3)
+    with pytest.raises(TypeError, match=r"quotas: counts must be integers, got torch.float64"):
+        quotas([5.0, 1.0], 3)
+    for counts in (np.array([90, 9, 1], np.uint8), torch.tensor([90, 9, 1], dtype=torch.int32), (90, 9, 1)):
+        assert quotas(counts, np.int64(10)).tolist() == [8, 1, 1]
+
+
+def test_a_ratio_barely_above_one_is_refused() -> None:
+    """float() would make 1 of it, and the subset larger than the data."""
+    with pytest.raises(ValueError, match=r"must be in \(0, 1\]"):
+        subset_size(Fraction(10**20 + 1, 10**20), 10)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64", "bool"])
+def test_labels_of_any_integer_dtype(dtype: str) -> None:
+    labels = np.array([0, 1, 1, 0, 1, 1], dtype)
+    scores = [6.0, 5, 4, 3, 2, 1]
+    for given in (labels, torch.from_numpy(labels), labels.tolist(), pd.Series(labels, index=range(7, 13))):
+        strata = Strata(6, 3, given)
+        assert strata.best(torch.tensor(scores)).tolist() == [0, 1, 2]
+    kept = torch.tensor([0, 1, 1, 0, 1, 1], dtype=torch.int32)
+    strata = Strata(6, 3, kept)
+    kept.zero_()
+    assert strata.groups.tolist() == [0, 1, 1, 0, 1, 1], "labels are copied"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: subset_size(0.5, 0), ValueError, "subset_size: num_samples must be at least 1, got 0"),
+        (lambda: subset_size(0.5, 1.5), TypeError, "subset_size: num_samples must be an int, got float"),
+        (lambda: Strata(4, 5), ValueError, "Strata: size must be between 0 and 4, got 5"),
+        (lambda: Strata(4, 2, [0.0] * 4), TypeError, "Strata: labels must be integers, got torch.float64"),
+        (lambda: Strata(4, 2, [0] * 3), ValueError, r"Strata: labels must have shape \[4\], got \[3\]"),
+        (lambda: Strata(4, 2, [0, 1, 2, 3]), ValueError, "Strata: size must give at least one sample of each of the 4"),
+        (lambda: Strata(4, 2, [0] * 4, balance="x"), ValueError, "Strata: balance must be proportional or equal"),
+    ],
+)
+def test_refused(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
 
 
 def test_strata_without_labels_is_plain_selection() -> None:

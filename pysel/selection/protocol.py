@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import numbers
 import re
 from collections.abc import Callable, Mapping
@@ -15,10 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pysel import _checks, _inputs
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _FORMAT = 1  # of a saved folder
+
+# Decorates what gives tensors that outlive a caller's inference mode: training goes on with them outside of it.
+lasting = torch.inference_mode(False)
 
 
 class Selector:
@@ -31,13 +37,13 @@ class Selector:
     Args:
         num_samples: N.
         arguments: the constructor's other arguments, by name: numbers, names, functions.
-        tables: those that are tensors, by name.
+        tables: those that are tensors, by name; they must be the selector's own, and not the caller's.
     """
 
     def __init__(
         self, num_samples: int, arguments: Mapping[str, Any], tables: Mapping[str, Tensor | None] | None = None
     ) -> None:
-        self.num_samples = num_samples
+        self.num_samples = _checks.integer(type(self).__name__, "num_samples", num_samples)
         self._arguments = {name: _plain(value) for name, value in arguments.items()}
         self._tables = {name: table for name, table in (tables or {}).items() if table is not None}
         self._digest: int | None = None
@@ -50,21 +56,29 @@ class Selector:
         """How many samples the epoch that was selected last holds; before any, the first epoch."""
         raise NotImplementedError
 
-    def update(self, indices: Tensor, *, losses: Tensor | None = None, logits: Tensor | None = None) -> None:
+    def update(self, indices: Any, *, losses: Any = None, logits: Any = None) -> None:
         """Tell what training has seen of samples; methods that learn nothing from it do nothing.
 
         Args:
-            indices: int64 [B] samples of a batch.
+            indices: integers [B], samples of a batch.
             losses: [B] their losses, unweighted.
             logits: [B, C] the network's outputs.
         """
 
-    def weights(self, indices: Tensor) -> Tensor:
-        """Factors [B] for the losses of samples ``indices``, int64 [B], of the current subset: here all 1."""
-        return torch.ones(indices.shape, device=indices.device)
+    @lasting
+    def weights(self, indices: Any) -> Tensor:
+        """Factors [B] for the losses of samples ``indices``, integers [B], of the current subset: here all 1."""
+        indices = self._samples("weights", indices)
+        return torch.ones(indices.shape, dtype=torch.float32, device=indices.device)
+
+    def _samples(self, method: str, indices: Any) -> Tensor:
+        """What a method was given as indices of samples, which may come twice: int64 [B]."""
+        op = f"{type(self).__name__}.{method}"
+        return _inputs.indices(op, "indices", indices, self.num_samples, distinct=False)
 
     def steps(self, batch_size: int, drop_last: bool = False) -> int:
         """Batches in the epoch that ``len`` speaks of."""
+        batch_size = _checks.in_range(f"{type(self).__name__}.steps", "batch_size", batch_size, 1)
         return len(self) // batch_size if drop_last else -(-len(self) // batch_size)
 
     def __repr__(self) -> str:
@@ -86,45 +100,64 @@ class Selector:
         return self._digest
 
     def _state(self) -> dict[str, Any]:
-        """What else than tables and arguments the next subset depends on: numbers and tensors."""
+        """What else than tables and arguments the next subset depends on: ints, and copies of tensors."""
         return {}
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        """Continue from what `_state` gave."""
+        """Continue from what `_state` gave: ints, and copies of the same shapes, dtypes and devices as one's own.
+
+        What else can be wrong with them has to be found before anything is changed.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """All that `load_state_dict` needs to continue with the same tables and arguments.
 
         Numbers, strings and tensors, of the same shapes in every epoch. The tables are not included: they are inputs.
         """
-        return {"arguments": dict(self._arguments), "fingerprint": self.fingerprint, **self._state()}
+        return {"arguments": self._described(), "fingerprint": self.fingerprint, **self._state()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def _described(self) -> dict[str, Any]:
+        """The arguments, functions by name: ``torch.load`` refuses to make them."""
+        return {
+            name: f"{value.__module__}.{getattr(value, '__qualname__', '')}" if callable(value) else value
+            for name, value in self._arguments.items()
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of a selector with the same tables and arguments.
 
         Raises:
-            ValueError: entries are missing, or the state belongs to other arguments or tables; nothing has changed.
+            TypeError: it is no dictionary, or an entry has the wrong type.
+            ValueError: entries are missing or out of range, or the state belongs to other arguments or tables.
+                Nothing has changed then.
         """
         name = type(self).__name__
-        missing = [entry for entry in self.state_dict() if entry not in state_dict]
+        own = self._state()
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"{name}: state_dict must be a dictionary, got {type(state_dict).__name__}")
+        missing = [entry for entry in ("arguments", "fingerprint", *own) if entry not in state_dict]
         if missing:
             raise ValueError(f"{name}: state_dict must have {', '.join(missing)}")
-        for argument, mine in self._arguments.items():
-            theirs = state_dict["arguments"].get(argument)
+        arguments, fingerprint = state_dict["arguments"], state_dict["fingerprint"]
+        if not isinstance(arguments, Mapping):
+            raise TypeError(f"{name}: state_dict['arguments'] must be a dictionary, got {type(arguments).__name__}")
+        for argument, mine in self._described().items():
+            theirs = arguments.get(argument)
             if theirs != mine:
                 raise ValueError(
                     f"{name}: state_dict must be of a selector with {argument}={mine!r}, got one with {theirs!r}"
                 )
-        if state_dict["fingerprint"] != self.fingerprint:
+        if _checks.integer(name, "state_dict['fingerprint']", fingerprint) != self.fingerprint:
             raise ValueError(
                 f"{name}: state_dict must be of a selector with the same tables (fingerprint {self.fingerprint:x}), "
-                f"got one of other tables ({state_dict['fingerprint']:x})"
+                f"got one of other tables ({fingerprint:x})"
             )
-        self._load_state({entry: state_dict[entry] for entry in self._state()})
+        with torch.inference_mode(False):
+            self._load_state({entry: _like(name, entry, state_dict[entry], mine) for entry, mine in own.items()})
 
     @classmethod
-    def _restore(cls, tables: dict[str, Tensor], arguments: dict[str, Any]) -> Self:
-        """A selector of the tables and arguments that `save` has written."""
+    def _restore(cls, tables: dict[str, Tensor], arguments: dict[str, Any], state: dict[str, Any]) -> Self:
+        """A selector of the tables and arguments that `save` has written; its state is loaded afterwards."""
         make: Callable[..., Self] = cls  # each method's constructor has arguments of its own
         return make(**tables, **arguments)
 
@@ -172,20 +205,36 @@ class Selector:
                 f"got a {saved['selector']} in format {saved['format']}"
             )
         stored = load_file(folder / "tables.safetensors", device=str(device))
-        state = {name.removeprefix("state."): t for name, t in stored.items() if name.startswith("state.")}
+        tensors = {name.removeprefix("state."): t for name, t in stored.items() if name.startswith("state.")}
+        state = {**saved["state"], **tensors}
         tables = {name: t for name, t in stored.items() if not name.startswith("state.")}
-        selector = cls._restore(tables, {name: _exact(value) for name, value in saved["arguments"].items()})
-        selector.load_state_dict({**saved, **saved["state"], **state})
+        selector = cls._restore(tables, {name: _exact(value) for name, value in saved["arguments"].items()}, state)
+        selector.load_state_dict({**saved, **state})
         return selector
 
 
+def _like(op: str, entry: str, theirs: Any, mine: Any) -> Any:
+    """A state's entry as a selector keeps its own: an int, or a copy of a tensor."""
+    name = f"state_dict[{entry!r}]"
+    if not isinstance(mine, Tensor):
+        return _checks.integer(op, name, theirs)
+    _checks.tensor(op, name, theirs, (mine.dtype,))
+    if theirs.shape != mine.shape:
+        raise ValueError(f"{op}: {name} must have shape {list(mine.shape)}, got {list(theirs.shape)}")
+    return theirs.detach().to(mine.device, copy=True)
+
+
 def _plain(value: Any) -> Any:
-    """An argument as JSON and ``torch.load`` take it; a number that they have not, as the fraction that was written."""
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return int(value)
-    if value is None or isinstance(value, bool | float | str) or callable(value):
+    """An argument as JSON and ``torch.load`` take it; a number is the decimal one that was written."""
+    if value is None or isinstance(value, bool | str) or callable(value):
         return value
-    return str(Fraction(str(value)))
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if not math.isfinite(value):
+        return float(value)
+    exact = _checks.exact(value)
+    near = float(exact)
+    return near if _checks.exact(near) == exact else str(exact)
 
 
 def _exact(value: Any) -> Any:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
 
+from pysel import _checks
+
 Schedule = Callable[[float], float]
 
 
@@ -71,7 +73,7 @@ def exponential_decay(time: float, start: float = 1.0, rate: float = 0.1, floor:
     return max(floor, start * math.exp(-rate * time))
 
 
-def full_epochs(refine: float, epochs: int) -> int:
+def full_epochs(refine: float | Fraction, epochs: int) -> int:
     """How many of ``epochs`` are in their last fraction ``refine``: those of number (from 1) above (1 - refine) epochs.
 
     Example:
@@ -89,11 +91,13 @@ _SCHEDULES: dict[str, Schedule] = {
 }
 
 
-def resolve(schedule: str | float | Schedule) -> Schedule:
-    """The schedule meant by a name, a number (held constant) or a function of progress.
+def resolve(schedule: str | float | Schedule, *, op: str = "resolve") -> Schedule:
+    """The schedule meant by a name, a number in [0, 1] (held constant) or a function of progress.
+
+    ``op`` is whom error messages name.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a number out of range.
         TypeError: neither a name, a number nor a callable.
 
     Example:
@@ -102,22 +106,26 @@ def resolve(schedule: str | float | Schedule) -> Schedule:
     """
     if isinstance(schedule, str):
         if schedule not in _SCHEDULES:
-            raise ValueError(f"resolve: schedule must be one of {', '.join(_SCHEDULES)}, got {schedule!r}")
+            raise ValueError(f"{op}: schedule must be one of {', '.join(_SCHEDULES)}, got {schedule!r}")
         return _SCHEDULES[schedule]
-    if isinstance(schedule, (int, float)):
-        return partial(constant, value=float(schedule))
-    if not callable(schedule):
-        raise TypeError(f"resolve: schedule must be a name, a number or a function, got {type(schedule).__name__}")
-    return schedule
+    if callable(schedule):
+        return schedule
+    try:
+        return partial(constant, value=_checks.within(op, "schedule", schedule, "[0, 1]"))
+    except TypeError:
+        raise TypeError(
+            f"{op}: schedule must be a name, a number or a function, got {type(schedule).__name__}"
+        ) from None
 
 
-def balance(schedule: Schedule, progress: float) -> float:
-    """``schedule(progress)``, checked to lie in [0, 1].
+def balance(schedule: Schedule, progress: float, *, op: str = "balance") -> float:
+    """``schedule(progress)``, checked to lie in [0, 1]; ``op`` is whom error messages name.
 
     Raises:
-        ValueError: the schedule left [0, 1] or is not a number; the message has both values.
+        TypeError: what the schedule gives is not a number.
+        ValueError: the schedule left [0, 1] or is NaN; the message has both values.
     """
-    value = float(schedule(progress))
+    value = _checks.number(op, "what schedule returns", schedule(progress))
     if not 0.0 <= value <= 1.0:
-        raise ValueError(f"balance: schedule must stay in [0, 1], got {value!r} at progress {progress:g}")
+        raise ValueError(f"{op}: schedule must stay in [0, 1], got {value!r} at progress {progress:g}")
     return value

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from fractions import Fraction
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,16 @@ from pysel import _checks, _inputs, ops
 from pysel.random import gumbel_at
 
 
-def subset_size(keep_ratio: Any, num_samples: int) -> int:
+def subset_size(keep_ratio: Any, num_samples: int, *, op: str = "subset_size") -> int:
     """Exact ``ceil(keep_ratio * num_samples)``.
 
     The ratio means the decimal number that was written: in binary floating point 0.07 of 50,000 comes to
     3,501.
 
     Args:
-        keep_ratio: fraction kept, in (0, 1]: float, int, numpy scalar, ``Decimal`` or ``Fraction``.
+        keep_ratio: fraction kept, in (0, 1]: any number, 0-d arrays and tensors included.
         num_samples: size of the data set, at least 1.
+        op: whom error messages name.
 
     Raises:
         TypeError: ``keep_ratio`` is not a number, or ``num_samples`` not an int.
@@ -35,43 +35,42 @@ def subset_size(keep_ratio: Any, num_samples: int) -> int:
         >>> subset_size(0.07, 50_001)
         3501
     """
-    _checks.integer("subset_size", "num_samples", num_samples)
-    if num_samples < 1:
-        raise ValueError(f"subset_size: num_samples must be at least 1, got {num_samples}")
-    if isinstance(keep_ratio, (bool, str, Tensor)) or not hasattr(keep_ratio, "__float__"):
-        raise TypeError(f"subset_size: keep_ratio must be a number, got {type(keep_ratio).__name__}")
-    if not 0 < keep_ratio <= 1:
-        raise ValueError(f"subset_size: keep_ratio, the fraction kept, must be in (0, 1], got {keep_ratio!r}")
-    # str, unlike float(), also takes a float32 at its word: 0.07 and not 0.07000000029802322
-    return math.ceil(Fraction(str(keep_ratio)) * num_samples)
+    num_samples = _checks.in_range(op, "num_samples", num_samples, 1)
+    return math.ceil(_checks.written(op, "keep_ratio, the fraction kept,", keep_ratio, "(0, 1]") * num_samples)
 
 
-def quotas(counts: Sequence[int] | Tensor, size: int, balance: str = "proportional") -> Tensor:
+def quotas(counts: Any, size: int, balance: str = "proportional", *, op: str = "quotas", name: str = "size") -> Tensor:
     """Split ``size`` over classes.
 
     Args:
-        counts: members of each class, all positive: [C].
+        counts: members of each class, integers [C], all positive.
         size: number of samples to split.
         balance: "proportional" to ``counts``, by largest remainder and at least one each; or "equal": a class smaller
             than its share gives all it has, the others share the rest, and what does not divide goes to the largest.
+        op, name: of the function and of the argument that sets the size, for error messages.
 
     Returns:
         int64 [C], on the device of ``counts``.
 
     Raises:
-        ValueError: ``size`` is above the number of members, or with "proportional" below the number of classes.
+        TypeError: ``counts`` are not integers, or ``size`` is not an int.
+        ValueError: a count is not positive; ``size`` is above the number of members, or with "proportional" below the
+            number of classes.
 
     Example:
         >>> quotas([90, 9, 1], 10), quotas([90, 9, 1], 10, "equal")
         (tensor([8, 1, 1]), tensor([5, 4, 1]))
     """
-    _checks.choice("quotas", "balance", balance, ("proportional", "equal"))
-    counts = torch.as_tensor(counts, dtype=torch.int64)
+    _checks.choice(op, "balance", balance, ("proportional", "equal"))
+    counts = _inputs.integers(op, "counts", counts).long()
+    size = _checks.integer(op, name, size)
+    if bool((counts < 1).any()):
+        raise ValueError(f"{op}: counts must be positive, got {int(counts.min())}")
     total = int(counts.sum())
     least = counts.numel() if balance == "proportional" else 0
     if not least <= size <= total:
         one_each = f"at least one sample of each of the {least} classes and " if least else ""
-        raise ValueError(f"quotas: the subset must have {one_each}at most all {total}, got {size}")
+        raise ValueError(f"{op}: {name} must give {one_each}at most all {total}, got a subset of {size}")
     split = _proportional if balance == "proportional" else _equal
     return split(counts.cpu(), size).to(counts.device)
 
@@ -140,6 +139,7 @@ class Strata:
         labels: integers [N]; None ranks all samples together.
         balance: how the subset is split over classes, see `quotas`.
         device: of the scores to come; default that of ``labels``.
+        op, name: of the function and of the argument that sets the size, for error messages.
 
     Raises:
         TypeError, ValueError: ``labels`` is not an integer vector [N], or there are more classes than
@@ -155,20 +155,23 @@ class Strata:
         self,
         num_samples: int,
         size: int,
-        labels: Tensor | None = None,
+        labels: Any = None,
         *,
         balance: str = "proportional",
         device: torch.device | str | None = None,
+        op: str = "Strata",
+        name: str = "size",
     ) -> None:
-        self.size = size
+        num_samples = _checks.in_range(op, "num_samples", num_samples, 1)
+        self.size = _checks.in_range(op, name, size, 0, num_samples)
         self.groups: Tensor | None = None  # int32 [N], the class of each sample, counted from 0
         self.quotas: Tensor | None = None  # int64 [C]
         if labels is None:
             return
-        classes = _inputs.classes("Strata", "labels", labels, num_samples)
+        classes = _inputs.classes(op, "labels", labels, num_samples)
         self.groups = classes.ids.to(device)
         self.sizes = classes.sizes.to(device)
-        self.quotas = quotas(self.sizes, size, balance)
+        self.quotas = quotas(self.sizes, self.size, balance, op=op, name=name)
 
     def best(self, scores: Tensor, key: Tensor | None = None) -> Tensor:
         """Ascending int64 indices [size] of the largest scores [N]; ties by lowest index, or by the key's words."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from pysel import _checks, _inputs, ops
 from pysel.sae import TopKSAE
+from pysel.sae.model import power_of_two
 from pysel.sae.rows import Rows
 
 
@@ -74,62 +76,69 @@ def factor_tables(
     n, d = rows.shape
     if d != sae.in_features:
         raise ValueError(f"{op}: features must be [N, {sae.in_features}] like the model's, got {[n, d]}")
-    check_options(op, common, class_coverage)
+    share = check_options(op, common, class_coverage)
+    batch_size = _checks.in_range(op, "batch_size", batch_size, 1)
     classes = None if labels is None else _inputs.classes(op, "labels", labels, n)
 
     device = sae.bias.device
+
+    def encode(batch: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(device.type, enabled=False):  # the scores decide: no digits are given away
+            return sae.encode(batch.to(device))
+
     groups = 1 if classes is None else classes.sizes.numel()
     by_class = torch.zeros(groups, sae.num_factors, dtype=torch.int64, device=device)
     first = 0
     for batch in rows.batches(batch_size):
-        values, indices = sae.encode(batch.to(device))
-        of = torch.zeros(len(batch), dtype=torch.int32) if classes is None else classes.ids[first : first + len(batch)]
-        by_class += ops.factor_counts(values, indices, sae.num_factors, groups=of.to(device), num_groups=groups)
+        values, indices = encode(batch)
+        of = torch.zeros(len(batch), dtype=torch.int32, device=device)
+        if classes is not None:
+            of = classes.ids[first : first + len(batch)].to(device)
+        by_class += ops.factor_counts(values, indices, sae.num_factors, groups=of, num_groups=groups)
         first += len(batch)
     counts = by_class.sum(0)
     live = int((counts > 0).sum())
     is_common = torch.zeros(sae.num_factors, dtype=torch.bool, device=device)
-    is_common[ops.select(counts, math.ceil(common * live))] = True
+    is_common[ops.select(counts, math.ceil(share * live))] = True
     spread = _coverage(by_class, counts, class_coverage)
 
     reciprocal = counts.double().reciprocal().masked_fill_(counts == 0, 0)
     weight = spread.reciprocal().masked_fill_(~is_common, 0)
     tables = torch.stack([weight, reciprocal])
-    scores = [ops.factor_scores(*sae.encode(batch.to(device)), tables).float() for batch in rows.batches(batch_size)]
+    scores = [ops.factor_scores(*encode(batch), tables).float() for batch in rows.batches(batch_size)]
     representativeness, diversity = torch.cat(scores).unbind(1)
     return FactorTables(representativeness.contiguous(), diversity.contiguous(), counts, spread.float(), is_common)
 
 
-def check_options(op: str, common: float, class_coverage: str) -> None:
-    """Refuse what `factor_tables` would."""
-    _checks.number(op, "common", common)
-    if not 0 < common <= 1:
-        raise ValueError(f"{op}: common must be in (0, 1], got {common!r}")
+def check_options(op: str, common: Any, class_coverage: str) -> Fraction:
+    """Refuse what `factor_tables` would; ``common`` as it was written."""
     _checks.choice(op, "class_coverage", class_coverage, ("once", "effective"))
+    return _checks.written(op, "common", common, "(0, 1]")
 
 
 def _coverage(by_class: Tensor, counts: Tensor, how: str) -> Tensor:
     """float64 [H]: in how many classes each factor is active; 1 for factors that never are."""
     if how == "once":
         return (by_class > 0).sum(0).clamp_min(1).double()
-    share = by_class / counts.clamp_min(1)
+    share = by_class.double() / counts.clamp_min(1)
     return torch.exp(-torch.special.xlogy(share, share).sum(0))
 
 
-def to_unit_interval(scores: Tensor, how: str | None = "minmax", *, quantile: float = 0.99) -> Tensor:
+def to_unit_interval(scores: Any, how: str | None = "minmax", *, quantile: float = 0.99) -> Tensor:
     """Bring scores to [0, 1].
 
     Args:
-        scores: [N] floating point.
+        scores: [N] numbers, tensor, array or list.
         how: "minmax" (linear), "clip" (linear, after clipping to the quantiles ``1 - quantile`` and ``quantile``, so
             that a single score cannot flatten all others), "rank" (mean rank of equal scores, over N - 1), or None:
             they must be there already.
         quantile: for "clip", in (0.5, 1].
 
     Returns:
-        [N], float32 or wider; all 0 if every score is the same.
+        [N], a copy, float32 or wider; all 0 if every score is the same.
 
     Raises:
+        TypeError: scores that are not numbers.
         ValueError: an unknown ``how``, a score that is not finite, or with None one outside [0, 1].
 
     Example:
@@ -137,16 +146,16 @@ def to_unit_interval(scores: Tensor, how: str | None = "minmax", *, quantile: fl
         tensor([0.0000, 0.5000, 0.5000, 1.0000])
     """
     op = "to_unit_interval"
-    _checks.tensor(op, "scores", scores)
+    if how is not None:
+        _checks.choice(op, "how", how, ("minmax", "clip", "rank"))
+    clipped = 1 - _checks.written(op, "quantile", quantile, "(0.5, 1]")
+    scores = _inputs.vector(op, "scores", scores)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     low, high = scores.min(), scores.max()
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):  # NaN is both the least and the largest
-        raise ValueError(f"{op}: scores must be finite, got NaN or infinity")
     if how is None:
         if low < 0 or high > 1:
             raise ValueError(f"{op}: scores must lie in [0, 1], got {low:g} to {high:g}")
-        return scores
-    _checks.choice(op, "how", how, ("minmax", "clip", "rank"))
+        return scores.clone()
     if how == "rank":
         if low == high:
             return torch.zeros_like(scores)
@@ -154,13 +163,12 @@ def to_unit_interval(scores: Tensor, how: str | None = "minmax", *, quantile: fl
         last = size.cumsum(0) - 1
         mean_rank = last.double() - (size - 1).double() / 2
         return (mean_rank / (scores.numel() - 1))[group].to(scores.dtype)
+    unit = power_of_two(torch.maximum(low.abs(), high.abs()))  # differences must neither overflow nor vanish
+    scores, low, high = scores / unit, low / unit, high / unit
     if how == "clip":
-        if not 0.5 < quantile <= 1:
-            raise ValueError(f"{op}: quantile must be in (0.5, 1], got {quantile!r}")
-        beyond = int((1 - quantile) * scores.numel())  # on either side
+        beyond = math.floor(clipped * scores.numel())  # on either side
         low = scores.kthvalue(1 + beyond).values
         high = scores.kthvalue(scores.numel() - beyond).values
     if low == high:
         return (scores > high).to(scores.dtype)  # "clip": what is above the one value that nearly all have
-    # halves, whose difference cannot overflow
-    return ((scores / 2 - low / 2) / (high / 2 - low / 2)).clamp_(0, 1)
+    return ((scores - low) / (high - low)).clamp_(0, 1)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pysel import _checks, ops
+from pysel import _checks, _inputs, ops
 from pysel.random import as_key, fold_in
-from pysel.selection.protocol import Selector
+from pysel.selection.protocol import Selector, lasting
 
 
 class InfoBatch(Selector):
@@ -64,27 +63,23 @@ class InfoBatch(Selector):
         delta: float = 0.875,
         key: Tensor | int | None = None,
     ) -> None:
-        name = "InfoBatch"
-        for argument, value in (("num_samples", num_samples), ("epochs", epochs)):
-            _checks.integer(name, argument, value)
-            if value < 1:
-                raise ValueError(f"{name}: {argument} must be at least 1, got {value}")
-        _checks.number(name, "prune_ratio", prune_ratio)
-        if not 0 <= prune_ratio < 1:
-            raise ValueError(f"{name}: prune_ratio, the fraction left out, must be in [0, 1), got {prune_ratio!r}")
-        _checks.number(name, "delta", delta)
-        if not 0 <= delta <= 1:
-            raise ValueError(f"{name}: delta must be between 0 and 1, got {delta!r}")
+        name = type(self).__name__
+        num_samples = _checks.in_range(name, "num_samples", num_samples, 1)
+        self.epochs = _checks.in_range(name, "epochs", epochs, 1)
+        self.prune_ratio = _checks.within(name, "prune_ratio, the fraction left out,", prune_ratio, "[0, 1)")
+        share = _checks.written(name, "delta", delta, "[0, 1]")
+        self.delta = float(share)
         super().__init__(
             num_samples,
-            {"num_samples": num_samples, "epochs": epochs, "prune_ratio": prune_ratio, "delta": delta},
+            {"num_samples": num_samples, "epochs": self.epochs, "prune_ratio": self.prune_ratio, "delta": delta},
         )
-        self.epochs, self.prune_ratio, self.delta = epochs, prune_ratio, delta
-        self._full_from = math.ceil(Fraction(str(delta)) * epochs)
-        self._key = as_key("InfoBatch", key)
+        self._full_from = math.ceil(share * self.epochs)
+        self._key = as_key(name, key)
         self._epoch = -1
-        self._losses = torch.full((num_samples,), math.nan)  # the latest; NaN: none yet
-        self._weights = torch.ones(num_samples)  # of the current epoch; 0: left out
+        with torch.inference_mode(False):
+            # the latest; NaN: none yet
+            self._losses = torch.full((num_samples,), math.nan, dtype=torch.float32, device="cpu")
+        self._weights = torch.ones_like(self._losses)  # of the current epoch; 0: left out
 
     def __len__(self) -> int:
         """Samples of the epoch that was selected last; before any, of the first."""
@@ -95,32 +90,32 @@ class InfoBatch(Selector):
         """Fraction kept in the epoch that was selected last."""
         return len(self) / self.num_samples
 
-    def update(self, indices: Tensor, *, losses: Tensor | None = None, logits: Tensor | None = None) -> None:
+    def update(self, indices: Any, *, losses: Any = None, logits: Any = None) -> None:
         """Take over the losses of a batch.
 
         Args:
-            indices: int64 [B], each sample once.
+            indices: integers [B], each sample once.
             losses: [B], unweighted.
             logits: not used.
 
         Raises:
-            ValueError: no losses, or not one for each index, or one that is not finite.
-            IndexError: an index out of range.
+            TypeError: indices that are not integers, losses that are not numbers.
+            ValueError: no losses, or not one for each index; a loss that is not finite (in float32), or an index that
+                is out of range or comes twice. Nothing has changed then.
         """
+        op = f"{type(self).__name__}.update"
         if losses is None:
-            raise ValueError("InfoBatch.update: losses must be given")
-        _checks.tensor("InfoBatch.update", "losses", losses)
-        _checks.tensor("InfoBatch.update", "indices", indices, (torch.int64,))
-        if indices.dim() != 1 or losses.shape != indices.shape:
+            raise ValueError(f"{op}: losses must be given")
+        indices = _inputs.indices(op, "indices", indices, self.num_samples).cpu()
+        losses = _inputs.tensor(op, "losses", losses).to(self._losses)
+        if losses.shape != indices.shape:
             raise ValueError(
-                "InfoBatch.update: losses must be [B] for indices [B], "
-                f"got {list(losses.shape)} and {list(indices.shape)}"
+                f"{op}: losses must be [B] for indices [B], got {list(losses.shape)} and {list(indices.shape)}"
             )
-        losses = losses.detach().to(self._losses)
-        if not bool(torch.isfinite(losses).all()):
-            raise ValueError("InfoBatch.update: losses must be finite, got NaN or infinity")
-        self._losses[indices.to(self._losses.device)] = losses
+        _inputs.finite(op, "losses", losses, rows=indices)
+        self._losses[indices] = losses
 
+    @lasting
     def select(self, epoch: int = 0) -> Tensor:
         """The subset of an epoch.
 
@@ -134,16 +129,14 @@ class InfoBatch(Selector):
         Raises:
             ValueError: an earlier epoch, whose losses are gone.
         """
-        _checks.integer("InfoBatch", "epoch", epoch)
-        if epoch < 0:
-            raise ValueError(f"InfoBatch: epoch must be at least 0, got {epoch}")
+        name = type(self).__name__
+        epoch = _checks.in_range(name, "epoch", epoch, 0)
         if epoch < self._epoch:
             raise ValueError(
-                f"InfoBatch: epoch must be at least {self._epoch}, the last one selected, got {epoch}: "
-                "its losses are gone"
+                f"{name}: epoch must be at least {self._epoch}, the last one selected, got {epoch}: its losses are gone"
             )
         if epoch > self._epoch:
-            self._weights = torch.ones(self.num_samples)
+            self._weights = torch.ones_like(self._losses)
             if epoch < self._full_from and self.prune_ratio > 0:
                 self._prune(fold_in(self._key, epoch))
             self._epoch = epoch
@@ -155,12 +148,14 @@ class InfoBatch(Selector):
             return
         low = self._losses.double() < self._losses[seen].double().mean()  # NaN is not below anything
         r = self.prune_ratio
-        odds = torch.full((self.num_samples,), math.log1p(-r) - math.log(r), dtype=torch.float64)
+        odds = torch.full_like(self._losses, math.log1p(-r) - math.log(r), dtype=torch.float64)
         stays = ops.gumbel_sigmoid(odds, 0.0, True, key=key).float()  # 1 with probability 1 - r, otherwise 0
         self._weights = torch.where(low, stays / (1 - r), self._weights)
 
-    def weights(self, indices: Tensor) -> Tensor:
-        """Factors for the losses of samples of the current subset: float32 [B] for int64 [B]."""
+    @lasting
+    def weights(self, indices: Any) -> Tensor:
+        """Factors for the losses of samples of the current subset: float32 [B] for integers [B]."""
+        indices = self._samples("weights", indices)
         return self._weights[indices.cpu()].to(indices.device)
 
     def stats(self) -> dict[str, Any]:
@@ -179,5 +174,11 @@ class InfoBatch(Selector):
         }
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        self._key, self._epoch = state["key"].clone(), state["epoch"]
-        self._losses, self._weights = state["losses"].clone(), state["weights"].clone()
+        name = type(self).__name__
+        epoch = _checks.in_range(name, "state_dict['epoch']", state["epoch"], -1)
+        if bool(state["losses"].isinf().any()):
+            raise ValueError(f"{name}: state_dict['losses'] must be finite, or NaN where there is none yet")
+        if not bool(torch.isfinite(state["weights"]).all() and (state["weights"] >= 0).all()):
+            raise ValueError(f"{name}: state_dict['weights'] must be finite and at least 0")
+        self._key, self._epoch = state["key"], epoch
+        self._losses, self._weights = state["losses"], state["weights"]

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pysel import _checks, ops
+from pysel import _checks, _inputs, ops
 from pysel.random import as_key, fold_in
-from pysel.selection.protocol import Selector
+from pysel.selection.protocol import Selector, lasting
 from pysel.selection.schedule import full_epochs
 from pysel.selection.subset import loss_weights, quotas, subset_size
-
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
 
 class DynamicRandom(Selector):
@@ -60,31 +58,24 @@ class DynamicRandom(Selector):
         keep_ratio: float,
         *,
         epochs: int | None = None,
-        labels: Tensor | None = None,
+        labels: Any = None,
         balance: str | None = None,
         refine: float = 0.0,
         balance_losses: bool = True,
         key: Tensor | int | None = None,
     ) -> None:
-        name = "DynamicRandom"
-        size = subset_size(keep_ratio, num_samples)
-        if epochs is not None:
-            _checks.integer(name, "epochs", epochs)
-            if epochs < 1:
-                raise ValueError(f"{name}: epochs must be at least 1, got {epochs}")
-        _checks.number(name, "refine", refine)
-        if not 0 <= refine <= 1:
-            raise ValueError(f"{name}: refine must be between 0 and 1, got {refine!r}")
-        if refine > 0 and epochs is None:
+        name = type(self).__name__
+        num_samples = _checks.in_range(name, "num_samples", num_samples, 1)
+        self._size = subset_size(keep_ratio, num_samples, op=name)
+        epochs = None if epochs is None else _checks.in_range(name, "epochs", epochs, 1)
+        tail = _checks.written(name, "refine", refine, "[0, 1]")
+        if tail > 0 and epochs is None:
             raise ValueError(f"{name}: epochs must be given with refine={refine!r}: it says which are the last")
         if balance is not None:
             _checks.choice(name, "balance", balance, ("equal", "proportional"))
             if labels is None:
                 raise ValueError(f"{name}: labels must be given with balance={balance!r}")
-        if labels is not None:
-            _checks.tensor(name, "labels", labels, _INTEGERS)
-            if labels.shape != (num_samples,):
-                raise ValueError(f"{name}: labels must have shape [{num_samples}], got {list(labels.shape)}")
+        classes = None if labels is None else _inputs.classes(name, "labels", labels, num_samples)
         super().__init__(
             num_samples,
             {
@@ -93,25 +84,21 @@ class DynamicRandom(Selector):
                 "epochs": epochs,
                 "balance": balance,
                 "refine": refine,
-                "balance_losses": balance_losses,
+                "balance_losses": bool(balance_losses),
             },
-            {"labels": labels},
+            {"labels": None if classes is None else classes.ids.cpu()},
         )
-        self.keep_ratio, self.epochs, self.refine = keep_ratio, epochs, refine
-        self._size = size
-        self._full_from = math.inf if epochs is None else epochs - full_epochs(refine, epochs)
-        if refine == 0:
-            self._full_from = math.inf
+        self.keep_ratio, self.epochs, self.refine = float(keep_ratio), epochs, float(tail)
+        self._full_from = math.inf if epochs is None or not tail else epochs - full_epochs(tail, epochs)
         self._members: list[Tensor | None] = [None]  # ascending indices of each class; None are all samples
-        self._quotas = [size]
+        self._quotas = [self._size]
         self._classes: Tensor | None = None  # [N], counted from 0
         self._loss_weights: tuple[Tensor, Tensor] | None = None  # [C], of subsets and of all samples
         if balance is not None:
-            assert labels is not None
-            labels = labels.cpu()
-            by_class = torch.argsort(labels, stable=True)
-            _, self._classes, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
-            taken = quotas(sizes, size, balance)
+            assert classes is not None
+            self._classes, sizes = classes.ids.cpu(), classes.sizes.cpu()
+            taken = quotas(sizes, self._size, balance, op=name, name="keep_ratio")
+            by_class = torch.argsort(self._classes, stable=True)
             self._members, self._quotas = list(by_class.split(sizes.tolist())), taken.tolist()
             if balance_losses:
                 self._loss_weights = loss_weights(taken, sizes, balance), loss_weights(sizes, sizes, balance)
@@ -125,19 +112,17 @@ class DynamicRandom(Selector):
     @property
     def realised_ratio(self) -> float:
         """Fraction kept, on average over the planned epochs where ``epochs`` is given."""
-        if self.refine == 0 or self.epochs is None:
+        if self.epochs is None:
             return self._size / self.num_samples
-        full = full_epochs(self.refine, self.epochs)
+        full = self.epochs - min(self._full_from, self.epochs)
         return (full + (self.epochs - full) * self._size / self.num_samples) / self.epochs
 
+    @lasting
     def select(self, epoch: int = 0) -> Tensor:
         """int64 ascending indices of an epoch, in any order of epochs."""
-        _checks.integer("DynamicRandom", "epoch", epoch)
-        if epoch < 0:
-            raise ValueError(f"DynamicRandom: epoch must be at least 0, got {epoch}")
-        self._epoch = epoch
+        epoch = self._epoch = _checks.in_range(type(self).__name__, "epoch", epoch, 0)
         if epoch >= self._full_from:
-            return torch.arange(self.num_samples)
+            return torch.arange(self.num_samples, device="cpu")
         parts = []
         for c, (members, quota) in enumerate(zip(self._members, self._quotas, strict=True)):
             n = self.num_samples if members is None else members.numel()
@@ -145,13 +130,15 @@ class DynamicRandom(Selector):
             parts.append(rows if members is None else members[rows])
         return torch.cat(parts).sort().values
 
-    def weights(self, indices: Tensor) -> Tensor:
-        """Factors for the losses of samples of the current subset: float32 [B] for int64 [B]."""
+    @lasting
+    def weights(self, indices: Any) -> Tensor:
+        """Factors for the losses of samples of the current subset: float32 [B] for integers [B]."""
         if self._loss_weights is None:
             return super().weights(indices)
         assert self._classes is not None
+        indices = self._samples("weights", indices)
         weights = self._loss_weights[self._epoch >= self._full_from]
-        return weights[self._classes[indices.cpu()]].to(indices.device)
+        return weights[self._classes[indices.cpu()].long()].to(indices.device)
 
     def stats(self) -> dict[str, Any]:
         """Realised ratio, samples in the current epoch and quotas of the classes."""
@@ -161,8 +148,8 @@ class DynamicRandom(Selector):
         return {"key": self._key.clone(), "epoch": self._epoch}
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        self._key = state["key"].clone()
-        self._epoch = state["epoch"]
+        self._epoch = _checks.in_range(type(self).__name__, "state_dict['epoch']", state["epoch"], 0)
+        self._key = state["key"]
 
 
 def _walk(n: int, k: int, epoch: int, key: Tensor) -> Tensor:
@@ -180,11 +167,11 @@ def _walk(n: int, k: int, epoch: int, key: Tensor) -> Tensor:
     miss the epoch; and as 2 k <= n they stay clear of the end, so that no permutation depends on one before the last.
     """
     if 2 * k > n:  # walk through those that are left out: their uses differ by at most 1, and so do the others'
-        kept = torch.ones(n, dtype=torch.bool)
+        kept = torch.ones(n, dtype=torch.bool, device="cpu")
         kept[_walk(n, n - k, epoch, key)] = False
         return torch.nonzero(kept).flatten()
     if k == 0:
-        return torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
     walk, first = divmod(epoch * k, n)
     chosen = _order(n, k, walk, first, min(first + k, n), key)
     missing = k - chosen.numel()
@@ -198,7 +185,7 @@ def _order(n: int, k: int, walk: int, start: int, stop: int, key: Tensor) -> Ten
     if old == 0 or start >= k:
         return ops.permutation(n, key=this, start=start, stop=stop)
     head = ops.permutation(n, key=this, stop=k)
-    given = torch.zeros(n, dtype=torch.bool)
+    given = torch.zeros(n, dtype=torch.bool, device="cpu")
     given[ops.permutation(n, key=fold_in(key, walk - 1), start=n - old)] = True
     late = given[head]
     rest = ops.permutation(n, key=this, start=k, stop=max(k, stop))

@@ -14,7 +14,6 @@ equal scores are ordered at random, anew in each epoch; and what the arguments' 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from pysel.random import as_key, fold_in, split
 from pysel.sae import SAEReport, TopKSAE, train_sae
 from pysel.sae.rows import Rows
 from pysel.selection.dynamic.factors import FactorTables, check_options, factor_tables, to_unit_interval
-from pysel.selection.protocol import Selector
+from pysel.selection.protocol import Selector, lasting
 from pysel.selection.schedule import Schedule, full_epochs, resolve
 from pysel.selection.schedule import balance as checked_weight
 from pysel.selection.subset import Strata, loss_weights, subset_size
@@ -130,14 +129,18 @@ class DynamicSelector(Selector):
             raise ValueError(
                 f"{name}: diversity must have shape [{n}] like representativeness, got [{diversity.numel()}]"
             )
-        _checks.integer(name, "epochs", epochs)
-        if epochs < 1:
-            raise ValueError(f"{name}: epochs must be at least 1, got {epochs}")
-        for argument, number, high, inclusive in (("gamma", gamma, math.inf, False), ("refine", refine, 1, True)):
-            _checks.number(name, argument, number)
-            if not (0 <= number < high or (inclusive and number == high)):
-                wanted = f"between 0 and {high}" if inclusive else "finite and at least 0"
-                raise ValueError(f"{name}: {argument} must be {wanted}, got {number!r}")
+        self._size = subset_size(keep_ratio, n, op=name)
+        self.keep_ratio = float(keep_ratio)
+        self.epochs = _checks.in_range(name, "epochs", epochs, 1)
+        self.gamma = _checks.within(name, "gamma", gamma, "[0, inf)")
+        self.temperature = None if temperature is None else _checks.within(name, "temperature", temperature, "(0, inf)")
+        self.schedule = resolve(schedule, op=name)
+        tail = _checks.written(name, "refine", refine, "[0, 1]")
+        self._first_full = self.epochs - full_epochs(tail, self.epochs) if tail else None
+        _checks.choice(name, "penalty", penalty, ("log", "linear", "exp", "rate"))
+        self.penalty = penalty
+        if balance is not None:
+            _checks.choice(name, "balance", balance, ("equal", "proportional"))
         if normalise is not None:
             _checks.choice(name, "normalise", normalise, ("minmax", "clip", "rank"))
         else:
@@ -145,23 +148,13 @@ class DynamicSelector(Selector):
                 low, high = float(table.min()), float(table.max())
                 if low < 0 or high > 1:
                     raise ValueError(f"{name}: {argument} must lie in [0, 1], got {low:g} to {high:g} (normalise=None)")
-        _checks.choice(name, "penalty", penalty, ("log", "linear", "exp", "rate"))
-        if balance is not None:
-            _checks.choice(name, "balance", balance, ("equal", "proportional"))
-        if temperature is not None:
-            _checks.number(name, "temperature", temperature)
-            if not 0 < temperature < math.inf:
-                raise ValueError(f"{name}: temperature must be positive and finite, got {temperature!r}")
 
-        self.keep_ratio, self.epochs, self.gamma, self.penalty = keep_ratio, epochs, float(gamma), penalty
-        self.temperature = None if temperature is None else float(temperature)
-        self.schedule = resolve(schedule)
-        self._size = subset_size(keep_ratio, n)
-        self._first_full = epochs - full_epochs(refine, epochs) if refine else None
         device = representativeness.device
         self._classes = None if labels is None else _inputs.classes(name, "labels", labels, n)
         ranked = None if self._classes is None or balance is None else self._classes.ids
-        self._strata = Strata(n, self._size, ranked, balance=balance or "proportional", device=device)
+        self._strata = Strata(
+            n, self._size, ranked, balance=balance or "proportional", device=device, op=name, name="keep_ratio"
+        )
         self._loss_weights: tuple[Tensor, Tensor] | None = None  # [C], of subsets and of all samples
         if balance is not None and balance_losses and self._strata.quotas is not None:
             sizes = self._strata.sizes
@@ -170,13 +163,13 @@ class DynamicSelector(Selector):
             n,
             {
                 "keep_ratio": keep_ratio,
-                "epochs": epochs,
+                "epochs": self.epochs,
                 "balance": balance,
                 "gamma": self.gamma,
                 "penalty": penalty,
                 "schedule": schedule,
                 "refine": refine,
-                "balance_losses": balance_losses,
+                "balance_losses": bool(balance_losses),
                 "normalise": normalise,
                 "temperature": self.temperature,
             },
@@ -198,8 +191,9 @@ class DynamicSelector(Selector):
         self._epoch = -1
         self._subset: Tensor | None = None  # of that epoch; None for all samples
         self._inverse_chance: Tensor | None = None  # of the subset's samples, scaled to 1 on average
-        # exact in float32, for epochs are far fewer than 2^24; the subset is in it
-        self._uses = torch.zeros(self.num_samples, device=self.representativeness.device)
+        with torch.inference_mode(False):  # it is written to, wherever the caller is then
+            # exact in float32, for epochs are far fewer than 2^24; the subset is in it
+            self._uses = torch.zeros(self.num_samples, dtype=torch.float32, device=self.representativeness.device)
 
     @classmethod
     def from_scores(
@@ -265,13 +259,16 @@ class DynamicSelector(Selector):
         sae_key, rank_key = split(as_key(op, key), 2)
         # all is checked before the work: labels and options here, every row here or by train_sae
         check_options(op, common, class_coverage)
-        nothing = torch.zeros(rows.shape[0], device=rows.device)
+        if sae is not None and not isinstance(sae, TopKSAE):
+            raise TypeError(f"{op}: sae must be a TopKSAE, got {type(sae).__name__}")
+        nothing = torch.zeros(rows.shape[0], dtype=torch.float32, device=rows.device)
         selector = cls(nothing, nothing, keep_ratio, epochs, labels=labels, key=rank_key, **options)
         if sae is not None:
             for _ in rows.batches(8192):
                 pass
         else:
-            sae, selector.report = train_sae(rows, num_factors, k, key=sae_key, **(sae_options or {}))
+            with torch.autocast(rows.device.type, enabled=False):
+                sae, selector.report = train_sae(rows, num_factors, k, key=sae_key, **(sae_options or {}))
         tables = factor_tables(sae, rows, labels=labels, common=common, class_coverage=class_coverage)
         selector._set_tables(tables.representativeness.to(rows.device), tables.diversity.to(rows.device))
         selector.sae, selector.factors, selector._rows = sae, tables, rows
@@ -297,6 +294,7 @@ class DynamicSelector(Selector):
 
     def total_steps(self, batch_size: int, drop_last: bool = False) -> int:
         """Batches in all epochs planned: what a learning-rate schedule runs over."""
+        batch_size = _checks.in_range(f"{type(self).__name__}.total_steps", "batch_size", batch_size, 1)
         sizes = [self.size(epoch) for epoch in range(self.epochs)]
         return sum(size // batch_size if drop_last else -(-size // batch_size) for size in sizes)
 
@@ -304,18 +302,18 @@ class DynamicSelector(Selector):
 
     def weight(self, epoch: int) -> float:
         """alpha(t), the schedule's weight of representativeness in an epoch (t is ``epoch + 1``)."""
-        return checked_weight(self.schedule, min((epoch + 1) / self.epochs, 1.0))
+        name = type(self).__name__
+        epoch = _checks.in_range(name, "epoch", epoch, 0)
+        return checked_weight(self.schedule, min((epoch + 1) / self.epochs, 1.0), op=name)
 
+    @lasting
     def select(self, epoch: int = 0) -> Tensor:
         """The subset of an epoch, counted from 0: int64 ascending indices.
 
         Raises:
             TypeError, ValueError: ``epoch`` is not an int of 0 or more.
         """
-        name = type(self).__name__
-        _checks.integer(name, "epoch", epoch)
-        if epoch < 0:
-            raise ValueError(f"{name}: epoch must be at least 0, got {epoch}")
+        epoch = _checks.in_range(type(self).__name__, "epoch", epoch, 0)
         if epoch < self._epoch:
             self._uses.zero_()
             self._epoch = -1
@@ -353,7 +351,7 @@ class DynamicSelector(Selector):
     def _scored(self, epoch: int, uses: Tensor) -> Tensor:
         """H [N] in an epoch, before which samples have been used so often."""
         mix = 1 - self.weight(epoch)
-        first, second = torch.tensor([1 - mix, mix], dtype=self.diversity.dtype)  # rounded as usage_select_ does
+        first, second = self.diversity.new_tensor([1 - mix, mix])  # rounded as usage_select_ does
         scores = self.representativeness * first + self.diversity * second
         return ops.usage_penalty(scores, uses, self.gamma, self.penalty, max(epoch, 1), out=scores)
 
@@ -366,7 +364,8 @@ class DynamicSelector(Selector):
         before[self._subset] -= 1
         return before
 
-    def weights(self, indices: Tensor) -> Tensor:
+    @lasting
+    def weights(self, indices: Any) -> Tensor:
         """Factors for the losses of samples of the current subset.
 
         With a ``temperature`` they make each class's part of the subset stand for all of the class (for all samples,
@@ -375,39 +374,37 @@ class DynamicSelector(Selector):
         the weights, and with them the estimates, scatter. With ``balance_losses`` classes are weighted, too.
 
         Args:
-            indices: int64 [B], samples of the subset selected last.
+            indices: integers [B], samples of the subset selected last.
 
         Returns:
-            [B].
+            [B], where the indices are.
 
         Raises:
-            ValueError: nothing has been selected yet, or a sample is not in the subset.
+            TypeError: indices that are not integers.
+            ValueError: nothing has been selected yet, an index is out of range, or a sample is not in the subset.
 
         Source: Kool et al., arXiv 1903.06059, for the estimate; to use it here is ours.
         """
         name = type(self).__name__
         if self._epoch < 0:
             raise ValueError(f"{name}: weights are those of a selected subset: call select() first")
-        balancing = self._balancing(indices)
-        if self._subset is None or self.temperature is None:
-            return balancing
-        if self._inverse_chance is None:
-            self._inverse_chance = self._importance(self._epoch)
-        place = torch.searchsorted(self._subset, indices).clamp_max(self._size - 1)
-        outside = self._subset[place] != indices
-        if bool(outside.any()):
-            raise ValueError(
-                f"{name}: indices must be of the subset of epoch {self._epoch}, got {int(indices[outside][0])}"
-            )
-        return balancing * self._inverse_chance[place]
-
-    def _balancing(self, indices: Tensor) -> Tensor:
-        """The part of the weights that balances classes."""
-        if self._loss_weights is None:
-            return super().weights(indices)
-        assert self._classes is not None
-        weights = self._loss_weights[self._subset is None]
-        return weights[self._classes.ids.to(indices.device)[indices].long()]
+        given = self._samples("weights", indices)
+        indices = given.to(self._uses.device)
+        weights = torch.ones(indices.shape, dtype=torch.float32, device=indices.device)
+        if self._loss_weights is not None:
+            assert self._strata.groups is not None
+            weights = self._loss_weights[self._subset is None][self._strata.groups[indices].long()]
+        if self._subset is not None and self.temperature is not None:
+            if self._inverse_chance is None:
+                self._inverse_chance = self._importance(self._epoch)
+            place = torch.searchsorted(self._subset, indices).clamp_max(self._size - 1)
+            outside = self._subset[place] != indices
+            if bool(outside.any()):
+                raise ValueError(
+                    f"{name}: indices must be of the subset of epoch {self._epoch}, got {int(indices[outside][0])}"
+                )
+            weights = weights * self._inverse_chance[place]
+        return weights.to(given.device)
 
     def _importance(self, epoch: int) -> Tensor:
         """What makes the samples of the current subset stand for all of their class, 1 on average."""
@@ -416,7 +413,7 @@ class DynamicSelector(Selector):
         chance = self._strata.inclusion(log_weights, fold_in(self._key, epoch))
         if self._strata.groups is None or self._strata.quotas is None:
             return self._size / self.num_samples / chance
-        share = (self._strata.quotas / self._strata.sizes).to(chance.dtype)
+        share = self._strata.quotas.to(chance.dtype) / self._strata.sizes
         return share[self._strata.groups[self._subset].long()] / chance
 
     def scores(self, epoch: int) -> Tensor:
@@ -456,7 +453,7 @@ class DynamicSelector(Selector):
             (True, 1)
         """
         name = f"{type(self).__name__}.explain"
-        _checks.integer(name, "i", i)
+        i = _checks.integer(name, "i", i)
         if not 0 <= i < self.num_samples:
             raise IndexError(f"{name}: i must be between 0 and {self.num_samples - 1}, got {i}")
         epoch = max(self._epoch, 0)
@@ -494,7 +491,7 @@ class DynamicSelector(Selector):
     def _factors_of(self, i: int) -> list[dict[str, Any]] | None:
         if self.sae is None or self.factors is None or self._rows is None:
             return None
-        values, indices = self.sae.encode(self._rows.take(torch.tensor([i])).to(self.sae.bias.device))
+        values, indices = self.sae.encode(self._rows.take(torch.tensor([i], device="cpu")).to(self.sae.bias.device))
         found = []
         for activation, j in zip(values[0].tolist(), indices[0].tolist(), strict=True):
             if activation > 0:
@@ -552,7 +549,7 @@ class DynamicSelector(Selector):
         live = torch.nonzero(counts).flatten()
         by_count = live[counts[live].argsort(stable=True)]
         quarter = max(1, by_count.numel() // 4)
-        share = held / counts.clamp_min(1)
+        share = held.double() / counts.clamp_min(1)
         return {"rare": float(share[by_count[:quarter]].mean()), "common": float(share[by_count[-quarter:]].mean())}
 
     # --- state ---
@@ -561,13 +558,19 @@ class DynamicSelector(Selector):
         return {"epoch": self._epoch, "key": self._key.clone()}
 
     @classmethod
-    def _restore(cls, tables: dict[str, Tensor], arguments: dict[str, Any]) -> Self:
+    def _restore(cls, tables: dict[str, Tensor], arguments: dict[str, Any], state: dict[str, Any]) -> Self:
         # the tables are scaled already, and doing it again need not give the same: ranks of 2^24 samples round
-        selector = super()._restore(tables, {**arguments, "normalise": None})
+        selector = super()._restore(tables, {**arguments, "normalise": None}, state)
         selector._arguments["normalise"] = arguments["normalise"]
         return selector
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        self._set_key(state["key"].clone())
-        if state["epoch"] >= 0:
-            self.select(state["epoch"])
+        epoch = _checks.in_range(type(self).__name__, "state_dict['epoch']", state["epoch"], -1)
+        before = dict(self.__dict__)
+        try:
+            self._set_key(state["key"])
+            if epoch >= 0:
+                self.select(epoch)
+        except BaseException:  # a schedule that fails, an interrupt
+            self.__dict__.update(before)
+            raise

@@ -1,18 +1,25 @@
-"""One subset for all of training, by where samples lie: nearest to centroids, or no two of them close."""
+"""One subset for all of training, by where samples lie: nearest to centroids, or no two of them close.
+
+Distances are those of the differences of rows, in double, whatever the features' dtype, unit and offset are, and
+whatever precision torch has been allowed for its matrix products.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pysel import ops
+from pysel import _checks, _inputs, ops
 from pysel.random import as_key
+from pysel.sae.model import power_of_two
 from pysel.selection.static.scores import FixedSelector
 from pysel.selection.subset import Strata, subset_size
 
 
 def kmeans(
-    features: Tensor,
+    features: Any,
     num_clusters: int,
     *,
     iterations: int = 20,
@@ -21,18 +28,24 @@ def kmeans(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lloyd's algorithm from randomly chosen rows.
 
+    It starts from rows that differ from each other, as far as there are so many. A cluster that loses all its samples
+    keeps its centroid, and may stay empty.
+
     Args:
-        features: [N, d] floating point.
-        num_clusters: 1 to N.
+        features: [N, ...] of any real dtype, tensor or array; flattened to [N, d].
+        num_clusters: C, 1 to N.
         iterations: at most this many; it ends early when no sample changes its cluster.
-        batch_size: rows at a time, so that memory stays O(batch_size * num_clusters).
+        batch_size: rows at a time, so that memory beyond a copy of the features in double stays
+            O(batch_size * num_clusters).
         key: int64 [2] or an int; drawn from torch's default generator when missing.
 
     Returns:
-        centroids [C, d], each sample's cluster int64 [N], and its squared distance to the centroid [N].
+        centroids [C, d], float32 or float64 like the features, each sample's cluster, int64 [N], and its squared
+        distance to the centroid, float64 [N] (above 1e154 the square of a distance is infinite).
 
     Raises:
-        IndexError: more clusters than samples.
+        TypeError: ``features`` is not a tensor or array of real numbers, or another argument has the wrong type.
+        ValueError: a row that is not finite, or an argument out of range.
 
     Example:
         >>> import pysel
@@ -40,47 +53,78 @@ def kmeans(
         >>> cluster[0] == cluster[1], cluster[0] == cluster[2]
         (tensor(True), tensor(False))
     """
-    weights = torch.ones(features.size(0))
-    rows = ops.weighted_sample(weights, num_clusters, order="index", key=as_key("kmeans", key)).to(features.device)
-    centroids = features[rows]
-    cluster = features.new_full((features.size(0),), -1, dtype=torch.int64)
+    op = "kmeans"
+    x = _inputs.matrix(op, "features", features)
+    num_clusters = _checks.in_range(op, "num_clusters", num_clusters, 1, len(x))
+    iterations = _checks.in_range(op, "iterations", iterations, 0)
+    batch_size = _checks.in_range(op, "batch_size", batch_size, 1)
+    rows, unit = _scaled(x)
+    centroids, cluster, distance = _lloyd(rows, num_clusters, iterations, batch_size, as_key(op, key))
+    return (centroids * unit).to(x.dtype), cluster, distance * unit * unit
+
+
+def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in double and of order 1, so that squares neither overflow nor vanish, and their unit []."""
+    rows = x.double()
+    unit = power_of_two(rows.abs().max())
+    return rows / unit, unit
+
+
+def _lloyd(
+    rows: Tensor, num_clusters: int, iterations: int, batch_size: int, key: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Centroids, clusters and squared distances of rows [N, d], float64 of order 1."""
+    origin = rows.mean(0)  # far from 0 the squares would cancel
+    rows = rows - origin
+    centroids = rows[_distinct(rows, num_clusters, key)]
+    cluster = _nearest(rows, centroids, batch_size)
     for _ in range(iterations):
-        previous, (cluster, distance) = cluster, _nearest(features, centroids, batch_size)
+        size = torch.bincount(cluster, minlength=num_clusters)
+        sums = torch.zeros_like(centroids).index_add_(0, cluster, rows)
+        centroids = torch.where(size[:, None] > 0, sums / size.clamp_min(1)[:, None], centroids)
+        previous, cluster = cluster, _nearest(rows, centroids, batch_size)
         if torch.equal(previous, cluster):
             break
-        size = torch.bincount(cluster, minlength=num_clusters)
-        sums = torch.zeros_like(centroids).index_add_(0, cluster, features)
-        centroids = torch.where(size[:, None] > 0, sums / size.clamp_min(1)[:, None], centroids)
-    cluster, distance = _nearest(features, centroids, batch_size)
-    return centroids, cluster, distance
+    return centroids + origin, cluster, (rows - centroids[cluster]).square().sum(1)
 
 
-def _nearest(x: Tensor, points: Tensor, batch_size: int, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Index of and squared distance to the nearest of ``points`` [M, d] for each row of ``x`` [N, d].
-
-    ``skip`` [N] names one point for each row that does not count, itself for instance.
-    """
+def _nearest(rows: Tensor, points: Tensor, batch_size: int) -> Tensor:
+    """Index of the nearest of ``points`` [M, d] for each of ``rows`` [N, d]."""
     norms = points.square().sum(1)
-    index, distance = [], []
-    for first in range(0, x.size(0), batch_size):
-        batch = x[first : first + batch_size]
-        square = torch.addmm(norms, batch, points.mT, alpha=-2)  # less the row's own norm, the same for all points
-        if skip is not None:
-            square.scatter_(1, skip[first : first + batch_size, None], torch.inf)
-        least = square.min(1)
-        index.append(least.indices)
-        distance.append((least.values + batch.square().sum(1)).clamp_min(0))
-    return torch.cat(index), torch.cat(distance)
+    # less the row's own norm, the same for all points
+    return torch.cat([torch.addmm(norms, part, points.mT, alpha=-2).argmin(1) for part in rows.split(batch_size)])
+
+
+def _distinct(rows: Tensor, count: int, key: Tensor) -> Tensor:
+    """Indices of ``count`` random rows, no two of them equal unless there are not enough."""
+    n, drawn = len(rows), count
+    while True:
+        order = ops.permutation(n, key=key, stop=drawn).to(rows.device)
+        first = _first_equal(rows[order]) == torch.arange(drawn, device=rows.device)
+        if drawn == n or int(first.sum()) >= count:
+            return torch.cat([order[first], order[~first]])[:count]
+        drawn = min(2 * drawn, n)
+
+
+def _first_equal(rows: Tensor) -> Tensor:
+    """For each row the first one that equals it: int64 [N]."""
+    own = torch.arange(len(rows), device=rows.device)
+    kinds, kind = torch.unique(rows, dim=0, return_inverse=True)
+    return own.new_full((len(kinds),), len(rows)).scatter_reduce(0, kind, own, "amin")[kind]
 
 
 class KMeans(FixedSelector):
     """The samples nearest to the centroids of their clusters; each cluster keeps its share.
 
     Args:
-        features: [N, d].
+        features: [N, ...] of any real dtype, tensor or array; flattened to [N, d].
         keep_ratio: fraction kept.
         num_clusters: at most the number of samples kept.
         iterations, key: see `kmeans`.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a row that is not finite, or an argument out of range.
 
     Example:
         >>> import pysel
@@ -91,47 +135,102 @@ class KMeans(FixedSelector):
 
     def __init__(
         self,
-        features: Tensor,
+        features: Any,
         keep_ratio: float,
         num_clusters: int = 100,
         *,
         iterations: int = 20,
         key: Tensor | int | None = None,
     ) -> None:
-        n = features.size(0)
-        _, cluster, distance = kmeans(features, num_clusters, iterations=iterations, key=key)
-        super().__init__(Strata(n, subset_size(keep_ratio, n), cluster).best(-distance), n)
+        name = type(self).__name__
+        x = _inputs.matrix(name, "features", features)
+        size = subset_size(keep_ratio, len(x), op=name)
+        num_clusters = _checks.in_range(name, "num_clusters", num_clusters, 1, size)
+        iterations = _checks.in_range(name, "iterations", iterations, 0)
+        _, cluster, distance = _lloyd(_scaled(x)[0], num_clusters, iterations, 8192, as_key(name, key))
+        arguments = {"keep_ratio": keep_ratio, "num_clusters": num_clusters, "iterations": iterations}
+        super().__init__(Strata(len(x), size, cluster).best(-distance), len(x), arguments=arguments)
 
 
 class NearestNeighbourThinning(FixedSelector):
     """Drops one of each pair of closest samples until as many are left as wanted.
 
-    In rounds (ours, in place of the classic one-at-a-time loop): find every sample's nearest neighbour among
-    those left, and of each pair that are each other's nearest drop the later sample, closest pairs first. A
-    round costs O(M^2 d) for M samples left and O(batch_size * M) memory.
+    In rounds (ours, in place of the classic one-at-a-time loop). First of all equal samples only the first stay. Then
+    each round drops, of each two samples that are each other's nearest, the later one, closest pairs first, and looks
+    for new neighbours of those that have lost theirs. The first round costs O(N^2 d), the others together a few times
+    as much; memory is O(batch_size * N) beside two copies of the features in double.
 
     Args:
-        features: [N, d].
+        features: [N, ...] of any real dtype, tensor or array; flattened to [N, d].
         keep_ratio: fraction kept.
         batch_size: rows at a time.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a row that is not finite, or an argument out of range.
 
     Example:
         >>> NearestNeighbourThinning(torch.tensor([[0.0], [0.1], [5.0], [9.0]]), 0.75).select(0)
         tensor([0, 2, 3])
     """
 
-    def __init__(self, features: Tensor, keep_ratio: float, *, batch_size: int = 2048) -> None:
-        size = subset_size(keep_ratio, features.size(0))
-        left = torch.arange(features.size(0), device=features.device)
-        while left.numel() > size:
-            x = features[left]
-            own = torch.arange(left.numel(), device=left.device)
-            neighbour, distance = _nearest(x, x, batch_size, skip=own)
-            later = torch.nonzero((neighbour[neighbour] == own) & (neighbour < own)).flatten()
-            if later.numel() == 0:  # rounding can leave equal distances without a mutual pair
-                later = distance.argmin().reshape(1)
-            closest = distance[later].argsort(stable=True)[: left.numel() - size]
-            keep = torch.ones_like(left, dtype=torch.bool)
-            keep[later[closest]] = False
-            left = left[keep]
-        super().__init__(left, features.size(0))
+    def __init__(self, features: Any, keep_ratio: float, *, batch_size: int = 1024) -> None:
+        name = type(self).__name__
+        x = _inputs.matrix(name, "features", features)
+        size = subset_size(keep_ratio, len(x), op=name)
+        batch_size = _checks.in_range(name, "batch_size", batch_size, 1)
+        super().__init__(_thinned(_scaled(x)[0], size, batch_size), len(x), arguments={"keep_ratio": keep_ratio})
+
+
+def _thinned(rows: Tensor, size: int, batch_size: int) -> Tensor:
+    """Ascending indices of the ``size`` samples left of rows [N, d], float64 of order 1."""
+    own = torch.arange(len(rows), device=rows.device)
+    left = _without(own, torch.nonzero(_first_equal(rows) != own).flatten(), size)
+    centred = rows - rows.mean(0)  # far from 0 the squares would cancel
+    norms = torch.full_like(centred[:, 0], torch.inf)  # of those that are left
+    norms[left] = centred[left].square().sum(1)
+    neighbour, distance = own.clone(), torch.zeros_like(norms)
+    while len(left) > size:
+        lost = left[(neighbour[left] == left) | norms[neighbour[left]].isinf()]  # who has no neighbour any more
+        for asking in lost.split(batch_size):
+            neighbour[asking], distance[asking] = _neighbours(rows, centred, norms, asking)
+        later = left[(neighbour[neighbour[left]] == left) & (neighbour[left] < left)]
+        dropped = later[distance[later].argsort(stable=True)][: len(left) - size]
+        norms[dropped] = torch.inf
+        left = torch.nonzero(norms.isfinite()).flatten()
+    return left
+
+
+def _neighbours(rows: Tensor, centred: Tensor, norms: Tensor, asking: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of and squared distance to the nearest other row of finite norm, for the rows ``asking`` [B].
+
+    A matrix product finds all that rounding could let be the nearest, and these are looked at closely. Of rows
+    equally near it is the one of least (index XOR own index): an order of pairs, so that among samples of equal
+    distances many are each other's nearest, and not only the first two.
+    """
+    bound = 4 * (rows.size(1) + 4) * torch.finfo(rows.dtype).eps  # of a distance's error, over the norms of both
+    here = centred[asking]
+    # the least that each squared distance can be, less the own norm, which is the same for all
+    least = torch.addmm(norms * (1 - bound), here, centred.mT, alpha=-2)
+    least.scatter_(1, asking[:, None], torch.inf)
+    most = (least + 2 * bound * norms).amin(1) + 2 * bound * norms[asking]
+    row, near = torch.nonzero(least <= most[:, None], as_tuple=True)
+    square = _square_distances(rows, asking[row], near)
+    distance = torch.full_like(most, torch.inf).scatter_reduce(0, row, square, "amin")
+    row, near = row[square == distance[row]], near[square == distance[row]]
+    rank = near ^ asking[row]
+    return torch.full_like(asking, len(rows) ** 2).scatter_reduce(0, row, rank, "amin") ^ asking, distance
+
+
+def _square_distances(rows: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """[n] between rows of indices ``i`` [n] and ``j`` [n]."""
+    at_once = max(1, (1 << 20) // rows.size(1))
+    pairs = zip(i.split(at_once), j.split(at_once), strict=True)
+    return torch.cat([(rows[first] - rows[second]).square_().sum(1) for first, second in pairs])
+
+
+def _without(left: Tensor, dropped: Tensor, size: int) -> Tensor:
+    """``left`` less the elements at the places ``dropped``, of which the last stay where fewer than ``size`` would."""
+    keep = torch.ones_like(left, dtype=torch.bool)
+    keep[dropped[: len(left) - size]] = False
+    return left[keep]

@@ -2,49 +2,75 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pysel import _checks
+from pysel import _checks, _inputs
 from pysel.random import as_key
-from pysel.selection.protocol import Selector
+from pysel.selection.protocol import Selector, lasting
 from pysel.selection.subset import Strata, subset_size
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class FixedSelector(Selector):
     """The same subset in every epoch: the base of all static selectors.
 
     Args:
-        indices: int64 [k] ascending.
+        indices: integers [k], tensor, array or list, each once; they need not be sorted.
         num_samples: N, of which they are; default: just enough.
+        arguments: of a derived class: what its constructor was given, see `Selector`.
+
+    Raises:
+        TypeError: ``indices`` are not integers (a boolean mask is none).
+        ValueError: an index comes twice or is out of range.
 
     Example:
-        >>> FixedSelector(torch.tensor([2, 5])).select(7)
+        >>> FixedSelector([5, 2]).select(7)
         tensor([2, 5])
     """
 
-    def __init__(self, indices: Tensor, num_samples: int | None = None) -> None:
-        _checks.tensor(type(self).__name__, "indices", indices, (torch.int64,))
+    def __init__(
+        self, indices: Any, num_samples: int | None = None, *, arguments: Mapping[str, Any] | None = None
+    ) -> None:
+        name = type(self).__name__
+        if num_samples is not None:
+            num_samples = _checks.in_range(name, "num_samples", num_samples, 0)
+        indices = _inputs.indices(name, "indices", indices, 2**63 if num_samples is None else num_samples)
+        self._indices = indices.sort().values
         if num_samples is None:
-            num_samples = int(indices.max()) + 1 if indices.numel() else 0
-        super().__init__(num_samples, {})
-        self._indices = indices
+            num_samples = int(self._indices[-1]) + 1 if len(indices) else 0
+        super().__init__(num_samples, {"num_samples": num_samples, **(arguments or {})})
 
     def __len__(self) -> int:
         """Samples in each epoch's subset."""
         return self._indices.numel()
 
+    @lasting
     def select(self, epoch: int = 0) -> Tensor:
         """int64 [len(self)] ascending indices, whatever the epoch."""
+        _checks.in_range(type(self).__name__, "epoch", epoch, 0)
         return self._indices.clone()
 
     def _state(self) -> dict[str, Any]:
         return {"indices": self._indices.clone()}
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        self._indices = state["indices"].clone()
+        name = "state_dict['indices']"
+        indices = _inputs.indices(type(self).__name__, name, state["indices"], self.num_samples)
+        self._indices = indices.sort().values
+
+    @classmethod
+    def _restore(cls, tables: dict[str, Tensor], arguments: dict[str, Any], state: dict[str, Any]) -> Self:
+        # the subset is in the state: what it was chosen by is not needed again
+        selector = cls.__new__(cls)
+        num_samples = arguments.pop("num_samples")
+        FixedSelector.__init__(selector, state["indices"], num_samples, arguments=arguments)
+        return selector
 
 
 class Full(FixedSelector):
@@ -56,7 +82,8 @@ class Full(FixedSelector):
     """
 
     def __init__(self, num_samples: int) -> None:
-        super().__init__(torch.arange(num_samples), num_samples)
+        num_samples = _checks.in_range(type(self).__name__, "num_samples", num_samples, 0)
+        super().__init__(torch.arange(num_samples, device="cpu"), num_samples)
 
 
 class StaticRandom(FixedSelector):
@@ -68,6 +95,10 @@ class StaticRandom(FixedSelector):
         labels: integers [N]: each class keeps its share.
         key: int64 [2] or an int; drawn from torch's default generator when missing.
 
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: an argument out of range, or more classes than samples kept.
+
     Example:
         >>> import pysel
         >>> StaticRandom(10, 0.25, key=pysel.key(0)).select(0).shape
@@ -75,56 +106,79 @@ class StaticRandom(FixedSelector):
     """
 
     def __init__(
-        self, num_samples: int, keep_ratio: float, *, labels: Tensor | None = None, key: Tensor | int | None = None
+        self, num_samples: int, keep_ratio: float, *, labels: Any = None, key: Tensor | int | None = None
     ) -> None:
-        strata = Strata(num_samples, subset_size(keep_ratio, num_samples), labels)
-        super().__init__(strata.sample(torch.zeros(num_samples), as_key("StaticRandom", key)), num_samples)
+        name = type(self).__name__
+        size = subset_size(keep_ratio, num_samples, op=name)
+        strata = Strata(num_samples, size, labels, device="cpu", op=name, name="keep_ratio")
+        equal = torch.zeros(_checks.integer(name, "num_samples", num_samples), dtype=torch.float32, device="cpu")
+        chosen = strata.sample(equal, as_key(name, key))
+        super().__init__(chosen, num_samples, arguments={"keep_ratio": keep_ratio})
 
 
 class ScoreSelector(FixedSelector):
     """The samples with the largest (or smallest) scores, throughout.
 
     Args:
-        scores: [N] floating point, no NaN.
+        scores: [N] numbers, no NaN.
         keep_ratio: fraction kept.
         largest: False keeps the smallest.
         labels: integers [N]: each class keeps its share.
 
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a score is NaN, an argument out of range, or more classes than samples kept.
+
     Example:
-        >>> ScoreSelector(torch.tensor([0.1, 0.9, 0.5]), 0.5).select(0)
+        >>> ScoreSelector([0.1, 0.9, 0.5], 0.5).select(0)
         tensor([1, 2])
     """
 
-    def __init__(
-        self, scores: Tensor, keep_ratio: float, *, largest: bool = True, labels: Tensor | None = None
-    ) -> None:
-        strata = Strata(scores.numel(), subset_size(keep_ratio, scores.numel()), labels, device=scores.device)
-        super().__init__(strata.best(scores if largest else -scores), scores.numel())
+    def __init__(self, scores: Any, keep_ratio: float, *, largest: bool = True, labels: Any = None) -> None:
+        name = type(self).__name__
+        scores = _inputs.vector(name, "scores", scores, may_be_infinite=True)
+        n = len(scores)
+        size = subset_size(keep_ratio, n, op=name)
+        strata = Strata(n, size, labels, device=scores.device, op=name, name="keep_ratio")
+        arguments = {"keep_ratio": keep_ratio, "largest": bool(largest)}
+        super().__init__(strata.best(scores if largest else -scores), n, arguments=arguments)
 
 
-def el2n(logits: Tensor, labels: Tensor) -> Tensor:
+def el2n(logits: Any, labels: Any) -> Tensor:
     """EL2N, the length of the error vector: ``||softmax(logits) - onehot(labels)||_2`` (Paul et al.,
     2107.07075).
 
     Average it over several networks after a few epochs, then keep the largest with `ScoreSelector`.
 
     Args:
-        logits: [N, C].
-        labels: int64 [N].
+        logits: [N, C] of any float dtype, tensor or array; -inf where a class is ruled out.
+        labels: integers [N] in [0, C).
 
     Returns:
-        [N], from 0 to sqrt(2).
+        [N], float32 or float64 like the logits, from 0 to sqrt(2).
 
     Raises:
-        ValueError: shapes that do not match.
+        TypeError: logits that are not numbers, labels that are not integers.
+        ValueError: shapes that do not match, a label out of range, or a row of logits that has no softmax.
 
     Example:
-        >>> el2n(torch.tensor([[9.0, -9.0], [0.0, 0.0]]), torch.tensor([0, 1]))
-        tensor([2.1538e-08, 7.0711e-01])
+        >>> el2n([[9.0, -9.0], [0.0, 0.0]], [0, 1])
+        tensor([2.1538e-08, 7.0711e-01], dtype=torch.float64)
     """
+    op = "el2n"
+    logits = _inputs.tensor(op, "logits", logits)
+    labels = _inputs.integers(op, "labels", labels).long()
     if logits.dim() != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(f"el2n: labels must be [N] for logits [N, C], got {list(labels.shape)}, {list(logits.shape)}")
-    error = torch.softmax(logits, 1)
+        raise ValueError(f"{op}: labels must be [N] for logits [N, C], got {list(labels.shape)}, {list(logits.shape)}")
+    labels = labels.to(logits.device)
+    outside = (labels < 0) | (labels >= logits.size(1))
+    if bool(outside.any()):
+        row = int(torch.nonzero(outside)[0])
+        raise ValueError(
+            f"{op}: labels must be between 0 and {logits.size(1) - 1}, got {int(labels[row])} in row {row}"
+        )
+    error = torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), 1)
+    _inputs.finite(op, "softmax(logits)", error)
     # 1 - p as the sum of the others: subtracting would lose all digits of a confident prediction
     others = error.scatter(1, labels[:, None], 0).sum(1, keepdim=True)
     return torch.linalg.vector_norm(error.scatter(1, labels[:, None], others), dim=1)
