@@ -137,6 +137,19 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
+def flag(op: str, name: str, value: Any) -> bool:
+    """``value`` as Python's bool: a bool, numpy's, a 0-d tensor of one, or 0 or 1; else TypeError."""
+    scalar = isinstance(value, Tensor) and value.dtype == torch.bool and value.dim() == 0
+    if not (scalar or isinstance(value, bool | np.bool_) or (type(value) is int and value in (0, 1))):
+        raise TypeError(f"{op}: {name} must be a bool, got {_kind(value)}")
+    return bool(value)
+
+
+def validate(op: str, value: Any) -> bool | None:
+    """``value`` as None or Python's bool; else TypeError."""
+    return None if value is None else flag(op, "validate", value)
+
+
 def choice(op: str, name: str, value: object, allowed: Sequence[str]) -> None:
     """Refuse a string that is not one of ``allowed``, with ValueError."""
     if value not in allowed:

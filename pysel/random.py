@@ -141,7 +141,7 @@ def split(key: Tensor, n: int) -> Tensor:
         >>> init, noise = pysel.split(pysel.key(0), 2)
     """
     _check_key("split", key)
-    _checks.integer("split", "n", n)
+    n = _checks.integer("split", "n", n)
     return torch.ops.pysel.split(key, n)
 
 
@@ -163,7 +163,7 @@ def fold_in(key: Tensor, data: int) -> Tensor:
         >>> epoch_key = pysel.fold_in(pysel.key(0), 3)
     """
     _check_key("fold_in", key)
-    _checks.integer("fold_in", "data", data)
+    data = _checks.integer("fold_in", "data", data)
     return torch.ops.pysel.fold_in(key, data)
 
 

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -215,6 +216,54 @@ def test_inference_mode_gives_the_same(sample, key):
     wanted = sample.call(sample.input(), key)
     with torch.inference_mode():
         assert_same_bits(sample.call(sample.input(), key), wanted)
+
+
+# --- numbers and flags of any kind ---
+
+X = torch.linspace(-2, 2, 12)
+SCALARS = {
+    "gumbel_softmax dim": lambda v: pysel.gumbel_softmax(X.view(2, 3, 2), dim=v(1), key=0),
+    "gumbel_softmax tau": lambda v: pysel.gumbel_softmax(X, v(2) * 0.25, key=0),
+    "gumbel_sigmoid start": lambda v: pysel.gumbel_sigmoid(X, start=v(1), key=0),
+    "gumbel_argmax dim": lambda v: pysel.gumbel_argmax(X.view(2, 3, 2), dim=v(1), key=0),
+    "weighted_sample k": lambda v: pysel.weighted_sample(X.exp(), v(2), start=v(1), key=0),
+    "select k": lambda v: pysel.select(X, v(2)),
+    "permutation n": lambda v: pysel.permutation(v(9), start=v(1), stop=v(3), key=0),
+    "split n": lambda v: pysel.split(pysel.key(0), v(2)),
+    "fold_in data": lambda v: pysel.fold_in(pysel.key(0), v(2)),
+    "usage_update_ decay": lambda v: pysel.usage_update_(torch.ones(12), torch.arange(2), v(1)),
+    "usage_penalty gamma": lambda v: pysel.usage_penalty(X, X.abs(), v(2), "rate", v(3)),
+    "usage_step_ gamma": lambda v: pysel.usage_step_(X.abs(), torch.arange(2), X, v(2), v(1), "rate", v(3)),
+    "usage_select_ mix": lambda v: pysel.usage_select_(X.abs(), X, -X, v(1), v(2), v(3), "rate", v(2)),
+}
+FLAGS = {
+    "gumbel_softmax: hard": lambda v: pysel.gumbel_softmax(X, 1.0, v, key=0),
+    "gumbel_sigmoid: hard": lambda v: pysel.gumbel_sigmoid(X, 1.0, v, key=0),
+    "gumbel_argmax: validate": lambda v: pysel.gumbel_argmax(X, validate=v, key=0),
+    "weighted_sample: replacement": lambda v: pysel.weighted_sample(X.exp(), 2, v, key=0),
+    "weighted_sample: log_weights": lambda v: pysel.weighted_sample(X.abs(), 2, log_weights=v, key=0),
+    "select: largest": lambda v: pysel.select(X, 2, v),
+    "select: validate": lambda v: pysel.select(X, 2, validate=v),
+}
+
+
+@pytest.mark.parametrize("argument", SCALARS)
+def test_numbers_may_be_numpys_or_tensors(argument):
+    call = SCALARS[argument]
+    wanted = call(int)
+    for kind in (np.int64, np.uint8, np.array, torch.tensor):
+        assert_same_bits(call(kind), wanted)
+
+
+@pytest.mark.parametrize("argument", FLAGS)
+def test_flags_are_flags_of_any_kind_and_nothing_else(argument):
+    call = FLAGS[argument]
+    for value in (True, False):
+        for kind in (int, np.bool_, torch.tensor):
+            assert_same_bits(call(kind(value)), call(value))
+    for bad in ("yes", 2, 1.0, torch.tensor([True]), torch.tensor(1)):
+        with pytest.raises(TypeError, match=f"{argument} must be a bool, got"):
+            call(bad)
 
 
 # --- where randomness comes from ---

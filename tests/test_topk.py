@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -598,6 +599,111 @@ def test_bits_do_not_depend_on_the_instruction_set(variant):
     assert json.loads(done.stdout) == fingerprint()
 
 
+# --- shapes, and numbers of any kind ---
+
+LEADING = [(), (1,), (2, 3), (0,), (2, 0, 3), (0, 4), (3, 1, 2, 2)]
+
+
+@pytest.mark.parametrize("lead", LEADING, ids=str)
+def test_any_leading_dimensions(lead):
+    d, hidden, k, rows = 5, 9, 3, math.prod(lead)
+    x, weight, bias = whole((*lead, d), -2, 2), whole((hidden, d), -2, 2, seed=1), whole((hidden,), -2, 2, seed=2)
+    flat = x.reshape(rows, d)
+    for activation in ("relu", "abs"):
+        for got, wanted in zip(
+            pysel.topk_encode(x, weight, bias, k, activation=activation),
+            pysel.topk_encode(flat, weight, bias, k, activation=activation),
+            strict=True,
+        ):
+            assert_same_bits(got, wanted.view(*lead, k))
+    values, indices = pysel.topk_encode(x, weight, bias, k)
+    assert_same_bits(pysel.topk(x, 2)[0], pysel.topk(flat, 2)[0].view(*lead, 2))
+    matrix = values.reshape(rows, k), indices.reshape(rows, k)
+    decoded = pysel.sparse_decode(*matrix, weight).view(*lead, d)
+    assert_same_bits(pysel.sparse_decode(values, indices, weight), decoded)
+    for out in (
+        torch.full((*lead, d), 7.0),
+        torch.full((*lead, 2 * d), 7.0)[..., ::2],
+        laid_out(x, "transposed").clone(),
+    ):
+        assert pysel.sparse_decode(values, indices, weight, out=out) is out
+        assert_same_bits(out, decoded)
+    groups = torch.arange(rows).view(lead) % 2
+    assert_same_bits(
+        pysel.factor_counts(values, indices, hidden, groups=groups, num_groups=2),
+        pysel.factor_counts(*matrix, hidden, groups=groups.flatten(), num_groups=2),
+    )
+    tables = tables_of(2, hidden)
+    assert_same_bits(pysel.factor_scores(values, indices, tables), pysel.factor_scores(*matrix, tables).view(*lead, 2))
+    assert pysel.factor_scores(values, indices, tables[0]).shape == lead
+
+
+def test_gradients_and_vmap_of_any_leading_dimensions():
+    x, weight = torch.randn(2, 3, 5, generator=generator()), torch.randn(9, 5, generator=generator(1))
+
+    def loss(x, weight):
+        values, indices = pysel.topk_encode(x, weight, None, 3)
+        return pysel.sparse_decode(values, indices, weight).square().sum()
+
+    results = []
+    for shape in ((2, 3, 5), (6, 5)):
+        leaves = [x.view(shape).clone().requires_grad_(), weight.clone().requires_grad_()]
+        results.append(torch.autograd.grad(loss(*leaves), leaves))
+    for got, wanted in zip(*results, strict=True):
+        assert_same_bits(got.flatten(), wanted.flatten())
+    mapped = torch.vmap(torch.func.grad(loss), (0, None))(x, weight)
+    torch.testing.assert_close(mapped, results[0][0])
+    one = torch.vmap(torch.vmap(torch.func.grad(loss), (0, None)), (0, None))(x, weight)
+    torch.testing.assert_close(one, results[0][0])
+
+
+@pytest.mark.parametrize(
+    "k", [np.int64(2), np.uint8(2), np.array(2), torch.tensor(2), torch.tensor(2, dtype=torch.int16)]
+)
+def test_k_is_a_whole_number_of_any_kind(k):
+    x, weight = torch.randn(4, 5, generator=generator()), torch.randn(7, 5, generator=generator(1))
+    for call in (lambda k: pysel.topk(x, k), lambda k: pysel.topk_encode(x, weight, None, k)):
+        for got, wanted in zip(call(k), call(2), strict=True):
+            assert_same_bits(got, wanted)
+    assert_same_bits(pysel.select(x[0], k), pysel.select(x[0], 2))
+    values, indices = pysel.topk_encode(x, weight, None, 2)
+    groups = torch.tensor([0, 1, 0, 1])
+    counts = pysel.factor_counts(values, indices, 7, groups=groups, num_groups=k)
+    assert_same_bits(counts, pysel.factor_counts(values, indices, 7, groups=groups, num_groups=2))
+
+
+def test_no_k_gives_nothing():
+    x, weight = torch.randn(4, 5, generator=generator()), torch.randn(7, 5, generator=generator(1))
+    for values, indices in (pysel.topk(x, 0), pysel.topk_encode(x, weight, None, 0)):
+        assert values.shape == indices.shape == (4, 0)
+        assert indices.dtype == torch.int64
+    assert not pysel.sparse_decode(values, indices, weight).any()
+    assert torch.equal(pysel.sparse_decode(values, indices, weight, x[0]), x[:1].expand(4, 5))
+
+
+def test_the_smallest_are_those_of_minus_x():
+    x = torch.tensor([[3.0, -1.0, 2.0, -1.0, math.inf, -math.inf]])
+    values, indices = pysel.topk(-x, 4)
+    assert (-values).tolist() == [[-math.inf, -1, -1, 2]]
+    assert indices.tolist() == [[5, 1, 3, 2]]
+    assert pysel.topk(-x.where(x != 2, math.nan), 1)[1].tolist() == [[2]]
+
+
+def test_zeros_of_either_sign_are_ties():
+    assert pysel.topk(torch.tensor([-0.0, 0.0, -0.0, 0.0]), 4)[1].tolist() == [0, 1, 2, 3]
+
+
+def test_autocast_leaves_tensors_without_data_alone():
+    x, weight = torch.empty(4, 5, device="meta"), torch.empty(7, 5, device="meta")
+    values, indices = pysel.topk_encode(x, weight, None, 3)
+    assert (values.device.type, values.dtype, indices.shape) == ("meta", torch.float32, (4, 3))
+    assert pysel.sparse_decode(values, indices, weight).shape == (4, 5)
+    for op in (pysel.gumbel_softmax, pysel.gumbel_sigmoid, pysel.gumbel_argmax):
+        assert op(x.bfloat16(), key=0).device.type == "meta"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert pysel.topk_encode(x, weight, None, 3)[0].dtype == F.linear(x, weight).dtype == torch.float32
+
+
 # --- torch's machinery ---
 
 
@@ -703,7 +809,9 @@ BAD = [
     (IndexError, "k must be between 0 and 5, got 6", lambda: pysel.topk(X, 6)),
     (IndexError, "k must be between 0 and 5, got -1", lambda: pysel.topk(X, -1)),
     (ValueError, r"x must have shape \[..., n\], got \[\]", lambda: pysel.topk(torch.tensor(1.0), 1)),
-    (ValueError, r"x must have shape \[B, d\], got \[5\]", lambda: pysel.topk_encode(X[0], W, None, 1)),
+    (TypeError, r"k must be an int, got Tensor of shape \[1\]", lambda: pysel.topk(X, torch.tensor([2]))),
+    (TypeError, "k must be an int, got bool", lambda: pysel.topk(X, True)),
+    (ValueError, r"x must have shape \[..., d\], got \[\]", lambda: pysel.topk_encode(X[0, 0], W, None, 1)),
     (ValueError, r"weight must have shape \[H, 5\].*, got \[7, 4\]", lambda: pysel.topk_encode(X, W[:, :4], None, 1)),
     (ValueError, r"bias must have shape \[7\], got \[5\]", lambda: pysel.topk_encode(X, W, X[0], 1)),
     (IndexError, "k must be between 0 and 7, got 32", lambda: pysel.topk_encode(X, W)),
@@ -713,7 +821,14 @@ BAD = [
     (TypeError, "indices must be int64, got torch.int32", lambda: pysel.sparse_decode(V, J.int(), W)),
     (ValueError, r"indices must have the shape of values, \[4, 3\], got \[4, 2\]",
      lambda: pysel.sparse_decode(V, J[:, :2], W)),
-    (ValueError, r"values must have shape \[B, k\], got \[3\]", lambda: pysel.sparse_decode(V[0], J, W)),
+    (ValueError, r"indices must have the shape of values, \[3\], got \[4, 3\]",
+     lambda: pysel.sparse_decode(V[0], J, W)),
+    (ValueError, r"indices must have the shape of values, \[2, 2, 3\], got \[4, 3\]",
+     lambda: pysel.sparse_decode(V.view(2, 2, 3), J, W)),
+    (ValueError, r"values must have shape \[..., k\], got \[\]", lambda: pysel.sparse_decode(V[0, 0], J[0, 0], W)),
+    (ValueError, r"out must have shape \[2, 2, 5\], got \[4, 5\]",
+     lambda: pysel.sparse_decode(V.view(2, 2, 3), J.view(2, 2, 3), W, out=torch.zeros(4, 5))),
+    (ValueError, r"weight must have shape \[H, d\], got \[5\]", lambda: pysel.sparse_decode(V, J, W[0])),
     (ValueError, r"bias must have shape \[5\], got \[7\]", lambda: pysel.sparse_decode(V, J, W, TABLE)),
     (IndexError, "indices must be between 0 and 6, got 7", lambda: pysel.sparse_decode(V, with_one(J, 7), W)),
     (IndexError, "indices must be between 0 and 6, got -1", lambda: pysel.sparse_decode(V, with_one(J, -1), W)),
@@ -735,6 +850,8 @@ BAD = [
      lambda: pysel.factor_counts(V, J, 7, groups=GROUPS.float(), num_groups=3)),
     (TypeError, "num_groups must be an int, got float",
      lambda: pysel.factor_counts(V, J, 7, groups=GROUPS, num_groups=3.0)),
+    (ValueError, r"groups must have shape \[2, 2\], got \[4\]",
+     lambda: pysel.factor_counts(V.view(2, 2, 3), J.view(2, 2, 3), 7, groups=GROUPS, num_groups=3)),
     (ValueError, "num_groups must be at least 0, got -1",
      lambda: pysel.factor_counts(V, J, 7, groups=GROUPS, num_groups=-1)),
     (IndexError, "groups must be between 0 and 2, got 3",
@@ -745,6 +862,7 @@ BAD = [
      lambda: pysel.factor_scores(V, J, W[None])),
     (TypeError, "tables must be float32 or float64, got torch.float16",
      lambda: pysel.factor_scores(V, J, TABLE.half())),
+    (TypeError, "weighted must be a bool, got str", lambda: pysel.factor_scores(V, J, TABLE, weighted="yes")),
     (ValueError, "reduce must be sum or mean, got 'max'", lambda: pysel.factor_scores(V, J, TABLE, reduce="max")),
     (IndexError, "indices must be between 0 and 6, got 9", lambda: pysel.factor_scores(V, with_one(J, 9), TABLE)),
     (ValueError, "tables must not require grad",

@@ -10,7 +10,7 @@ from torch import Tensor
 from pysel import _checks
 
 
-def write_out(op: str, out: Tensor, dtype: torch.dtype, *args: Any) -> Tensor:
+def write_out(op: str, out: Tensor, dtype: torch.dtype, *args: Any, shape: tuple[int, ...] | None = None) -> Tensor:
     """Call an op's out overload, through a plain copy if ``out`` is strided or lazily negated, and return ``out``.
 
     Args:
@@ -18,6 +18,7 @@ def write_out(op: str, out: Tensor, dtype: torch.dtype, *args: Any) -> Tensor:
         out: the caller's tensor; the overload checks its shape.
         dtype: of the result.
         args: the op's other arguments, the first a tensor.
+        shape: of ``out`` where the op's result is a matrix of its rows.
 
     Raises:
         TypeError: ``out`` is not a tensor of ``dtype``.
@@ -26,6 +27,8 @@ def write_out(op: str, out: Tensor, dtype: torch.dtype, *args: Any) -> Tensor:
     """
     _checks.tensor(op, "out", out, (dtype,))
     _checks.same_device(op, "out", out, "the input", args[0])
+    if shape is not None and out.shape != shape:
+        raise ValueError(f"{op}: out must have shape {list(shape)}, got {list(out.shape)}")
     _checks.no_grad(op, "out", out)
     if any(size > 1 and stride == 0 for size, stride in zip(out.shape, out.stride(), strict=True)):
         raise ValueError(f"{op}: out must not be an expanded tensor, whose elements share memory")
@@ -33,5 +36,6 @@ def write_out(op: str, out: Tensor, dtype: torch.dtype, *args: Any) -> Tensor:
         raise ValueError(f"{op}: out must be None when an argument requires grad (a gradient cannot pass through it)")
     plain = out.is_contiguous() and (torch.compiler.is_compiling() or not out.is_neg())
     target = out if plain else torch.empty_like(out, memory_format=torch.contiguous_format)
-    getattr(torch.ops.pysel, op).out(*args, out=target)
+    as_result = target if shape is None or len(shape) == 2 else target.unsqueeze(0).flatten(0, -2)
+    getattr(torch.ops.pysel, op).out(*args, out=as_result)
     return out if target is out else out.copy_(target)

@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from pysel import _autograd, _checks
+from pysel.ops._autocast import autocast_dtype
 from pysel.ops._out import write_out
 from pysel.random import resolve
 
@@ -14,7 +15,7 @@ __all__ = ["gumbel_argmax", "gumbel_sigmoid", "gumbel_softmax"]
 
 def _tau(op: str, tau: float | Tensor, logits: Tensor) -> Tensor:
     if not isinstance(tau, Tensor):
-        _checks.number(op, "tau", tau)
+        tau = _checks.number(op, "tau", tau)
         if torch.compiler.is_compiling():
             # a float passed through arithmetic stays an input of the graph; torch.tensor would bake its value in
             return torch.ones((), dtype=torch.float64, device="cpu") * tau
@@ -28,11 +29,8 @@ def _tau(op: str, tau: float | Tensor, logits: Tensor) -> Tensor:
 
 def _full_precision(x: Tensor) -> Tensor:
     """Under autocast, what torch.softmax does there: half types become float32 on accelerators."""
-    device = x.device.type
     half = x.dtype in (torch.bfloat16, torch.float16)
-    if half and device != "cpu" and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return x.float()
-    return x
+    return x.float() if half and x.device.type != "cpu" and autocast_dtype(x.device) else x
 
 
 def gumbel_softmax(
@@ -91,8 +89,9 @@ def gumbel_softmax(
     """
     op = "gumbel_softmax"
     _checks.tensor(op, "logits", logits)
-    _checks.integer(op, "dim", dim)
-    _checks.integer(op, "start", start)
+    dim = _checks.integer(op, "dim", dim)
+    start = _checks.integer(op, "start", start)
+    hard, validate = _checks.flag(op, "hard", hard), _checks.validate(op, validate)
     resolved = resolve(op, key, generator, logits.device)
     x = _full_precision(logits)
     args = (x, _tau(op, tau, logits), resolved, dim, hard, start, validate)
@@ -143,7 +142,8 @@ def gumbel_sigmoid(
     """
     op = "gumbel_sigmoid"
     _checks.tensor(op, "logits", logits)
-    _checks.integer(op, "start", start)
+    start = _checks.integer(op, "start", start)
+    hard, validate = _checks.flag(op, "hard", hard), _checks.validate(op, validate)
     resolved = resolve(op, key, generator, logits.device)
     x = _full_precision(logits)
     args = (x, _tau(op, tau, logits), resolved, hard, start, validate)
@@ -186,7 +186,8 @@ def gumbel_argmax(
     """
     op = "gumbel_argmax"
     _checks.tensor(op, "logits", logits)
-    _checks.integer(op, "dim", dim)
-    _checks.integer(op, "start", start)
+    dim = _checks.integer(op, "dim", dim)
+    start = _checks.integer(op, "start", start)
     resolved = resolve(op, key, generator, logits.device)
+    validate = _checks.validate(op, validate)
     return torch.ops.pysel.gumbel_argmax(logits.detach(), resolved, dim, start, validate)

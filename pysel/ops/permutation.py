@@ -50,9 +50,7 @@ def permutation(n: int, *, key: Tensor | int, start: int = 0, stop: int | None =
     if key is None:  # which resolve would take for a wish to draw one
         raise TypeError(f"{op}: key must be a Tensor or an int, got NoneType")
     key = resolve(op, key, None, key.device if isinstance(key, Tensor) else torch.device("cpu"))
-    _checks.integer(op, "n", n)
-    _checks.integer(op, "start", start)
-    if stop is None:
-        stop = n
-    _checks.integer(op, "stop", stop)
+    n = _checks.integer(op, "n", n)
+    start = _checks.integer(op, "start", start)
+    stop = n if stop is None else _checks.integer(op, "stop", stop)
     return torch.ops.pysel.permutation(n, key, start, stop)

@@ -76,8 +76,11 @@ def weighted_sample(
     """
     op = "weighted_sample"
     _checks.tensor(op, "weights", weights)
-    _checks.integer(op, "k", k)
-    _checks.integer(op, "start", start)
+    k = _checks.integer(op, "k", k)
+    start = _checks.integer(op, "start", start)
+    replacement = _checks.flag(op, "replacement", replacement)
+    log_weights = _checks.flag(op, "log_weights", log_weights)
+    validate = _checks.validate(op, validate)
     _checks.choice(op, "order", order, ("draw", "index", "shuffled"))
     _checks.groups(op, groups, quotas, "weights", weights)
     resolved = resolve(op, key, generator, weights.device)

@@ -59,7 +59,8 @@ def select(
     """
     op = "select"
     _checks.tensor(op, "scores", scores, (*_checks.FLOATING, torch.int64, torch.int32))
-    _checks.integer(op, "k", k)
+    k = _checks.integer(op, "k", k)
+    largest, validate = _checks.flag(op, "largest", largest), _checks.validate(op, validate)
     _checks.groups(op, groups, quotas, "scores", scores)
     resolved = None if key is None else resolve(op, key, None, scores.device)
     args = (scores.detach(), k, largest, groups, quotas, resolved, validate)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pysel import _autograd, _checks
+from pysel.ops._autocast import autocast_dtype
 from pysel.ops._out import write_out
 
 __all__ = ["factor_counts", "factor_scores", "sparse_decode", "topk", "topk_encode"]
@@ -15,10 +16,9 @@ _INT64 = (torch.int64,)
 
 def _as_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Under autocast, what torch's linear does to its arguments; float64 stays."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    dtype = autocast_dtype(x.device)
+    if dtype is None:
         return x, weight, bias
-    dtype = torch.get_autocast_dtype(device)
 
     def cast(t: Tensor) -> Tensor:
         return t if t.dtype == torch.float64 else t.to(dtype)
@@ -37,17 +37,31 @@ def _check_codes(op: str, values: Tensor, indices: Tensor) -> None:
     _checks.tensor(op, "values", values)
     _checks.tensor(op, "indices", indices, _INT64)
     _checks.same_device(op, "indices", indices, "values", values)
+    _check_vectors(op, "values", values, "k")
+    if indices.shape != values.shape:
+        wanted, got = list(values.shape), list(indices.shape)
+        raise ValueError(f"{op}: indices must have the shape of values, {wanted}, got {got}")
+
+
+def _check_vectors(op: str, name: str, value: Tensor, size: str) -> None:
+    if value.dim() == 0:
+        raise ValueError(f"{op}: {name} must have shape [..., {size}], got []")
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[..., n] as [B, n]."""
+    return x if x.dim() == 2 else x.unsqueeze(0).flatten(0, -2)
 
 
 def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Find the k largest elements of each row, in descending order.
 
     As :func:`torch.topk` along the last dimension, with ties decided: the lowest index comes first. NaN is the largest
-    of all, and -0 equals 0.
+    of all, and -0 equals 0. For the smallest take those of ``-x``, among which NaN comes first too.
 
     Args:
-        x: [..., n], float32, float64, bfloat16 or float16.
-        k: between 0 and n.
+        x: [..., n], float32, float64, bfloat16 or float16 (integers up to 2**53 are themselves as float64).
+        k: between 0 and n, which has one dimension at least.
 
     Returns:
         values [..., k] like ``x``, and their int64 indices [..., k]. The gradient reaches the selected elements.
@@ -65,8 +79,7 @@ def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     op = "topk"
     _checks.tensor(op, "x", x)
-    _checks.integer(op, "k", k)
-    return _autograd.topk_op(x, k)
+    return _autograd.topk_op(x, _checks.integer(op, "k", k))
 
 
 def topk_encode(
@@ -80,14 +93,14 @@ def topk_encode(
     arguments are cast as for :func:`torch.nn.functional.linear`.
 
     Args:
-        x: [B, d], float32, float64, bfloat16 or float16.
+        x: [..., d], float32, float64, bfloat16 or float16.
         weight: [H, d], like ``x``.
         bias: [H], like ``x``, or None.
         k: between 0 and H.
         activation: relu, or abs.
 
     Returns:
-        values [B, k] like ``x``, descending (with ``abs`` in magnitude), and their int64 indices [B, k]. Gradients pass
+        values [..., k] like ``x``, descending (with ``abs`` in magnitude), and their int64 indices. Gradients pass
         through the selected activations, with ``relu`` the positive ones. Differentiable to any order.
 
     Raises:
@@ -110,11 +123,13 @@ def topk_encode(
     _checks.tensor(op, "weight", weight)
     if bias is not None:
         _checks.tensor(op, "bias", bias)
-    _checks.integer(op, "k", k)
+    k = _checks.integer(op, "k", k)
     _checks.choice(op, "activation", activation, ("relu", "abs"))
+    _check_vectors(op, "x", x, "d")
     x, weight, bias = _as_linear(x, weight, bias)
     _check_like(op, "x", x, weight=weight, bias=bias)
-    return _autograd.topk_encode_op(x, weight, bias, k, activation)
+    values, indices = _autograd.topk_encode_op(_rows(x), weight, bias, k, activation)
+    return (values, indices) if x.dim() == 2 else (values.view(*x.shape[:-1], k), indices.view(*x.shape[:-1], k))
 
 
 def sparse_decode(
@@ -126,15 +141,15 @@ def sparse_decode(
     without atomics. Under autocast the arguments are cast as for :func:`torch.nn.functional.linear`.
 
     Args:
-        values: [B, k], float32, float64, bfloat16 or float16.
-        indices: [B, k], int64, in [0, H). An index that a row lists twice counts twice.
+        values: [..., k], float32, float64, bfloat16 or float16.
+        indices: [..., k], int64, in [0, H). An index that a row lists twice counts twice.
         weight: [H, d], like ``values``.
         bias: [d], like ``values``, or None.
-        out: [B, d], like ``values``: write the sums here and return it. On the CPU untouched by an error. No gradient
+        out: [..., d], like ``values``: write the sums here and return it. On the CPU untouched by an error. No gradient
             passes through it.
 
     Returns:
-        [B, d], like ``values``. Differentiable in values, weight and bias, to any order.
+        [..., d], like ``values``. Differentiable in values, weight and bias, to any order.
 
     Raises:
         ValueError: shapes or devices that do not fit.
@@ -156,9 +171,12 @@ def sparse_decode(
         _checks.tensor(op, "bias", bias)
     values, weight, bias = _as_linear(values, weight, bias)
     _check_like(op, "values", values, weight=weight, bias=bias)
+    args = (_rows(values), _rows(indices), weight, bias)
+    shape = (*values.shape[:-1], *weight.shape[1:])
     if out is not None:
-        return write_out(op, out, values.dtype, values, indices, weight, bias)
-    return _autograd.sparse_decode_op(values, indices, weight, bias)
+        return write_out(op, out, values.dtype, *args, shape=shape)
+    rows = _autograd.sparse_decode_op(*args)
+    return rows if values.dim() == 2 else rows.view(shape)
 
 
 def factor_counts(
@@ -175,10 +193,11 @@ def factor_counts(
     lists it. The codes are read once however many groups there are.
 
     Args:
-        values: [B, k], float32, float64, bfloat16 or float16.
-        indices: [B, k], int64, in [0, num_factors).
+        values: [..., k], float32, float64, bfloat16 or float16.
+        indices: [..., k], int64, in [0, num_factors).
         num_factors: H, 0 or more.
-        groups: [B], int64 or int32, in [0, num_groups): the group of each row, as its class. Goes with ``num_groups``.
+        groups: [...], int64 or int32, in [0, num_groups): the group of each row, as its class. Goes with
+            ``num_groups``.
         num_groups: G, 0 or more.
 
     Returns:
@@ -203,14 +222,16 @@ def factor_counts(
     """
     op = "factor_counts"
     _check_codes(op, values, indices)
-    _checks.integer(op, "num_factors", num_factors)
+    num_factors = _checks.integer(op, "num_factors", num_factors)
     if groups is not None:
         _checks.tensor(op, "groups", groups, (torch.int64, torch.int32))
         _checks.same_device(op, "groups", groups, "values", values)
-        groups = groups.long()
+        if groups.shape != values.shape[:-1]:
+            raise ValueError(f"{op}: groups must have shape {list(values.shape[:-1])}, got {list(groups.shape)}")
+        groups = groups.flatten().long()
     if num_groups is not None:
-        _checks.integer(op, "num_groups", num_groups)
-    return torch.ops.pysel.factor_counts(values.detach(), indices, num_factors, groups, num_groups)
+        num_groups = _checks.integer(op, "num_groups", num_groups)
+    return torch.ops.pysel.factor_counts(_rows(values.detach()), _rows(indices), num_factors, groups, num_groups)
 
 
 def factor_scores(
@@ -222,8 +243,8 @@ def factor_scores(
     each once, however often the row lists it. Any number of tables takes one pass over the codes.
 
     Args:
-        values: [B, k], float32, float64, bfloat16 or float16.
-        indices: [B, k], int64, in [0, H).
+        values: [..., k], float32, float64, bfloat16 or float16.
+        indices: [..., k], int64, in [0, H).
         tables: [H] or [T, H], float32 or float64: a number for each factor. Infinite and NaN ones reach the rows in
             which the factor is active, and no others.
         reduce: sum, or mean, which is 0 for a row without active factors.
@@ -231,7 +252,7 @@ def factor_scores(
             mean is then divided by the sum of these values.
 
     Returns:
-        [B], or [B, T], like ``tables``; summed in float64, in the order of the codes, and rounded once. Not
+        [...], or [..., T], like ``tables``; summed in float64, in the order of the codes, and rounded once. Not
         differentiable.
 
     Raises:
@@ -258,4 +279,6 @@ def factor_scores(
     _checks.choice(op, "reduce", reduce, ("sum", "mean"))
     _checks.no_grad(op, "values", values)
     _checks.no_grad(op, "tables", tables)
-    return torch.ops.pysel.factor_scores(values.detach(), indices, tables.detach(), reduce, weighted)
+    weighted = _checks.flag(op, "weighted", weighted)
+    scores = torch.ops.pysel.factor_scores(_rows(values.detach()), _rows(indices), tables.detach(), reduce, weighted)
+    return scores.view((*values.shape[:-1], *tables.shape[:-1]))

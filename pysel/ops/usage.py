@@ -22,24 +22,26 @@ def _check_counts(op: str, counts: Tensor) -> None:
         raise ValueError(f"{op}: counts must not be a lazily negated view, which torch cannot change in place")
 
 
-def _check_update(op: str, counts: Tensor, selected: Tensor, decay: float) -> None:
+def _check_update(op: str, counts: Tensor, selected: Tensor, decay: float) -> float:
     _check_counts(op, counts)
     _checks.tensor(op, "selected", selected, (torch.int64,))
     _checks.same_device(op, "selected", selected, "counts", counts)
-    _checks.number(op, "decay", decay)
+    return _checks.number(op, "decay", decay)
 
 
-def _check_penalty(op: str, scores: Tensor, counts: Tensor, gamma: float, form: str, step: int) -> None:
+def _check_penalty(
+    op: str, scores: Tensor, counts: Tensor, gamma: float, form: str, step: int
+) -> tuple[float, str, int]:
     _checks.tensor(op, "scores", scores)
     _checks.tensor(op, "counts", counts, _COUNTS)
     _checks.same_device(op, "counts", counts, "scores", scores)
-    _check_form(op, gamma, form, step)
+    return _check_form(op, gamma, form, step)
 
 
-def _check_form(op: str, gamma: float, form: str, step: int) -> None:
-    _checks.number(op, "gamma", gamma)
+def _check_form(op: str, gamma: float, form: str, step: int) -> tuple[float, str, int]:
+    gamma = _checks.number(op, "gamma", gamma)
     _checks.choice(op, "form", form, _FORMS)
-    _checks.integer(op, "step", step)
+    return gamma, form, _checks.integer(op, "step", step)
 
 
 def usage_update_(counts: Tensor, selected: Tensor, decay: float = 1.0) -> Tensor:
@@ -70,7 +72,7 @@ def usage_update_(counts: Tensor, selected: Tensor, decay: float = 1.0) -> Tenso
     Source: arXiv 2603.04981 (usage-frequency penalty); the decay is ours.
     """
     op = "usage_update_"
-    _check_update(op, counts, selected, decay)
+    decay = _check_update(op, counts, selected, decay)
     torch.ops.pysel.usage_update_(counts, selected, decay)
     return counts
 
@@ -117,10 +119,10 @@ def usage_penalty(
     Source: arXiv 2603.04981 (usage-frequency penalty, log with gamma 0.2); the other forms are ours.
     """
     op = "usage_penalty"
-    _check_penalty(op, scores, counts, gamma, form, step)
+    penalty = _check_penalty(op, scores, counts, gamma, form, step)
     if out is not None:
-        return write_out(op, out, scores.dtype, scores, counts, gamma, form, step)
-    return _autograd.usage_penalty_op(scores, counts, gamma, form, step)
+        return write_out(op, out, scores.dtype, scores, counts, *penalty)
+    return _autograd.usage_penalty_op(scores, counts, *penalty)
 
 
 def usage_step_(
@@ -164,8 +166,8 @@ def usage_step_(
     Source: arXiv 2603.04981 (usage-frequency penalty, log with gamma 0.2); the other forms and the decay are ours.
     """
     op = "usage_step_"
-    _check_update(op, counts, selected, decay)
-    _check_penalty(op, scores, counts, gamma, form, step)
+    decay = _check_update(op, counts, selected, decay)
+    gamma, form, step = _check_penalty(op, scores, counts, gamma, form, step)
     _checks.no_grad(op, "scores", scores)
     args = (counts, selected, scores.detach(), gamma, decay, form, step)
     return torch.ops.pysel.usage_step_(*args) if out is None else write_out(op, out, scores.dtype, *args)
@@ -235,9 +237,10 @@ def usage_select_(
         _checks.same_device(op, name, table, "counts", counts)
         _checks.no_grad(op, name, table)
     _checks.same_dtype(op, "second", second, "first", first)
-    _checks.number(op, "mix", mix)
-    _checks.integer(op, "k", k)
-    _check_form(op, gamma, form, step)
+    mix = _checks.number(op, "mix", mix)
+    k = _checks.integer(op, "k", k)
+    gamma, form, step = _check_form(op, gamma, form, step)
+    validate = _checks.validate(op, validate)
     _checks.groups(op, groups, quotas, "counts", counts)
     resolved = None if key is None else resolve(op, key, None, counts.device)
     return torch.ops.pysel.usage_select_(
