@@ -37,11 +37,11 @@ STABLE_TORCH_LIBRARY(pysel, m) {
 
   // select
   m.def(
-      "select(Tensor scores, int k, bool largest, Tensor? groups, Tensor? quotas, Tensor? key, bool? validate) -> "
-      "Tensor");
+      "select(Tensor scores, int k, bool largest, Tensor? groups, Tensor? quotas, Tensor? key, bool? validate, int "
+      "start=0) -> Tensor");
   m.def(
-      "select.out(Tensor scores, int k, bool largest, Tensor? groups, Tensor? quotas, Tensor? key, bool? validate, *, "
-      "Tensor(a!) out) -> ()");
+      "select.out(Tensor scores, int k, bool largest, Tensor? groups, Tensor? quotas, Tensor? key, bool? validate, int "
+      "start=0, *, Tensor(a!) out) -> ()");
 
   // usage
   m.def("usage_update_(Tensor(a!) counts, Tensor selected, float decay) -> ()");
@@ -57,7 +57,10 @@ STABLE_TORCH_LIBRARY(pysel, m) {
       "usage_select_(Tensor(a!) counts, Tensor first, Tensor second, float mix, float gamma, str form, int step, int "
       "k, Tensor? groups, Tensor? quotas, Tensor? key, bool? validate) -> Tensor");
 
-  // sample
+  // sample; the first three for shards of one vector of weights
+  m.def("race_keys(Tensor weights, bool log_weights, Tensor key, int start) -> Tensor");
+  m.def("draw_targets(Tensor key, int start, int k, int total) -> Tensor");
+  m.def("fixed_weights(Tensor weights, bool log_weights, float max, int n) -> Tensor");
   m.def(
       "weighted_sample(Tensor weights, int k, bool replacement, bool log_weights, str order, Tensor? groups, Tensor? "
       "quotas, Tensor key, int start, bool? validate) -> Tensor");

@@ -172,6 +172,23 @@ def weighted_sample(
 
 
 @fake
+def race_keys(weights: Tensor, log_weights: bool, key: Tensor, start: int) -> Tensor:
+    _checks.start("race_keys", start)
+    return weights.new_empty(weights.shape, dtype=torch.float64 if weights.dtype == torch.float64 else torch.float32)
+
+
+@fake
+def draw_targets(key: Tensor, start: int, k: int, total: int) -> Tensor:
+    _checks.start("draw_targets", start)
+    return key.new_empty(k, dtype=torch.int64)
+
+
+@fake
+def fixed_weights(weights: Tensor, log_weights: bool, max: float, n: int) -> Tensor:
+    return weights.new_empty(weights.shape, dtype=torch.int64)
+
+
+@fake
 def select(
     scores: Tensor,
     k: int,
@@ -180,10 +197,12 @@ def select(
     quotas: Tensor | None,
     key: Tensor | None,
     validate: bool | None,
+    start: int = 0,
 ) -> Tensor:
     op = "select"
     torch._check_value(scores.dim() == 1, lambda: f"{op}: scores must have shape [n], got {list(scores.shape)}")
     _checks.k(op, k, scores.shape[0])
+    _checks.start(op, start)
     _groups(op, groups, quotas, "scores", scores)
     return scores.new_empty(k, dtype=torch.int64)
 

@@ -14,7 +14,7 @@ from bench.timing import peak_extra_memory
 from pysel import reference
 from tests.op_samples import RAW
 from tests.statistics import accept, chi_square, independence, kolmogorov_smirnov, reject, scipy_stats
-from tests.tensors import DTYPES, bits, name
+from tests.tensors import DTYPES, assert_same_bits, bits, name
 
 sample = pysel.weighted_sample
 WORD = np.array([2**32, 1], dtype=np.uint64)  # of a high half and a low one
@@ -214,7 +214,7 @@ def test_draws_invert_integers(n, dtype, key):
     w = random_weights(n, dtype=dtype)
     if n > 2:
         w[1] = 0
-    fixed = [i % 2**64 for i in reference.sample.fixed_point(w.double().unsqueeze(0))[0].tolist()]
+    fixed = [i % 2**64 for i in reference.OPS["fixed_weights"](w, False, float(w.max()), w.numel()).tolist()]
     cumulative = list(itertools.accumulate(fixed))
     total = cumulative[-1]
     assert total < 2**64
@@ -661,3 +661,40 @@ def test_many_weights_with_replacement_have_their_probabilities(key):
 
     accept(check(w))
     reject(check(w**0.97))
+
+
+# --- for shards ---
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("log_weights", [False, True])
+def test_race_keys(dtype, log_weights, key):
+    w = (random_weights(3001) - 5 * log_weights).to(dtype)
+    w[7] = -torch.inf if log_weights else 0
+    for start in (0, 5, 2**40 + 3):
+        z = torch.ops.pysel.race_keys(w, log_weights, key, start)
+        assert_same_bits(z, reference.OPS["race_keys"](w, log_weights, key, start))
+        drawn = pysel.weighted_sample(w, 500, log_weights=log_weights, order="index", key=key, start=start)
+        assert_same_bits(drawn, pysel.select(z, 500, key=key, start=start))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("log_weights", [False, True])
+def test_shards_of_draws_with_replacement(dtype, log_weights, key):
+    w = (random_weights(3001) - 5 * log_weights).to(dtype)
+    most, n = float(w.max()), w.numel()
+    fixed = torch.ops.pysel.fixed_weights(w, log_weights, most, n)
+    assert_same_bits(fixed, reference.OPS["fixed_weights"](w, log_weights, most, n))
+    parts = [torch.ops.pysel.fixed_weights(part, log_weights, most, n) for part in w.split(1000)]
+    assert_same_bits(torch.cat(parts), fixed)
+    total = int(fixed.sum())
+    assert total > 2**50
+    target = torch.ops.pysel.draw_targets(key, 9, 4000, total)
+    assert_same_bits(target, reference.OPS["draw_targets"](key, 9, 4000, total))
+    exact = [(int(t) % 2**64) for t in target]
+    upto = [0]
+    for f in fixed.tolist():
+        upto.append(upto[-1] + f % 2**64)
+    drawn = [bisect.bisect_right(upto, t) - 1 for t in exact]
+    got = pysel.weighted_sample(w, 4000, True, log_weights=log_weights, key=key, start=9)
+    assert got.tolist() == drawn

@@ -446,3 +446,24 @@ def test_golden_selections(row):
     op = row["name"].split()[0]
     for call in (reference.OPS[op], getattr(torch.ops.pysel, op)):
         assert call(*golden.SELECTIONS[row["name"]]()).tolist() == row["result"]
+
+
+@pytest.mark.parametrize("start", [1, 7, 2**40 + 3])
+def test_a_shard_says_where_it_begins(start: int) -> None:
+    """Its ties are ordered by the words of its elements' numbers in the whole."""
+    x = torch.randint(3, (3000,), generator=torch.Generator().manual_seed(0)).float()
+    wanted = reference.select(x, 1000, True, None, None, pysel.key(5), None, start)
+    assert_same_bits(pysel.select(x, 1000, key=5, start=start), wanted)
+    assert not torch.equal(wanted, pysel.select(x, 1000, key=5))
+    groups, quotas = torch.arange(3000) % 2, torch.tensor([300, 700])
+    wanted = reference.select(x, 1000, True, groups, quotas, pysel.key(5), None, start)
+    assert_same_bits(pysel.select(x, 1000, groups=groups, quotas=quotas, key=5, start=start), wanted)
+    with pytest.raises(ValueError, match="select: start must be at least 0, got -1"):
+        pysel.select(x, 3, start=-1)
+
+
+def test_a_part_is_selected_as_in_the_whole() -> None:
+    x = torch.ones(1000)
+    whole = pysel.select(x, 600, key=5)
+    part = whole[whole >= 300] - 300
+    assert_same_bits(pysel.select(x[300:], len(part), key=5, start=300), part)

@@ -52,9 +52,11 @@ inline std::vector<int64_t> check_weighted_sample(const char* op, const Tensor& 
 }
 
 inline std::vector<int64_t> check_select(const char* op, const Tensor& scores, int64_t k,
-                                         const std::optional<Tensor>& groups, const std::optional<Tensor>& quotas) {
+                                         const std::optional<Tensor>& groups, const std::optional<Tensor>& quotas,
+                                         int64_t start) {
   check_value(scores.dim() == 1, op, ": scores must have shape [n], got ", shape(scores));
   check_k(op, k, scores.size(0));
+  check_start(op, start);
   check_groups(op, groups, quotas, "scores", scores);
   return {k};
 }

@@ -451,6 +451,10 @@ void race(const T* w, int64_t n, const Request& request, uint64_t first, int64_t
   if (request.arrangement != Arrangement::index) Arranger<T>(w, n, request, first).run(out);
 }
 
+uint64_t high_product(uint64_t a, uint64_t b) {
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
+}
+
 // Draws with replacement: each inverts the cumulative distribution at its own 64-bit uniform.
 //
 // Only the sums of chunks are kept. Draws are brought into buckets by the leading bits of their uniforms; a bucket's
@@ -518,10 +522,6 @@ class Inversion {
   }
 
   uint64_t total() const { return start_.back(); }
-
-  static uint64_t high_product(uint64_t a, uint64_t b) {
-    return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
-  }
 
   uint64_t target_of(int64_t draw) const {
     const uint64_t u = request_.key.word64(Stream::with_replacement, first_ + static_cast<uint64_t>(draw));
@@ -726,10 +726,67 @@ void weighted_sample_out(Tensor weights, int64_t k, bool replacement, bool log_w
                         validate.value_or(true), out);
 }
 
+// What the race is decided by, as numbers.
+Tensor race_keys_of(Tensor weights, bool log_weights, Tensor key, int64_t start) {
+  const KeepSubnormals guard;
+  check_start("race_keys", start);
+  const Key k = read_key("race_keys", key);
+  const bool wide = weights.scalar_type() == ScalarType::Double;
+  Tensor out = empty_cpu(sizes(weights), wide ? ScalarType::Double : ScalarType::Float);
+  dispatch_floating("race_keys", "weights", weights, [&]<typename T>() {
+    using A = Compute<T>;
+    const Tensor w_c = torch::stable::contiguous(weights);
+    const T* w = static_cast<const T*>(w_c.data_ptr());
+    A* z = static_cast<A*>(out.data_ptr());
+    each_chunk(weights.numel(), true, [&](int64_t chunk) {
+      const int64_t at = chunk * kChunk;
+      const int count = chunk_size(weights.numel(), chunk);
+      alignas(64) OrderBits<A> keys[kChunk];
+      PYSEL_CHOOSE(race_keys<T, A>)(w + at, log_weights, k, static_cast<uint64_t>(start + at), count, keys);
+      for (int i = 0; i < count; ++i) z[at + i] = from_order<A>(keys[i]);
+    });
+  });
+  return out;
+}
+
+// The points of the cumulative distribution, up to an unsigned `total`, that draws with replacement invert it at.
+Tensor draw_targets(Tensor key, int64_t start, int64_t k, int64_t total) {
+  check_start("draw_targets", start);
+  const Key from = read_key("draw_targets", key);
+  Tensor out = empty_cpu({k}, ScalarType::Long);
+  auto* target = static_cast<uint64_t*>(out.data_ptr());
+  parallel_for(k, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t j = begin; j < end; ++j)
+      target[j] = high_product(from.word64(Stream::with_replacement, static_cast<uint64_t>(start + j)),
+                               static_cast<uint64_t>(total));
+  });
+  return out;
+}
+
+// Weights in fixed point, for a sum of n of which the largest is `max`.
+Tensor fixed_weights_of(Tensor weights, bool log_weights, double max, int64_t n) {
+  const KeepSubnormals guard;
+  Tensor out = empty_cpu(sizes(weights), ScalarType::Long);
+  const FixedPoint fixed(log_weights, max, n);
+  dispatch_floating("fixed_weights", "weights", weights, [&]<typename T>() {
+    const Tensor w_c = torch::stable::contiguous(weights);
+    const T* w = static_cast<const T*>(w_c.data_ptr());
+    auto* to = static_cast<uint64_t*>(out.data_ptr());
+    each_chunk(weights.numel(), true, [&](int64_t chunk) {
+      const int64_t at = chunk * kChunk;
+      PYSEL_CHOOSE(fixed_weights<T>)(w + at, chunk_size(weights.numel(), chunk), fixed, to + at);
+    });
+  });
+  return out;
+}
+
 }  // namespace
 }  // namespace pysel
 
 STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
+  m.impl("race_keys", TORCH_BOX(&pysel::race_keys_of));
+  m.impl("draw_targets", TORCH_BOX(&pysel::draw_targets));
+  m.impl("fixed_weights", TORCH_BOX(&pysel::fixed_weights_of));
   m.impl("weighted_sample", TORCH_BOX(&pysel::weighted_sample));
   m.impl("weighted_sample.out", TORCH_BOX(&pysel::weighted_sample_out));
 }

@@ -43,10 +43,10 @@ void select_from(const Tensor& scores, int64_t k, bool largest, const std::optio
 
 void write_select(const Tensor& scores, int64_t k, bool largest, const std::optional<Tensor>& groups,
                   const std::optional<Tensor>& quotas, const std::optional<Tensor>& key, std::optional<bool> validate,
-                  const Tensor& out) {
+                  int64_t start, const Tensor& out) {
   const GroupTensors given(kOp, groups, quotas, k);
   std::optional<TieOrder> tie_order;
-  if (key) tie_order = TieOrder{read_key(kOp, *key), 0};
+  if (key) tie_order = TieOrder{read_key(kOp, *key), static_cast<uint64_t>(start)};
   auto* indices = static_cast<int64_t*>(out.data_ptr());
   const bool check = validate.value_or(true);
   const auto run = [&]<typename T>() { select_from<T>(scores, k, largest, given.groups, tie_order, check, indices); };
@@ -59,17 +59,17 @@ void write_select(const Tensor& scores, int64_t k, bool largest, const std::opti
 }
 
 Tensor select(Tensor scores, int64_t k, bool largest, std::optional<Tensor> groups, std::optional<Tensor> quotas,
-              std::optional<Tensor> key, std::optional<bool> validate) {
-  Tensor out = empty_cpu(check_select(kOp, scores, k, groups, quotas), ScalarType::Long);
-  write_select(scores, k, largest, groups, quotas, key, validate, out);
+              std::optional<Tensor> key, std::optional<bool> validate, int64_t start) {
+  Tensor out = empty_cpu(check_select(kOp, scores, k, groups, quotas, start), ScalarType::Long);
+  write_select(scores, k, largest, groups, quotas, key, validate, start, out);
   return out;
 }
 
 void select_out(Tensor scores, int64_t k, bool largest, std::optional<Tensor> groups, std::optional<Tensor> quotas,
-                std::optional<Tensor> key, std::optional<bool> validate, Tensor out) {
-  check_out(kOp, out, check_select(kOp, scores, k, groups, quotas), ScalarType::Long, scores);
+                std::optional<Tensor> key, std::optional<bool> validate, int64_t start, Tensor out) {
+  check_out(kOp, out, check_select(kOp, scores, k, groups, quotas, start), ScalarType::Long, scores);
   check_apart(kOp, out, "scores", scores);
-  write_select(scores, k, largest, groups, quotas, key, validate, out);
+  write_select(scores, k, largest, groups, quotas, key, validate, start, out);
 }
 
 }  // namespace

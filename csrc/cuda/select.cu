@@ -33,9 +33,11 @@ constexpr GroupFaults kGroupFaults = PYSEL_GROUP_FAULTS("select", "the size");
 constexpr const char* kOp = "select";
 
 void write_select(const Call& call, const Tensor& scores, int64_t k, bool largest, const std::optional<Tensor>& groups,
-                  const std::optional<Tensor>& quotas, const std::optional<Tensor>& key, const Tensor& out) {
+                  const std::optional<Tensor>& quotas, const std::optional<Tensor>& key, int64_t start,
+                  const Tensor& out) {
   const int64_t n = scores.size(0);
-  const NoiseArgument ties = key ? NoiseArgument{KeyArgument(kOp, *key, scores), 0, true} : NoiseArgument{};
+  const NoiseArgument ties =
+      key ? NoiseArgument{KeyArgument(kOp, *key, scores), static_cast<std::uint64_t>(start), true} : NoiseArgument{};
   if (n == 0 && !groups) return;
   const Tensor x = torch::stable::contiguous(scores);
   auto* index = static_cast<int64_t*>(out.data_ptr());
@@ -60,21 +62,21 @@ void write_select(const Call& call, const Tensor& scores, int64_t k, bool larges
 }
 
 Tensor select(Tensor scores, int64_t k, bool largest, std::optional<Tensor> groups, std::optional<Tensor> quotas,
-              std::optional<Tensor> key, std::optional<bool> validate) {
-  const std::vector<int64_t> size = check_select(kOp, scores, k, groups, quotas);
+              std::optional<Tensor> key, std::optional<bool> validate, int64_t start) {
+  const std::vector<int64_t> size = check_select(kOp, scores, k, groups, quotas, start);
   const Call call(scores, validate);
   Tensor out = call.empty(size, ScalarType::Long);
-  write_select(call, scores, k, largest, groups, quotas, key, out);
+  write_select(call, scores, k, largest, groups, quotas, key, start, out);
   return out;
 }
 
 void select_out(Tensor scores, int64_t k, bool largest, std::optional<Tensor> groups, std::optional<Tensor> quotas,
-                std::optional<Tensor> key, std::optional<bool> validate, Tensor out) {
-  check_out(kOp, out, check_select(kOp, scores, k, groups, quotas), ScalarType::Long, scores);
+                std::optional<Tensor> key, std::optional<bool> validate, int64_t start, Tensor out) {
+  check_out(kOp, out, check_select(kOp, scores, k, groups, quotas, start), ScalarType::Long, scores);
   check_apart(kOp, out, "scores", scores);
   if (groups) check_apart(kOp, out, "groups", *groups);
   if (quotas) check_apart(kOp, out, "quotas", *quotas);
-  write_select(Call(scores, validate), scores, k, largest, groups, quotas, key, out);
+  write_select(Call(scores, validate), scores, k, largest, groups, quotas, key, start, out);
 }
 
 }  // namespace

@@ -20,6 +20,7 @@ def select(
     groups: Tensor | None = None,
     quotas: Tensor | None = None,
     key: Tensor | int | None = None,
+    start: int = 0,
     validate: bool | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -36,6 +37,7 @@ def select(
         groups: [n], int64 or int32, in [0, G): the group of each element. Given together with ``quotas``.
         quotas: int64 [G], how many of each group, which sum to ``k``. Any may be 0, and a group may be empty.
         key: int64 [2] or an int, see :func:`pysel.key`.
+        start: number of the first element, for shards: the word that orders ties is that of ``start + i``.
         validate: as in :func:`gumbel_softmax`; what is refused later on a GPU holds -1. Unrefused, NaN is the largest.
             Groups and quotas are always checked.
         out: int64 [k]: write the indices here and return it. On the CPU untouched by an error.
@@ -61,7 +63,8 @@ def select(
     _checks.tensor(op, "scores", scores, (*_checks.FLOATING, torch.int64, torch.int32))
     k = _checks.integer(op, "k", k)
     largest, validate = _checks.flag(op, "largest", largest), _checks.validate(op, validate)
+    start = _checks.integer(op, "start", start)
     _checks.groups(op, groups, quotas, "scores", scores)
     resolved = None if key is None else resolve(op, key, None, scores.device)
-    args = (scores.detach(), k, largest, groups, quotas, resolved, validate)
+    args = (scores.detach(), k, largest, groups, quotas, resolved, validate, start)
     return torch.ops.pysel.select(*args) if out is None else write_out(op, out, torch.int64, *args)

@@ -12,11 +12,11 @@ from pysel.random import resolve
 __all__ = ["usage_penalty", "usage_select_", "usage_step_", "usage_update_"]
 
 _FORMS = ("log", "linear", "exp", "rate")
-_COUNTS = (torch.float32, torch.float64, torch.int32, torch.int64)
+COUNTS = (torch.float32, torch.float64, torch.int32, torch.int64)
 
 
 def _check_counts(op: str, counts: Tensor) -> None:
-    _checks.tensor(op, "counts", counts, _COUNTS)
+    _checks.tensor(op, "counts", counts, COUNTS)
     _checks.no_grad(op, "counts", counts)
     if not torch.compiler.is_compiling() and counts.is_neg():
         raise ValueError(f"{op}: counts must not be a lazily negated view, which torch cannot change in place")
@@ -33,7 +33,7 @@ def _check_penalty(
     op: str, scores: Tensor, counts: Tensor, gamma: float, form: str, step: int
 ) -> tuple[float, str, int]:
     _checks.tensor(op, "scores", scores)
-    _checks.tensor(op, "counts", counts, _COUNTS)
+    _checks.tensor(op, "counts", counts, COUNTS)
     _checks.same_device(op, "counts", counts, "scores", scores)
     return _check_form(op, gamma, form, step)
 

@@ -20,7 +20,7 @@ from pysel.reference.gumbel import (
 )
 from pysel.reference.permutation import permutation
 from pysel.reference.random import fold_in, noise, random_words, split
-from pysel.reference.sample import weighted_sample
+from pysel.reference.sample import draw_targets, fixed_weights, race_keys, weighted_sample
 from pysel.reference.select import select
 from pysel.reference.topk import (
     factor_counts,
@@ -37,8 +37,10 @@ from pysel.reference.usage import usage_penalty, usage_select_, usage_step_, usa
 OPS: dict[str, Callable[..., Any]] = {
     f.__name__: f
     for f in (
+        draw_targets,
         factor_counts,
         factor_scores,
+        fixed_weights,
         fold_in,
         gumbel_argmax,
         gumbel_sigmoid,
@@ -47,6 +49,7 @@ OPS: dict[str, Callable[..., Any]] = {
         gumbel_softmax_backward,
         noise,
         permutation,
+        race_keys,
         random_words,
         sddmm,
         select,

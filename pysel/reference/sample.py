@@ -40,6 +40,13 @@ def _validate(x: Tensor, k: int, replacement: bool, log_weights: bool, grouped: 
         raise ValueError(f"{op}: weights must have at least one above 0 in every row, got a row of zeros")
 
 
+def race_keys(weights: Tensor, log_weights: bool, key: Tensor, start: int) -> Tensor:
+    """What the race without replacement is decided by: ``log w_i + g_i``, float64 for float64, else float32."""
+    _fake.race_keys(weights, log_weights, key, start)
+    g = noise_like(weights, key.to(weights.device), start, "gumbel")
+    return (weights.to(g.dtype) if log_weights else log(weights.to(g.dtype))) + g
+
+
 def _race(
     x: Tensor,
     k: int,
@@ -50,8 +57,7 @@ def _race(
     key: Tensor,
     start: int,
 ) -> Tensor:
-    g = noise_like(x, key, start, "gumbel")
-    z = (x.to(g.dtype) if log_weights else log(x.to(g.dtype))) + g
+    z = race_keys(x, log_weights, key, start)
     words = words64(key, ORDER, start + torch.arange(x.numel(), device=x.device)).view(x.shape)
     ranked = ranking(z, True, words)
     chosen = ranked[:, :k] if groups is None else best(ranked[0], k, groups, quotas).unsqueeze(0)
@@ -71,14 +77,16 @@ def _multiply_high(a: Tensor, b: Tensor) -> Tensor:
     return a1 * b1 + ((middle >> 32) & _MASK) + ((middle_low >> 32) & _MASK)
 
 
-def fixed_point(w: Tensor) -> Tensor:
-    """Rows of float64 weights as unsigned 64-bit integers whose sum fits in 64 bits too (int64 bit patterns)."""
-    n = w.shape[-1]
+def fixed_weights(weights: Tensor, log_weights: bool, max: float, n: int) -> Tensor:
+    """Weights as unsigned 64-bit integers, as int64, of which n sum to less than 2**64; ``max`` is the largest."""
+    w = weights.double()
     bits = 64 - (n - 1).bit_length()
-    shift = bits - torch.frexp(w.amax(-1, keepdim=True)).exponent.to(torch.int64)
-    half = shift >> 1
+    if log_weights:
+        w, shift = exp_nonpositive(w - max), bits - 1
+    else:
+        shift = bits - math.frexp(max)[1]
     # two exact factors, because 2**shift alone may overflow
-    scaled = w * torch.exp2(half.double()) * torch.exp2((shift - half).double())
+    scaled = w * 2.0 ** (shift >> 1) * 2.0 ** (shift - (shift >> 1))
     rounded = scaled.round().clamp_max(float(2**bits - 1))
     rounded = torch.where(rounded > 0, rounded, 0.0)  # also for unchecked NaN and negative weights
     large = rounded >= 2.0**63
@@ -86,13 +94,18 @@ def fixed_point(w: Tensor) -> Tensor:
     return torch.where(large, low ^ _SIGN, low)
 
 
+def draw_targets(key: Tensor, start: int, k: int, total: int) -> Tensor:
+    """Where draws with replacement invert the cumulative weights, which reach up to ``total``, unsigned: int64 [k]."""
+    _fake.draw_targets(key, start, k, total)
+    draw = torch.arange(start, start + k, dtype=torch.int64, device=key.device)
+    return _multiply_high(words64(key, WITH_REPLACEMENT, draw), torch.full_like(draw, total))
+
+
 def _inversion(x: Tensor, k: int, log_weights: bool, order: str, key: Tensor, start: int) -> Tensor:
-    w = x.double()
-    if log_weights:
-        w = exp_nonpositive(w - w.amax(-1, keepdim=True))
-    cumulative = fixed_point(w).cumsum(-1)
-    draw = torch.arange(x.shape[0] * k, dtype=torch.int64, device=x.device).view(x.shape[0], k) + start
-    target = _multiply_high(words64(key, WITH_REPLACEMENT, draw), cumulative[:, -1:])
+    n = x.shape[-1]
+    cumulative = torch.stack([fixed_weights(w, log_weights, float(w.max()), n) for w in x]).cumsum(-1)
+    totals = cumulative[:, -1].tolist()
+    target = torch.stack([draw_targets(key, start + row * k, k, total) for row, total in enumerate(totals)])
     index = torch.searchsorted(unsigned_order(cumulative), unsigned_order(target), right=True)
     index = torch.where(cumulative[:, -1:] == 0, -1, index)  # unchecked weights
     return index.sort(dim=-1).values if order == "index" else index

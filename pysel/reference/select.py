@@ -62,13 +62,14 @@ def select(
     quotas: Tensor | None,
     key: Tensor | None,
     validate: bool | None,
+    start: int = 0,
 ) -> Tensor:
     """See :func:`pysel.select`."""
     op = "select"
-    _fake.select(scores, k, largest, groups, quotas, key, validate)
+    _fake.select(scores, k, largest, groups, quotas, key, validate, start)
     check_groups(op, k, groups, quotas, "the size", torch.ones_like(scores, dtype=torch.bool))
     if validate is not False and scores.dtype.is_floating_point and bool(torch.isnan(scores).any()):
         raise ValueError(f"{op}: scores must not be NaN, got NaN")
     n = scores.shape[0]
-    words = None if key is None else words64(key, ORDER, torch.arange(n, device=scores.device))
+    words = None if key is None else words64(key, ORDER, start + torch.arange(n, device=scores.device))
     return best(ranking(scores, largest, words), k, groups, quotas).sort().values

@@ -511,6 +511,8 @@ def groups():
                 yield Case("select", args, tsan=dtype == torch.float32)
     k, of, quotas = grouped(2000, 520)
     yield Case("select", (scores(2000, torch.bfloat16), k, True, of, quotas, KEY, None))
+    yield Case("select", (torch.ones(2000), k, True, of, quotas, KEY, None, 2**33 + 1), note="a shard's ties")
+    yield Case("select", (torch.ones(2000), k, True, None, None, KEY, None, 7), note="a shard's ties")
     # Candidates late, and never.
     for n, count, key in ((9001, 1, None), (9001, 5, KEY), (9500, 40, None)):
         k, of, quotas = grouped(n, count)
