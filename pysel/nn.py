@@ -61,20 +61,22 @@ class GumbelSelector(nn.Module):
         self, num_samples: int | None = None, *, network: nn.Module | None = None, initial_logit: float = 0.0
     ) -> None:
         super().__init__()
+        self._is_table = network is None
         if network is not None and num_samples is None:
             self.network = network
         elif num_samples is not None and network is None:
-            _checks.in_range("GumbelSelector", "num_samples", num_samples, 1, None)
+            num_samples = _checks.in_range("GumbelSelector", "num_samples", num_samples, 1, None)
+            initial_logit = _checks.number("GumbelSelector", "initial_logit", initial_logit)
             # given weights: the default would draw num_samples numbers from the global generator
-            table = torch.tensor(float(initial_logit)).repeat(num_samples, 1)
+            table = torch.full((num_samples, 1), float(initial_logit), dtype=torch.float32, device="cpu")
             self.network = nn.Embedding.from_pretrained(table, freeze=False, sparse=True)
         else:
             raise ValueError("GumbelSelector: give num_samples or network, and not both")
 
     @property
     def is_table(self) -> bool:
-        """Whether inputs are sample indices."""
-        return isinstance(self.network, nn.Embedding)
+        """Whether inputs are sample indices: a network of the caller's, an embedding of groups too, takes its own."""
+        return self._is_table
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Logits [B] of sample indices [B] (table) or of inputs [B, ...] (network)."""

@@ -4,7 +4,6 @@ Every method is a `Selector` and plugs into `pysel.SelectionSampler`.
 """
 
 from pysel.selection import features, schedule
-from pysel.selection.asss import ASSS, performance_retention_rate
 from pysel.selection.dynamic import (
     DynamicRandom,
     DynamicSelector,
@@ -13,6 +12,7 @@ from pysel.selection.dynamic import (
     factor_tables,
     to_unit_interval,
 )
+from pysel.selection.learned import ASSS, performance_retention_rate
 from pysel.selection.protocol import Selector
 from pysel.selection.static import (
     FixedSelector,

@@ -7,7 +7,7 @@ import json
 import math
 import numbers
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,11 +131,18 @@ class Selector:
             ValueError: entries are missing or out of range, or the state belongs to other arguments or tables.
                 Nothing has changed then.
         """
-        name = type(self).__name__
         own = self._state()
+        self._check_origin(state_dict, own)
+        name = type(self).__name__
+        with torch.inference_mode(False):
+            self._load_state({entry: _like(name, entry, state_dict[entry], mine) for entry, mine in own.items()})
+
+    def _check_origin(self, state_dict: Any, entries: Iterable[str]) -> None:
+        """Refuse what is not the state, with those entries, of a selector with the same tables and arguments."""
+        name = type(self).__name__
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"{name}: state_dict must be a dictionary, got {type(state_dict).__name__}")
-        missing = [entry for entry in ("arguments", "fingerprint", *own) if entry not in state_dict]
+        missing = [entry for entry in ("arguments", "fingerprint", *entries) if entry not in state_dict]
         if missing:
             raise ValueError(f"{name}: state_dict must have {', '.join(missing)}")
         arguments, fingerprint = state_dict["arguments"], state_dict["fingerprint"]
@@ -152,8 +159,6 @@ class Selector:
                 f"{name}: state_dict must be of a selector with the same tables (fingerprint {self.fingerprint:x}), "
                 f"got one of other tables ({fingerprint:x})"
             )
-        with torch.inference_mode(False):
-            self._load_state({entry: _like(name, entry, state_dict[entry], mine) for entry, mine in own.items()})
 
     @classmethod
     def _restore(cls, tables: dict[str, Tensor], arguments: dict[str, Any], state: dict[str, Any]) -> Self:

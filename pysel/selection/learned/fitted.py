@@ -1,0 +1,225 @@
+"""What a selector that has learned a logit for every sample offers, however it has learned them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pysel import _checks, _inputs
+from pysel.nn import GumbelSelector
+from pysel.random import as_key, fold_in
+from pysel.selection.learned.batches import Batch, Tensors
+from pysel.selection.learned.gate import budgeted, perceptron, with_label
+from pysel.selection.learned.importance import Importances, importances
+from pysel.selection.learned.settings import Settings
+from pysel.selection.learned.trial import evaluating
+from pysel.selection.protocol import Selector
+from pysel.selection.subset import Strata
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class LearnedSelector(Selector):
+    """The subset of the largest logits, which come from a table or a network that has been trained.
+
+    Args:
+        settings: the arguments of the training.
+        selector: "table", "network" or a network.
+        hidden: width of the perceptron that "network" means.
+        see_labels: whether networks see labels beside the inputs.
+        key: int64 [2].
+    """
+
+    def __init__(
+        self, settings: Settings, selector: str | nn.Module, hidden: int, see_labels: bool, key: Tensor
+    ) -> None:
+        kind = selector if isinstance(selector, str) else "module"
+        super().__init__(0, {**vars(settings), "selector": kind, "hidden": hidden, "see_labels": see_labels})
+        self.settings = settings
+        self._selector, self._hidden, self._see_labels, self._key = selector, hidden, see_labels, key
+        self._width, self._classes = 0, 0  # what a network sees: numbers a sample, and classes of labels
+        self._gate: GumbelSelector | None = None  # the network
+        self._strata: Strata | None = None
+        self._logits = self._losses = torch.empty(0, dtype=torch.float32, device="cpu")
+        self._subset = torch.empty(0, dtype=torch.int64, device="cpu")
+
+    def _network(self, inputs: int) -> GumbelSelector:
+        """The selector network: that of the user, as it is now, or a fresh perceptron."""
+        if isinstance(self._selector, nn.Module):
+            return GumbelSelector(network=self._selector)
+        return GumbelSelector(
+            network=nn.Sequential(nn.Flatten(), perceptron((inputs, self._hidden), key=fold_in(self._key, 5)))
+        )
+
+    def _seen(self, batch: Batch) -> Tensor:
+        return with_label(batch.seen, batch.y, self._classes) if self._see_labels else batch.seen
+
+    def _fitted(self) -> Self:
+        if self._subset.numel() == 0:
+            raise RuntimeError("ASSS: call fit first")
+        return self
+
+    @property
+    def probabilities(self) -> Tensor:
+        """[N] chance of each sample to be used, once fitted: its importance.
+
+        They can be drawn by: ``pysel.WeightedSampler(selector.probabilities, 1000, replacement=False)``.
+        """
+        logits = self._fitted()._logits
+        if self.settings.gate == "khot":  # only differences of their logits mean anything
+            return budgeted(logits, len(self)).to(logits.dtype)
+        return torch.sigmoid(logits)
+
+    def __len__(self) -> int:
+        """Samples in the subset."""
+        return self._fitted()._subset.numel()
+
+    def select(self, epoch: int = 0) -> Tensor:
+        """The subset, int64 ascending indices; the same in every epoch.
+
+        Raises:
+            RuntimeError: before ``fit``.
+        """
+        return self._fitted()._subset.clone()
+
+    @torch.no_grad()
+    def score(self, x: Any, y: Any = None, *, batch_size: int = 4096) -> Tensor:
+        """Logits of samples that need not be among those fitted on, from the selector network.
+
+        Args:
+            x: [M, ...] what the network sees.
+            y: [M, ...] their labels, with ``see_labels``.
+            batch_size: rows at a time.
+
+        Returns:
+            [M]; `torch.sigmoid` makes probabilities of them.
+
+        Raises:
+            RuntimeError: before ``fit``.
+            ValueError: with a table, which knows its own samples only; or labels are missing.
+        """
+        gate = self._fitted()._gate
+        if gate is None:
+            raise ValueError("ASSS: selector must be a network for score: a table knows no samples but its own")
+        if self._see_labels and y is None:
+            raise ValueError("ASSS: y must be given to score, as see_labels=True, got None")
+        data = Tensors(x, torch.zeros(len(x), device="cpu") if y is None else y, None, batch_size, self._key)
+        device = next(gate.parameters()).device
+        with evaluating(gate):
+            return torch.cat([gate.logits(self._seen(batch.to(device))) for batch in data.all()])
+
+    def importances(self) -> Importances:
+        """What is known of every sample: logit, probability, rank, loss, margin to the cut, stratum, selected."""
+        groups = None if self._strata is None else self._strata.groups
+        return importances(
+            self._fitted()._logits.clone(), self.probabilities, self._losses.clone(), self._subset, groups
+        )
+
+    def explain(self, i: int) -> dict[str, Any]:
+        """Why a sample is in the subset, or why not.
+
+        Args:
+            i: index of the sample.
+
+        Returns:
+            a dictionary of its row of `importances`, with its number as ``sample``. ``margin`` is how far its logit
+            is above that of the best of its stratum that is dropped or, if it is dropped, below that of the worst that
+            is kept (negative then).
+
+        Raises:
+            IndexError: no such sample.
+        """
+        table = self.importances()
+        _checks.integer("ASSS", "i", i)
+        if not 0 <= i < self.num_samples:
+            raise IndexError(f"ASSS: i must be between 0 and {self.num_samples - 1}, got {i}")
+        return {"sample": int(i), **{name: column[i].item() for name, column in table._asdict().items()}}
+
+    # --- state ---
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self._arguments.items())
+        return f"ASSS({given})" if not self.num_samples else f"ASSS({given}) of {self.num_samples} samples"
+
+    def _state(self) -> dict[str, Any]:
+        network = self._subset.new_empty(0, dtype=torch.float64)
+        if self._gate is not None:
+            network = torch.cat([value.detach().double().flatten() for value in self._gate.state_dict().values()])
+        groups = None if self._strata is None else self._strata.groups
+        return {
+            "key": self._key.clone(),
+            "logits": self._logits.clone(),
+            "losses": self._losses.clone(),
+            "subset": self._subset.clone(),
+            "strata": self._subset.new_empty(0, dtype=torch.int32) if groups is None else groups.clone(),
+            "network": network,
+            "width": self._width,
+            "classes": self._classes,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what was fitted or, from a state taken while ``fit`` ran, go on with that in the next ``fit``.
+
+        Raises:
+            TypeError: it is no dictionary, or an entry has the wrong type.
+            ValueError: entries are missing, do not fit each other, or belong to other arguments. Nothing has changed
+                then.
+        """
+        self._check_origin(state_dict, self._state())
+        with torch.inference_mode(False):
+            self._load_state(dict(state_dict))
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        key = as_key("ASSS", state["key"])
+        n = _inputs.tensor("ASSS", "state_dict['logits']", state["logits"]).numel()
+        loaded: dict[str, Tensor] = {}
+        dtypes = {"logits": torch.float32, "losses": torch.float32, "subset": torch.int64, "strata": torch.int32}
+        for name, dtype in {**dtypes, "network": torch.float64}.items():
+            value = state[name]
+            _checks.tensor("ASSS", f"state_dict[{name!r}]", value, (dtype,))
+            if name in dtypes and name != "subset" and value.numel() not in {n} | ({0} if name == "strata" else set()):
+                raise ValueError(f"ASSS: state_dict[{name!r}] must have {n} entries like logits, got {value.numel()}")
+            loaded[name] = value.detach().clone()
+        _inputs.indices("ASSS", "state_dict['subset']", loaded["subset"], n)
+        width, classes = (_checks.in_range("ASSS", f"state_dict[{k!r}]", state[k], 0) for k in ("width", "classes"))
+        gate = self._filled(loaded["network"], width) if loaded["network"].numel() else None
+        strata = None
+        if n:
+            groups = loaded["strata"] if loaded["strata"].numel() else None
+            strata = Strata(n, loaded["subset"].numel(), groups, op="ASSS", name="state_dict['subset']")
+        self._key, self._gate, self._strata = key, gate, strata
+        self._logits, self._losses, self._subset = loaded["logits"], loaded["losses"], loaded["subset"]
+        self.num_samples, self._width, self._classes = n, width, classes
+
+    def _filled(self, values: Tensor, width: int) -> GumbelSelector:
+        """The selector network with the numbers of a state."""
+        gate = self._network(width).to(values.device)
+        own = gate.state_dict()
+        sizes = [value.numel() for value in own.values()]
+        if sum(sizes) != values.numel():
+            raise ValueError(
+                f"ASSS: state_dict must be of a selector network of {sum(sizes)} numbers, got {values.numel()}"
+            )
+        parts = zip(own.items(), values.split(sizes), strict=True)
+        gate.load_state_dict({name: part.view_as(value).to(value.dtype) for (name, value), part in parts})
+        return gate
+
+    def save(self, path: str | Path) -> None:
+        """Write arguments, subset, logits and selector network into a folder, once fitted.
+
+        Raises:
+            RuntimeError: before ``fit``, or in the middle of it: ``torch.save(selector.state_dict(), ...)`` keeps that.
+            ValueError: an argument is a function, or the selector a network of yours; nothing has been written.
+        """
+        self._fitted()
+        if isinstance(self._selector, nn.Module):
+            raise ValueError(
+                f"ASSS: selector must be 'table' or 'network' to be saved, got a {type(self._selector).__name__}: "
+                "keep its state_dict"
+            )
+        super().save(path)

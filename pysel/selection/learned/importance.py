@@ -1,0 +1,84 @@
+"""What a fitted selector says of every sample, as arrays and files."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class Importances(NamedTuple):
+    """A row a sample, in the order of the data: `ASSS.importances` makes it.
+
+    Example:
+        >>> x, y = torch.randn(8, 2), torch.arange(8) % 2
+        >>> from pysel.selection import ASSS
+        >>> table = ASSS(0.5, epochs=2, key=0).fit(x, y, lambda: torch.nn.Linear(2, 2)).importances()
+        >>> list(table.to_numpy()), int(table.selected.sum())
+        (['logit', 'probability', 'rank', 'loss', 'margin', 'stratum', 'selected'], 4)
+    """
+
+    logit: Tensor  # [N] what ranks
+    probability: Tensor  # [N]
+    rank: Tensor  # int64 [N], 1 is the largest logit; among equal ones those that are kept come first
+    loss: Tensor  # [N] of the task network at the end of the game, the input not attenuated; NaN where never seen
+    margin: (
+        Tensor  # [N] logit less that of the best of its stratum that is dropped; of a dropped one, of the worst kept
+    )
+    stratum: Tensor  # int64 [N], 0 without strata
+    selected: Tensor  # bool [N]
+
+    def to_numpy(self) -> dict[str, Any]:
+        """The columns as numpy arrays [N]."""
+        return {name: column.cpu().numpy() for name, column in self._asdict().items()}
+
+    def to_pandas(self) -> DataFrame:
+        """A data frame; pandas comes with ``pip install pysel[tables]``."""
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise ModuleNotFoundError("Importances: pandas is needed: pip install pysel[tables]") from error
+        return DataFrame(self.to_numpy()).rename_axis("sample")
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write a line a sample, its number first; each number in as few digits as give it back."""
+        columns = self.to_numpy()
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["sample", *columns])
+            texts = [column.astype(str).tolist() for column in columns.values()]
+            writer.writerows(zip(range(self.logit.numel()), *texts, strict=True))
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Write a Parquet file; pandas and pyarrow come with ``pip install pysel[tables]``."""
+        table = self.to_pandas()
+        try:
+            table.to_parquet(path)
+        except ImportError as error:
+            raise ModuleNotFoundError("Importances: pyarrow is needed: pip install pysel[tables]") from error
+
+
+def importances(
+    logits: Tensor, probabilities: Tensor, losses: Tensor, subset: Tensor, strata: Tensor | None
+) -> Importances:
+    """The table of a selector that keeps ``subset``, int64 [k], of all N samples."""
+    n = logits.numel()
+    kept = torch.zeros(n, dtype=torch.bool, device=logits.device)
+    kept[subset] = True
+    stratum = torch.zeros(n, dtype=torch.int64, device=logits.device) if strata is None else strata.long()
+    # of equal logits those that are kept come first, then the lower index
+    order = (~kept).int().argsort(stable=True)
+    order = order[logits[order].argsort(descending=True, stable=True)]
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(1, n + 1, device=logits.device)
+    count = int(stratum.max()) + 1
+    worst = logits.new_full((count,), torch.inf).scatter_reduce(0, stratum[kept], logits[kept], "amin")
+    best = logits.new_full((count,), -torch.inf).scatter_reduce(0, stratum[~kept], logits[~kept], "amax")
+    margin = logits - torch.where(kept, best[stratum], worst[stratum])
+    return Importances(logits, probabilities, rank, losses, margin, stratum, kept)

@@ -1,0 +1,190 @@
+"""pysel/selection/learned/importance.py, fitted.py, trial.py: what is said of samples, and which strata they are in."""
+
+from __future__ import annotations
+
+import builtins
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pysel
+from pysel.selection import ASSS
+from pysel.selection.learned.importance import importances
+from pysel.selection.learned.trial import strata_of
+from tests.statistics import accept, chi_square, reject
+from tests.test_asss import linear_network, noisy_task
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[Tensor, Tensor, ASSS]:
+    x, y, _ = noisy_task(0, n=200)
+    return x, y, ASSS(0.3, batch_size=50, key=0).fit(x, y, linear_network(0), labels=y)
+
+
+def test_a_table_by_hand() -> None:
+    logits = torch.tensor([2.0, -1.0, 0.5, 0.5, 3.0, 1.0])
+    strata = torch.tensor([0, 0, 0, 0, 1, 1], dtype=torch.int32)
+    table = importances(logits, torch.sigmoid(logits), torch.arange(6.0), torch.tensor([0, 3, 5]), strata)
+    assert table.rank.tolist() == [2, 6, 5, 4, 1, 3], "of equal ones the kept one comes first"
+    assert table.margin.tolist() == [1.5, -1.5, 0.0, 0.0, 2.0, -2.0]
+    assert table.selected.tolist() == [True, False, False, True, False, True]
+    everything = importances(logits, torch.sigmoid(logits), logits, torch.arange(6), None)
+    assert everything.margin.tolist() == [math.inf] * 6
+
+
+def test_explain_says_why(fitted: tuple[Tensor, Tensor, ASSS]) -> None:
+    _, y, selector = fitted
+    table, chosen = selector.importances(), set(selector.select().tolist())
+    for i in (0, 57, np.int64(199)):
+        why = selector.explain(i)
+        others = [j for j in range(200) if y[j] == y[i] and (j in chosen) != (i in chosen)]
+        cut = (max if i in chosen else min)(float(table.logit[j]) for j in others)
+        assert why == {
+            "sample": int(i),
+            "logit": float(table.logit[i]),
+            "probability": float(selector.probabilities[i]),
+            "rank": 1 + sum(bool(table.logit[j] > table.logit[i]) for j in range(200)),
+            "loss": float(table.loss[i]),
+            "margin": pytest.approx(float(table.logit[i]) - cut),
+            "stratum": int(y[i]),
+            "selected": int(i) in chosen,
+        }
+        assert (why["margin"] >= 0) == why["selected"]
+    for i, error in ((200, IndexError), (-1, IndexError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(error, match="ASSS: i must be"):
+            selector.explain(i)
+
+
+def test_the_losses_are_those_of_the_task_network_at_the_end() -> None:
+    x, y, _ = noisy_task(0, n=100)
+    made: list[nn.Module] = []
+
+    def network() -> nn.Module:
+        made.append(linear_network(0)())
+        return made[-1]
+
+    selector = ASSS(0.3, epochs=4, attenuation="input", key=0).fit(x, y, network)
+    wanted = nn.functional.cross_entropy(made[0](x), y, reduction="none").detach()
+    torch.testing.assert_close(selector.importances().loss, wanted)
+
+
+def test_arrays_and_files(fitted: tuple[Tensor, Tensor, ASSS], tmp_path: Path) -> None:
+    _, _, selector = fitted
+    table = selector.importances()
+    arrays = table.to_numpy()
+    assert list(arrays) == ["logit", "probability", "rank", "loss", "margin", "stratum", "selected"]
+    table.to_csv(tmp_path / "table.csv")
+    with open(tmp_path / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["sample"]) for row in rows] == list(range(200))
+    for name, array in arrays.items():
+        read = np.array([row[name] == "True" if name == "selected" else float(row[name]) for row in rows])
+        assert np.array_equal(read.astype(array.dtype), array), "exactly, in as few digits as it takes"
+    assert max(len(row["logit"]) for row in rows) < 15
+
+
+def test_tables_of_pandas(fitted: tuple[Tensor, Tensor, ASSS], tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    table = fitted[2].importances()
+    frame = table.to_pandas()
+    assert frame.index.name == "sample" and np.array_equal(frame["logit"], table.logit)
+    table.to_csv(tmp_path / "table.csv")
+    read = pandas.read_csv(tmp_path / "table.csv", index_col="sample", dtype={"logit": np.float32})
+    assert np.array_equal(read["logit"], table.logit) and np.array_equal(read["selected"], table.selected)
+
+
+def test_parquet(fitted: tuple[Tensor, Tensor, ASSS], tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    table = fitted[2].importances()
+    table.to_parquet(tmp_path / "table.parquet")
+    pandas.testing.assert_frame_equal(pandas.read_parquet(tmp_path / "table.parquet"), table.to_pandas())
+
+
+@pytest.mark.parametrize("missing", ["pandas", "pyarrow"])
+def test_without_the_extra_it_says_what_to_install(
+    missing: str, fitted: tuple[Tensor, Tensor, ASSS], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if missing == "pyarrow":
+        pytest.importorskip("pandas")
+    real = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.partition(".")[0] in (missing, "fastparquet"):
+            raise ImportError(name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.delitem(__import__("sys").modules, "pyarrow", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=rf"Importances: {missing} is needed: pip install pysel\[tables\]"):
+        fitted[2].importances().to_parquet(tmp_path / "table.parquet")
+    fitted[2].importances().to_csv(tmp_path / "table.csv")
+
+
+def test_importances_are_weights_to_draw_by(fitted: tuple[Tensor, Tensor, ASSS]) -> None:
+    p = fitted[2].probabilities.double()
+    counts = torch.bincount(torch.tensor(list(pysel.WeightedSampler(p, 400_000, key=0))), minlength=200)
+    accept({"draws": chi_square(counts, p / p.sum())})
+    reject({"draws": chi_square(counts, np.full(200, 1 / 200))})
+
+
+def test_ties_at_the_cut_go_by_the_key() -> None:
+    """Before the selector plays all logits are equal: the subset is then a random one, and not the first rows."""
+    x, y, _ = noisy_task(0, n=400)
+    chosen = [
+        ASSS(0.5, epochs=1, warmup_epochs=1, key=seed).fit(x, y, linear_network(0)).select() for seed in (0, 0, 1)
+    ]
+    assert torch.equal(chosen[0], chosen[1]) and not torch.equal(chosen[0], chosen[2])
+    assert 60 < int((chosen[0] < 200).sum()) < 140, "half of each half, 5 standard errors"
+
+
+# --- strata ----------------------------------------------------------------------------
+
+
+def test_quantiles_of_a_real_target() -> None:
+    target = torch.randn(103, generator=torch.Generator().manual_seed(0)).exp()
+    strata = strata_of(target, 4, 103, 0.3)
+    assert strata.groups is not None and strata.quotas is not None
+    sizes = torch.bincount(strata.groups)
+    assert int(sizes.sum()) == 103 and int(sizes.max() - sizes.min()) <= 1 and int(strata.quotas.sum()) == 31
+    highest, lowest = (torch.stack([f(target[strata.groups == g]) for g in range(4)]) for f in (torch.max, torch.min))
+    assert bool((highest[:-1] < lowest[1:]).all())
+    assert torch.equal(strata_of(target.tolist(), 4, 103, 0.3).groups, strata.groups)
+
+
+def test_equal_targets_are_in_one_stratum() -> None:
+    strata = strata_of(torch.tensor([1.0, 1.0, 1.0, 2.0, 3.0, 4.0]), 2, 6, 0.5)
+    assert strata.groups is not None and strata.groups.tolist() == [0, 0, 0, 1, 1, 1]
+    strata = strata_of(torch.tensor([1.0, 2.0, 2.0, 2.0, 2.0, 3.0]), 2, 6, 0.5)
+    assert strata.groups is not None and strata.groups.tolist() == [0, 1, 1, 1, 1, 1]
+
+
+def test_a_real_target_keeps_its_quantiles() -> None:
+    x, _, _ = noisy_task(0, n=200)
+    target = x[:, 0].exp()
+    selector = ASSS(0.25, epochs=3, key=0).fit(x, target, lambda: nn.Linear(8, 1), labels=target, quantiles=5)
+    kept = selector.importances()
+    assert torch.bincount(kept.stratum[kept.selected]).tolist() == [10] * 5
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "error", "message"),
+    [
+        (torch.rand(9), {"quantiles": 10}, ValueError, "quantiles must be between 1 and 9, got 10"),
+        (torch.rand(9), {"quantiles": 2.5}, TypeError, "quantiles must be an int"),
+        (torch.full((9,), math.nan), {}, ValueError, "labels must be finite"),
+        (torch.rand(9), {"quantiles": 8}, ValueError, "keep_ratio must give .* each of the 8 classes .* subset of 3"),
+        (torch.rand(9, 1), {}, ValueError, r"labels must be \[9\]"),
+    ],
+)
+def test_bad_strata(labels: Tensor, options: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"ASSS: .*{message}"):
+        strata_of(labels, options.get("quantiles", 3), 9, 0.3)
