@@ -53,7 +53,7 @@ class RankedSampler(DistributedSampler[int]):
         if (self._where.num_replicas or 1) > 1:
             self._agree(self._where.num_replicas or 1)
         self._epoch = 0  # of the next pass
-        self._asked = False  # whether set_epoch has named it since a pass of it began
+        self._named = False  # by set_epoch, since a pass of it began
         self._mark: Place | None = None  # where the epoch of a loaded state goes on, until that is done
         self._mark_first = False  # whether it does so before ``_epoch``
         self._latest: Pass | None = None  # the pass that began last
@@ -149,7 +149,7 @@ class RankedSampler(DistributedSampler[int]):
             TypeError, ValueError: ``epoch`` is not an int, or negative; nothing has changed.
         """
         epoch = _checks.in_range(type(self).__name__, "epoch", epoch, 0)
-        self._epoch, self._asked, self._mark_first = epoch, True, False
+        self._epoch, self._named, self._mark_first = epoch, True, False
 
     def _resumes(self) -> Place | None:
         """The loaded place, if the next pass begins there."""
@@ -174,14 +174,14 @@ class RankedSampler(DistributedSampler[int]):
         self._usual = self._usual or now.place().length
         if before is not None and before is not now:
             there = before.place()
-            if before.done and before.epoch == now.epoch and not self._asked and self._repeats():
+            if before.done and before.epoch == now.epoch and not self._named and self._repeats():
                 self._warn("again", f"epoch {now.epoch} is yielded again: call set_epoch before each epoch")
             elif not before.done and before.epoch != now.epoch and there.length > self._usual:
                 self._warn(
                     "cut",
                     f"epoch {there.epoch} ended after {there.position} of its {there.length} samples. A loop that "
                     f"counts its batches once, here for {self._usual} samples, cuts longer epochs (with Lightning: "
-                    "reload_dataloaders_every_n_epochs=1)",
+                    "reload_dataloaders_every_n_epochs=1, and set_epoch in train_dataloader)",
                 )
         if mark is not None and now.epoch != mark.epoch:
             if now.epoch < mark.epoch and not mark.done:
@@ -194,7 +194,7 @@ class RankedSampler(DistributedSampler[int]):
         if self._keyless and now.first == 0:
             self._key = None
         if now.epoch == self._epoch:
-            self._asked = False
+            self._named = False
         self._latest = now
 
     def _warn(self, what: str, message: str) -> None:
@@ -226,7 +226,7 @@ class RankedSampler(DistributedSampler[int]):
             ValueError: ``yielded`` is more than the sampler has yielded.
         """
         latest = self._latest
-        if latest is None or (latest.done and self._asked and yielded is None):
+        if latest is None or (latest.done and latest.epoch != self._epoch and yielded is None):
             if yielded is not None:
                 _checks.in_range(type(self).__name__, "yielded", yielded, 0, 0)
             return self._state(self._next_place())
@@ -249,8 +249,8 @@ class RankedSampler(DistributedSampler[int]):
 
     def _load(self, place: Place) -> None:
         part = 0 < place.position < place.length
-        if not (self._asked and self._epoch >= place.epoch):
-            self._epoch, self._asked = place.epoch + (place.position > 0), False
+        if not (self._named and self._epoch >= place.epoch):
+            self._epoch, self._named = place.epoch + (place.position > 0), False
         self._key = None if self._keyless and part else place.key
         self._mark = place if place.position > 0 else None
         self._mark_first = part
