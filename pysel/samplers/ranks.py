@@ -10,9 +10,9 @@ How the samplers work::
 
 - The sequence is a function of (key, epoch, weights or subset), the same on every rank and at any world size. So a
   position in it is one number, which means the same on all ranks and after a restart on more or fewer of them.
-- The position belongs to the pass. ``set_epoch`` and ``load_state_dict`` say where the *next* one begins; one that runs is
-  never disturbed. A pass begins with its first sample, not when it is made: loaders and trainers make iterators before
-  they name the epoch. The sampler's state is that of the pass that began last, or of the coming one.
+- The position belongs to the pass. ``set_epoch`` and ``load_state_dict`` say where the *next* one begins; one that runs
+  is never disturbed. A pass begins with its first sample, not when it is made: loaders and trainers make iterators
+  before they name the epoch. The sampler's state is that of the pass that began last, or of the coming one.
 - Frameworks are of two kinds. Those that leave a sampler alone if it knows about ranks (Lightning, Fabric, Ray Train,
   Composer) ask ``isinstance(sampler, torch.utils.data.DistributedSampler)``: hence the base class. Those that deal out
   batches themselves, whatever the sampler is (Accelerate, Hugging Face's Trainer), need one that yields the whole
