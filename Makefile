@@ -1,5 +1,6 @@
 # make demo   the speed of the ops, and training with and without selection: two minutes (DEMO_ARGS=... for bench.demo)
-# make test   run the tests (PYTEST_ARGS=... for pytest)
+# make test   run the tests, four minutes on two cores (PYTEST_ARGS=... for pytest)
+# make test-all  and the CUDA kernels in every order of threads and under sanitizers, ten minutes, as CI does
 # make bench  measure every op against its rivals, 15 minutes on two cores; make bench-quick: 2
 # make experiments  compare selection methods on real data, 90 minutes on two cores; what is there is not done again
 # make gpu-check  on a machine with an NVIDIA GPU: build, tests, benchmarks; with PYTHON=... in that Python, no .venv
@@ -22,13 +23,14 @@ need = @$(1) >/dev/null 2>&1 || { echo 'pysel: $(2)' >&2; exit 1; }
 
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test bench bench-quick experiments gpu-check lint build clean
+.PHONY: demo test test-all bench bench-quick experiments gpu-check lint build clean
 
 demo: .venv/built
 	@$(PY) -m bench.demo $(DEMO_ARGS)
 
-test: .venv/built .venv/dev
-	@$(PY) -m pytest $(PYTEST_ARGS)
+# A file's tests stay together, for they share what they build.
+test test-all: .venv/built .venv/dev
+	@$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(if $(filter test-all,$@),--long) $(PYTEST_ARGS)
 
 bench: .venv/built .venv/rivals
 	@$(PY) -m bench.run $(BENCH_ARGS)

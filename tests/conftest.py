@@ -6,21 +6,27 @@ import torch
 import pysel
 from tests.tensors import DEVICES, DTYPES, LAYOUTS, name
 
+TIERS = {
+    "long": "the CUDA kernels in all orders of threads and under sanitizers: ten minutes, make test-all",
+    "slow": "minutes or gigabytes for one promise",
+}
+
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too (minutes, gigabytes)")
+    for tier, what in TIERS.items():
+        parser.addoption(f"--{tier}", action="store_true", help=f"run the tests marked {tier}, too ({what})")
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes minutes or gigabytes; runs with --slow")
+    for tier, what in TIERS.items():
+        config.addinivalue_line("markers", f"{tier}: {what}; runs with --{tier}")
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--slow"):
-        return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    items[:] = [item for item in items if item not in slow]
-    config.hook.pytest_deselected(items=slow)
+    left_out = [tier for tier in TIERS if not config.getoption(f"--{tier}")]
+    skipped = [item for item in items if any(map(item.get_closest_marker, left_out))]
+    items[:] = [item for item in items if item not in set(skipped)]
+    config.hook.pytest_deselected(items=skipped)
 
 
 @pytest.fixture(params=DEVICES)

@@ -98,6 +98,13 @@ def built() -> Table:
     return Table(nvcc, pysel.build_info()["cuda_architectures"], figures)
 
 
+def kernels_written() -> set[str]:
+    """Names of the kernels in the sources."""
+    bounds = r"(?:__launch_bounds__\([^)]*\)\s*)?"
+    kernel = re.compile(rf"__global__\s+{bounds}void\s+{bounds}(\w+)")
+    return {name for path in (ROOT / "csrc/cuda").glob("*.cu*") for name in kernel.findall(path.read_text())}
+
+
 def write(table: Table) -> str:
     lines = [HEADER.format(nvcc=table.nvcc, architectures=" ".join(table.architectures))]
     for kernel, by_architecture in sorted(table.figures.items()):

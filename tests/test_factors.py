@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +71,17 @@ def test_the_sum_of_diversities_is_the_number_of_live_units(seed: int) -> None:
     live = int((result.counts > 0).sum())
     assert 50 < live < 300
     assert float(result.diversity.double().sum()) == pytest.approx(live, rel=1e-6)
+
+
+@pytest.mark.parametrize("around", [lambda: torch.device("meta"), torch.inference_mode], ids=["meta", "inference_mode"])
+def test_surroundings_do_not_reach_in(around: Any) -> None:
+    sae = TopKSAE(6, 30, 4, key=pysel.key(0))
+    x = torch.randn(60, 6, generator=generator())
+    for labels in (None, torch.arange(60) % 3):
+        expected = factor_tables(sae, x, labels=labels)
+        with around():
+            got = factor_tables(sae, x, labels=labels)
+        assert all(map(torch.equal, got, expected))
 
 
 def test_to_unit_interval() -> None:

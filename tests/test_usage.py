@@ -384,7 +384,11 @@ def test_functional_gradient_and_vmap(form):
     for row, gradient in zip(batch, gradients, strict=True):
         leaf = row.clone().requires_grad_()
         torch.testing.assert_close(gradient, torch.autograd.grad(loss(leaf), leaf)[0])
-    assert torch.func.grad(lambda s: torch.func.grad(loss)(s).sum())(batch[0]).shape == (6,)
+    slope = torch.func.grad(lambda s: pysel.usage_penalty(s, counts, 0.1, form).sum())(
+        batch[0]
+    )  # the penalty is affine
+    second = torch.func.grad(lambda s: torch.func.grad(loss)(s).sum())(batch[0])
+    torch.testing.assert_close(second, 2 * slope**2)
 
 
 @pytest.mark.parametrize("op", ["usage_update_", "usage_step_"])
