@@ -12,7 +12,7 @@ from pysel.selection.dynamic import (
     factor_tables,
     to_unit_interval,
 )
-from pysel.selection.learned import ASSS, performance_retention_rate
+from pysel.selection.learned import ASSS, MetaWeighter, class_families, low_loss, performance_retention_rate
 from pysel.selection.protocol import Selector
 from pysel.selection.static import (
     FixedSelector,
@@ -44,16 +44,19 @@ __all__ = [
     "InfoBatch",
     "KMeans",
     "KMeansSelector",
+    "MetaWeighter",
     "NearestNeighbourThinning",
     "ScoreSelector",
     "Selector",
     "StaticRandom",
     "StaticRandomSelector",
     "Strata",
+    "class_families",
     "el2n",
     "factor_tables",
     "features",
     "kmeans",
+    "low_loss",
     "performance_retention_rate",
     "quotas",
     "schedule",
