@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from pysel import _checks
+from pysel import _inputs
 from pysel.selection import DynamicSelector
 
 if TYPE_CHECKING:
@@ -32,22 +31,24 @@ def _figure(rows: int, columns: int, width: float, height: float, **options: Any
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def usage(uses: Tensor | Mapping[str, Tensor]) -> Figure:
+def usage(uses: Any) -> Figure:
     """How many samples were used how often.
 
     Args:
-        uses: int64 [N], such as `DynamicSelector.uses`, or several of them by name.
+        uses: integers [N], such as `DynamicSelector.uses`, or several of them by name.
 
     Example:
         >>> usage({"even": torch.full((10,), 3), "uneven": torch.arange(10)}).axes[1].get_title()
         'uneven'
     """
-    named = uses if isinstance(uses, Mapping) else {"": uses}
-    for name, counts in named.items():
-        _checks.tensor("usage", f"uses[{name!r}]" if name else "uses", counts, (torch.int64, torch.int32))
+    given = uses if isinstance(uses, Mapping) else {"": uses}
+    named = {
+        name: _inputs.integers("usage", f"uses[{name!r}]" if name else "uses", counts).long()
+        for name, counts in given.items()
+    }
     figure, axes = _figure(1, len(named), 3.2, 3.2, sharex=True, sharey=True)
     for ax, (name, counts) in zip(axes[0], named.items(), strict=True):
-        histogram = torch.bincount(counts.flatten().cpu())
+        histogram = torch.bincount(counts.cpu())
         ax.bar(range(len(histogram)), (100 * histogram / counts.numel()).tolist(), color="tab:red")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set(title=name, xlabel="times used")

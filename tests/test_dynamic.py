@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import pysel
 from pysel.nn import TopKSAE
@@ -316,6 +316,35 @@ def test_loading_does_not_scale_the_tables_again(tmp_path: Path, monkeypatch: py
     assert torch.equal(loaded.diversity, selector.diversity) and repr(loaded) == repr(selector)
 
 
+def test_labels_survive_saving(tmp_path: Path) -> None:
+    labels = torch.tensor([7, -3, 40])[torch.arange(200) % 3]
+    selector = DynamicSelector(*tables(), 0.3, 5, labels=labels, key=0)
+    assert selector.fingerprint == DynamicSelector(*tables(), 0.3, 5, labels=labels.to(torch.int8), key=0).fingerprint
+    selector.save(tmp_path)
+    loaded = DynamicSelector.load(tmp_path)
+    for i in (0, np.int64(1), 2):
+        assert loaded.explain(i) == selector.explain(i)
+        assert loaded.explain(i)["label"] == int(labels[i])
+
+
+def test_a_failed_replay_has_changed_nothing() -> None:
+    """A state is loaded by replaying epochs, which a schedule can stop."""
+    fails = [False]
+
+    def schedule(progress: float) -> float:
+        return 2.0 if fails[0] and progress > 0.5 else 0.5
+
+    selector = DynamicSelector(*tables(), 0.3, 8, schedule=schedule, refine=0, key=0)
+    selector.select(5)
+    state = selector.state_dict()
+    chosen = selector.select(1)
+    uses, fails[0] = selector.uses, True
+    with pytest.raises(ValueError, match="DynamicSelector: schedule must stay in"):
+        selector.load_state_dict(state)
+    assert torch.equal(selector.uses, uses)
+    assert torch.equal(selector.select(1), chosen)
+
+
 def test_a_state_of_something_else_is_refused() -> None:
     selector = DynamicSelector(*tables(), 0.3, 6, key=0)
     selector.select(2)
@@ -604,6 +633,28 @@ def test_bad_arguments(options: dict[str, Any], error: type[Exception], message:
         ({"common": 0.0}, ValueError, r"common must be in \(0, 1\], got 0.0"),
         ({"class_coverage": "all"}, ValueError, "class_coverage must be once or effective, got 'all'"),
         ({"sae": TopKSAE(7, 16, 2, key=pysel.key(0))}, ValueError, r"features must be \[N, 7\] like the model's"),
+        ({"sae": nn.Linear(8, 8)}, TypeError, "DynamicSelector.from_features: sae must be a TopKSAE, got Linear"),
+        ({"normalize": "rank"}, TypeError, "unexpected keyword argument 'normalize'"),
+        ({"normalise": "z"}, ValueError, "DynamicSelector: normalise must be minmax, clip or rank, got 'z'"),
+        (
+            {"keep_ratio": 50},
+            ValueError,
+            r"DynamicSelector: keep_ratio, the fraction kept, must be in \(0, 1\], got 50",
+        ),
+        ({"epochs": 0}, ValueError, "DynamicSelector: epochs must be at least 1, got 0"),
+        ({"temperature": -1}, ValueError, "DynamicSelector: temperature must be positive and finite, got -1"),
+        ({"schedule": "step"}, ValueError, "DynamicSelector: schedule must be one of .* got 'step'"),
+        ({"schedule": 1.5}, ValueError, "DynamicSelector: schedule must be between 0 and 1, got 1.5"),
+        ({"refine": 2}, ValueError, "DynamicSelector: refine must be between 0 and 1, got 2"),
+        ({"gamma": "a"}, TypeError, "DynamicSelector: gamma must be a number, got str"),
+        ({"key": "a"}, TypeError, "DynamicSelector.from_features: key must be a Tensor or an int, got str"),
+        ({"sae_options": {"lr": 0}}, ValueError, "lr must be"),
+        ({"sae_options": {"rate": 1}}, TypeError, "unexpected keyword argument 'rate'"),
+        (
+            {"labels": torch.arange(64), "balance": "proportional"},
+            ValueError,
+            "DynamicSelector: keep_ratio must give at least one sample of each of the 64 classes .* subset of 32",
+        ),
     ],
 )
 def test_bad_features(

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import pysel
+from pysel import ops
 from pysel.selection import DynamicRandom, DynamicRandomSelector
+from pysel.selection.dynamic import random
 from pysel.selection.schedule import full_epochs
 from tests.statistics import accept, chi_square, reject
 
@@ -61,6 +63,26 @@ def test_epochs_in_any_order() -> None:
     own = DynamicRandom(101, 0.3, key=key)
     key += 1
     assert torch.equal(own.select(0), expected[0]), "the key is copied"
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.7])
+def test_a_late_epoch_costs_as_much_as_the_first(ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in elements of permutations that are made, and in keys derived."""
+    made: list[int] = []
+    permutation, fold_in = ops.permutation, random.fold_in
+
+    def counted(n: int, *, key: Any, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        result = permutation(n, key=key, start=start, stop=stop)
+        made.append(len(result))
+        return result
+
+    monkeypatch.setattr(ops, "permutation", counted)
+    monkeypatch.setattr(random, "fold_in", lambda *a: (made.append(1), fold_in(*a))[1])
+    selector = DynamicRandom(1000, ratio, key=0)
+    for epoch in (20_000, 20_001, 10**9 + 1):
+        made.clear()
+        assert len(selector.select(epoch)) == 1000 * ratio
+        assert sum(made) < 1000
 
 
 @pytest.mark.parametrize("balance", ["equal", "proportional"])

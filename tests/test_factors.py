@@ -106,3 +106,67 @@ def test_to_unit_interval() -> None:
             to_unit_interval(torch.tensor([1.0, bad, 2.0]))
     with pytest.raises(ValueError, match="how must be minmax, clip or rank, got 'z'"):
         to_unit_interval(x, "z")
+    for quantile in (0.5, 1.01, math.nan):
+        with pytest.raises(ValueError, match=r"to_unit_interval: quantile must be in \(0.5, 1\], got"):
+            to_unit_interval(x, "clip", quantile=quantile)
+    with pytest.raises(TypeError, match="to_unit_interval: scores must be a tensor, an array or a list"):
+        to_unit_interval("x")
+    for given in (x.numpy(), x.tolist(), x.clone().requires_grad_()):
+        torch.testing.assert_close(to_unit_interval(given), (x + 1) / 8, check_dtype=False)
+    kept = torch.rand(5, generator=generator())
+    assert to_unit_interval(kept, None).data_ptr() != kept.data_ptr(), "what comes back is the caller's own"
+
+
+def test_to_unit_interval_of_the_smallest_differences() -> None:
+    """Halves of the least subnormal number are 0."""
+    for dtype in (torch.float32, torch.float64):
+        least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+        assert to_unit_interval(torch.tensor([0, 1, 2], dtype=dtype) * least).tolist() == [0, 0.5, 1]
+    assert to_unit_interval([-1.7e308, 0, 1.7e308]).tolist() == [0, 0.5, 1]
+
+
+def test_shares_are_the_numbers_that_were_written() -> None:
+    """In binary floating point 1 - 0.9 is a little less than a tenth, and 0.07 of 100 a little more than 7."""
+    scores = torch.arange(10.0)
+    assert int((to_unit_interval(scores, "clip", quantile=0.9) == 1).sum()) == 2
+    sae = TopKSAE(6, 100, 90, key=pysel.key(0))
+    result = factor_tables(sae, torch.randn(300, 6, generator=generator()), common=0.07)
+    assert int((result.counts > 0).sum()) == 100
+    assert int(result.common.sum()) == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"common": 0}, ValueError, r"factor_tables: common must be in \(0, 1\], got 0"),
+        ({"common": "a"}, TypeError, "factor_tables: common must be a number, got str"),
+        ({"class_coverage": "x"}, ValueError, "factor_tables: class_coverage must be once or effective, got 'x'"),
+        ({"batch_size": 0}, ValueError, "factor_tables: batch_size must be at least 1, got 0"),
+        ({"labels": [0.5] * 9}, TypeError, "factor_tables: labels must be integers, got torch.float64"),
+        ({"labels": [0] * 8}, ValueError, r"factor_tables: labels must have shape \[9\], got \[8\]"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        factor_tables(TopKSAE(4, 8, 2, key=pysel.key(0)), torch.ones(9, 4), **options)
+
+
+def test_effective_coverage_is_made_in_double() -> None:
+    sae = TopKSAE(6, 30, 4, key=pysel.key(0))
+    x = torch.randn(101, 6, generator=generator())
+    labels = torch.randint(3, (101,), generator=generator(1))
+    wanted = factor_tables(sae, x, labels=labels, class_coverage="effective")
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = factor_tables(sae, x, labels=labels, class_coverage="effective")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_scores_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    factor_scores = pysel.ops.factor_scores
+    monkeypatch.setattr(pysel.ops, "factor_scores", lambda *a: (calls.append(1), factor_scores(*a))[1])
+    factor_tables(TopKSAE(4, 8, 2, key=pysel.key(0)), torch.ones(9, 4), batch_size=3)
+    assert len(calls) == 3, "one call a batch, for both scores"

@@ -87,7 +87,20 @@ def test_penultimate() -> None:
             ValueError,
             r"layer must be a name in model.named_modules\(\), got 'head'",
         ),
-        (lambda: penultimate(nn.Linear(2, 2), []), ValueError, "x must reach layer"),
+        (lambda: penultimate(nn.Linear(2, 2), []), ValueError, "x must give at least one batch"),
+        (
+            lambda: penultimate(nn.Linear(2, 2), torch.ones(3, 2), batch_size=0),
+            ValueError,
+            "penultimate: batch_size must be at least 1, got 0",
+        ),
+        (lambda: pca(torch.ones(3, 2), 1.0), TypeError, "pca: dim must be an int, got float"),
+        (
+            lambda: standardise(torch.ones(3, 2), -1),
+            ValueError,
+            "standardise: eps must be .* at least 0, got -1",
+        ),
+        (lambda: pca(torch.ones(3, 0), 1), ValueError, r"pca: x must be \[N, ...\].*got shape \[3, 0\]"),
+        (lambda: random_projection(torch.ones(3, 2), 1, key="a"), TypeError, "random_projection: key must be a Tensor"),
         (lambda: penultimate(nn.Linear(2, 2), [[1.0]]), TypeError, "tensors of inputs alone, got a float"),
         (
             lambda: penultimate(nn.Linear(2, 2), [(torch.ones(3, 2), torch.ones(3))]),
@@ -107,7 +120,7 @@ MAKERS: dict[str, Callable[[Any], Tensor]] = {
     "standardise": standardise,
     "pca": lambda x: pca(x, 2),
     "whitened pca": lambda x: pca(x, 2, whiten=True),
-    "random_projection": lambda x: random_projection(x, 2, key=pysel.key(0)),
+    "random_projection": lambda x: random_projection(x, 2, key=0),
 }
 
 
@@ -190,3 +203,69 @@ def test_penultimate_takes_what_loaders_give() -> None:
 def test_penultimate_moves_inputs_to_the_model() -> None:
     result = penultimate(nn.Linear(3, 2, device="meta"), torch.ones(10, 3))
     assert result.device.type == "meta" and result.shape == (10, 3)
+
+
+class Sometimes(nn.Module):
+    """A model that passes by its head where inputs are large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if bool((x > 1).any()) else self.head(x)
+
+
+def test_penultimate_of_a_layer_that_is_not_always_used() -> None:
+    x = torch.zeros(10, 3)
+    assert len(penultimate(Sometimes(), x)) == 10
+    x[7] = 2
+    with pytest.raises(ValueError, match="penultimate: layer 'head' is not used in a pass"):
+        penultimate(Sometimes(), x, batch_size=5)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_penultimate_of_arrays(dtype: type) -> None:
+    """numpy's floats are double by default, a model's float."""
+    x = np.arange(30, dtype=dtype).reshape(10, 3)
+    model = nn.Linear(3, 2)
+    wanted = torch.arange(30.0).view(10, 3)
+    for given in (x, [x[:4], x[4:]], [[x]], DataLoader(TensorDataset(torch.from_numpy(x).float()), batch_size=3)):
+        result = penultimate(model, given, batch_size=np.int64(4))
+        assert result.dtype == torch.float32
+        assert torch.equal(result, wanted)
+    embedding = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 2))
+    tokens = np.array([[0, 1], [4, 4]], np.int32)
+    assert torch.equal(penultimate(embedding, tokens), embedding[0].weight[torch.from_numpy(tokens)].flatten(1))
+
+
+def test_a_frozen_batch_norm_stays_frozen_when_a_pass_fails() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model[1].eval()
+    mean = model[1].running_mean.clone()
+    with pytest.raises(RuntimeError):
+        penultimate(model, [torch.ones(5, 3), torch.ones(5, 2)])
+    assert (model.training, model[1].training) == (True, False)
+    assert not model[2]._forward_pre_hooks
+    assert torch.equal(model[1].running_mean, mean)
+
+
+@pytest.mark.parametrize("name", [*MAKERS, "penultimate"])
+def test_the_callers_surroundings_change_no_features(name: str) -> None:
+    x = torch.randn(20, 3, generator=generator())
+    model = nn.Linear(3, 2)
+    make = {**MAKERS, "penultimate": lambda x: penultimate(model, x)}[name]
+    wanted = make(x)
+    with torch.device("meta"):
+        assert torch.equal(make(x), wanted)
+        assert torch.equal(make(x.numpy()), wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(make(x), wanted)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(make(x), wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.inference_mode():
+        made = make(x)
+    nn.Linear(made.size(1), 1)(made).sum().backward()  # usable outside, where gradients are wanted

@@ -108,19 +108,60 @@ def test_infobatch_leaves_nothing_out_of_equal_losses_or_at_ratio_zero() -> None
             r"prune_ratio, the fraction left out, must be in \[0, 1\)",
         ),
         (lambda: InfoBatch(5, 3, delta=2), ValueError, "delta must be between 0 and 1, got 2"),
-        (lambda: InfoBatch(5, 3).update(torch.arange(2)), ValueError, "losses must be given"),
+        (lambda: InfoBatch(5, 3).update(torch.arange(2)), ValueError, "InfoBatch.update: losses must be given"),
         (
             lambda: InfoBatch(5, 3).update(torch.arange(2), losses=torch.ones(3)),
             ValueError,
             r"losses must be \[B\] for indices \[B\], got \[3\] and \[2\]",
         ),
         (
-            lambda: InfoBatch(5, 3).update(torch.arange(2), losses=torch.tensor([1.0, math.nan])),
+            lambda: InfoBatch(5, 3).update([4, 2], losses=[1.0, math.nan]),
             ValueError,
-            "losses must be finite",
+            "InfoBatch.update: losses must be finite, got nan in row 2",
         ),
+        (
+            lambda: InfoBatch(5, 3).update([4, 2], losses=[1e300, 1]),
+            ValueError,
+            "must be finite, got inf in row 4",
+        ),
+        (lambda: InfoBatch(5, 3).update([4, 5], losses=[1.0, 1]), ValueError, "indices must be between 0 and 4, got 5"),
+        (lambda: InfoBatch(5, 3).update([-1], losses=[1.0]), ValueError, "indices must be between 0 and 4, got -1"),
+        (lambda: InfoBatch(5, 3).update([3, 3], losses=[1.0, 1]), ValueError, "indices must be distinct, got 3 more"),
+        (lambda: InfoBatch(5, 3).update([0.0], losses=[1.0]), TypeError, "InfoBatch.update: indices must be integers"),
+        (lambda: InfoBatch(5, 3).update([0], losses="a"), TypeError, "InfoBatch.update: losses must be a tensor, an"),
+        (lambda: InfoBatch(5, 3).update([0], losses=[[1.0]]), ValueError, r"losses must be \[B\] .*got \[1, 1\]"),
+        (lambda: InfoBatch(5, 3, prune_ratio="a"), TypeError, "prune_ratio, the fraction left out, must be a number"),
+        (lambda: InfoBatch(5, 3.0), TypeError, "InfoBatch: epochs must be an int, got float"),
     ],
 )
 def test_bad_infobatch_calls(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_refused_batch_has_changed_nothing() -> None:
+    selector = InfoBatch(5, 3, key=0)
+    selector.update([0, 1], losses=np.array([1.0, 2.0]))
+    before = selector.state_dict()["losses"]
+    for indices, losses in (([0, 1, 2], [5.0, 5.0, math.inf]), ([0, 9], [5.0, 5.0]), ([0, 0], [5.0, 5.0])):
+        with pytest.raises(ValueError, match="must be"):
+            selector.update(indices, losses=losses)
+    assert torch.equal(selector.state_dict()["losses"].nan_to_num(-1), before.nan_to_num(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_losses_of_any_dtype_with_a_graph(dtype: torch.dtype) -> None:
+    selector = InfoBatch(5, 3, key=0)
+    selector.update(torch.arange(5, dtype=torch.int32), losses=torch.ones(5, dtype=dtype, requires_grad=True) * 2)
+    assert selector.state_dict()["losses"].tolist() == [2] * 5
+    assert not selector.state_dict()["losses"].requires_grad
+    selector.update(np.array([1, 3], np.uint8), losses=[7, 8])
+    assert selector.state_dict()["losses"].tolist() == [2, 7, 2, 8, 2]
+
+
+@pytest.mark.parametrize("delta", [0.07, np.float32(0.07)])
+def test_delta_is_the_number_that_was_written(delta: Any) -> None:
+    """In binary floating point 0.07 of 100 epochs is a little more than 7."""
+    selector = InfoBatch(4, 100, delta=delta, prune_ratio=0.99, key=0)
+    selector.update(range(4), losses=[1.0, 1.0, 1.0, 9.0])
+    assert [len(selector.select(epoch)) < 4 for epoch in (6, 7)] == [True, False]

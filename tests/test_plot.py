@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -26,8 +27,22 @@ def test_usage_shows_the_share_of_samples() -> None:
     heights = [[bar.get_height() for bar in axes.patches] for axes in figure.axes]
     assert heights == [[50, 25, 0, 25], [0, 0, 100]]
     assert [axes.get_title() for axes in figure.axes] == ["one", "two"]
-    with pytest.raises(TypeError, match="usage: uses must be int64 or int32, got"):
+    figure = plot.usage(np.array([0, 0, 1, 3], np.uint8))
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [50, 25, 0, 25]
+    with pytest.raises(TypeError, match=r"usage: uses must be integers, got torch.float32"):
         plot.usage(torch.ones(3))
+    with pytest.raises(TypeError, match=r"usage: uses\['a'\] must be integers, got torch.float32"):
+        plot.usage({"a": torch.ones(3)})
+
+
+def test_the_default_device_is_the_callers(made: tuple[DynamicSelector, Tensor]) -> None:
+    selector, features = made
+    with torch.device("meta"):
+        plot.usage(selector.uses)
+        plot.coverage(selector, [1])
+        plot.plane(selector, (0, 4))
+        plot.factors(selector, features, lambda axes, i: None, top=4)
+        assert selector.explain(3)["factors"]
 
 
 def test_coverage_is_that_of_the_subsets(made: tuple[DynamicSelector, Tensor]) -> None:

@@ -350,3 +350,30 @@ def test_a_function_among_the_arguments_does_not_spoil_the_checkpoint(tmp_path: 
     other = DynamicSelector(numbers(0), numbers(1), 0.3, 5, schedule=pysel.selection.schedule.linear, key=0)
     with pytest.raises(ValueError, match=r"schedule='pysel.selection.schedule.linear', got one with .*cosine"):
         other.load_state_dict(selector.state_dict())
+
+
+def test_one_key_serves_several_selectors() -> None:
+    """Over keys, who is taken by one method says nothing of who is taken by another, or in another epoch."""
+    equal = torch.ones(N)
+    makers: list[Callable[[int], Selector]] = [
+        lambda key: StaticRandom(N, 0.5, key=key),
+        lambda key: DynamicRandom(N, 0.5, key=key),
+        lambda key: InfoBatch(N, 5, key=key),
+        lambda key: DynamicSelector(equal, equal, 0.5, 5, refine=0, key=key),
+        lambda key: DynamicSelector(equal, equal, 0.5, 5, refine=0, temperature=1.0, key=key),
+    ]
+    taken = torch.zeros(len(makers), 2, 400, N)  # method, epoch, key, sample
+    for method, make in enumerate(makers):
+        for seed in range(400):
+            selector = make(seed)
+            selector.update(range(N), losses=torch.cat([torch.zeros(N - 1), torch.full((1,), 9.0)]))
+            for epoch in range(2):
+                taken[method, epoch, seed, selector.select(epoch)] = 1
+    taken = (taken - taken.mean(2, keepdim=True))[..., : N - 1].flatten(2)  # the last is always in InfoBatch's
+    taken /= taken.norm(dim=2, keepdim=True)
+    for epoch in range(2):
+        for other in range(2):
+            correlation = taken[:, epoch] @ taken[:, other].T
+            correlation.fill_diagonal_(0)
+            # of 400 * 39 pairs: a standard deviation of about 0.008
+            assert float(correlation.abs().max()) < 0.05

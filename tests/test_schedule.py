@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from pysel.selection import schedule
 
@@ -39,12 +43,40 @@ def test_temperature() -> None:
 
 def test_resolve() -> None:
     assert schedule.resolve("cosine") is schedule.cosine
-    assert schedule.resolve(0.25)(0.9) == 0.25
-    with pytest.raises(ValueError, match="must be one of sigmoid, cosine, linear, constant, got 'step'"):
-        schedule.resolve("step")
-    with pytest.raises(TypeError, match="must be a name, a number or a function, got NoneType"):
-        schedule.resolve(None)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"must stay in \[0, 1\], got 1.5 at progress 0.5"):
-        schedule.balance(lambda p: 1.5, 0.5)
-    with pytest.raises(ValueError, match="width must be positive, got 0"):
-        schedule.sigmoid(0.5, width=0)
+    for number in (0.25, np.float32(0.25), torch.tensor(0.25), np.array(0.25), Fraction(1, 4)):
+        assert schedule.resolve(number)(0.9) == 0.25
+    assert schedule.resolve(1)(0.9) == 1
+    assert schedule.balance(lambda p: np.float32(p), 0.5) == 0.5
+    assert type(schedule.balance(lambda p: torch.tensor(p), 0.5)) is float
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: schedule.resolve("step"), ValueError, "resolve: schedule must be one of sigmoid, .*, got 'step'"),
+        (lambda: schedule.resolve("step", op="Mine"), ValueError, "Mine: schedule must be one of sigmoid"),
+        (
+            lambda: schedule.resolve(None),
+            TypeError,
+            "schedule must be a name, a number or a function, got None",
+        ),
+        (
+            lambda: schedule.resolve(True),
+            TypeError,
+            "schedule must be a name, a number or a function, got bool",
+        ),
+        (lambda: schedule.resolve(1.5), ValueError, "resolve: schedule must be between 0 and 1, got 1.5"),
+        (lambda: schedule.resolve(math.nan), ValueError, "resolve: schedule must be between 0 and 1, got nan"),
+        (
+            lambda: schedule.balance(lambda p: 1.5, 0.5),
+            ValueError,
+            r"balance: schedule must stay in \[0, 1\], got 1.5 at progress 0.5",
+        ),
+        (lambda: schedule.balance(lambda p: math.nan, 0.5), ValueError, r"schedule must stay in \[0, 1\], got nan"),
+        (lambda: schedule.balance(lambda p: None, 0.5), TypeError, "balance: what schedule returns must be a number"),
+        (lambda: schedule.sigmoid(0.5, width=0), ValueError, "sigmoid: width must be positive, got 0"),
+    ],
+)
+def test_refused(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()

@@ -5,17 +5,19 @@ arXiv 2603.04981 works in "a plug-in feature space"; these are plain ones to plu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pysel import _inputs
-from pysel.nn import normal
-from pysel.sae.model import moments, power_of_two
+from pysel import _checks, _inputs
+from pysel.random import as_key
+from pysel.sae.model import moments, normal, power_of_two
+from pysel.selection.protocol import lasting
 
 
+@lasting
 def standardise(x: Any, eps: float = 1e-6) -> Tensor:
     """Each column with mean 0 and variance 1; a column that never varies becomes 0.
 
@@ -27,8 +29,8 @@ def standardise(x: Any, eps: float = 1e-6) -> Tensor:
         [N, d] float32, or float64 for float64.
 
     Raises:
-        TypeError: ``x`` is not a tensor or array of real numbers.
-        ValueError: ``x`` has no rows, or a row that is not finite.
+        TypeError: ``x`` is not a tensor or array of real numbers, or ``eps`` not a number.
+        ValueError: ``x`` has no rows, or a row that is not finite; or ``eps`` is negative.
 
     Example:
         >>> standardise(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
@@ -36,6 +38,7 @@ def standardise(x: Any, eps: float = 1e-6) -> Tensor:
                 [ 1.,  0.]])
     """
     x = _inputs.matrix("standardise", "x", x)
+    eps = _checks.within("standardise", "eps", eps, "[0, inf)")
     mean, variance = moments(x)
     scale = variance.sqrt()
     scale = torch.where(scale > eps, scale, torch.inf)
@@ -45,6 +48,7 @@ def standardise(x: Any, eps: float = 1e-6) -> Tensor:
     return result
 
 
+@lasting
 def pca(x: Any, dim: int, whiten: bool = False) -> Tensor:
     """Coordinates along the ``dim`` directions of largest variance.
 
@@ -58,7 +62,7 @@ def pca(x: Any, dim: int, whiten: bool = False) -> Tensor:
         is reproducible.
 
     Raises:
-        TypeError: ``x`` is not a tensor or array of real numbers.
+        TypeError: ``x`` is not a tensor or array of real numbers, or another argument has the wrong type.
         ValueError: ``x`` has no rows, or a row that is not finite; or ``dim`` is out of range.
 
     Example:
@@ -67,20 +71,21 @@ def pca(x: Any, dim: int, whiten: bool = False) -> Tensor:
                 [ 2.5000]])
     """
     x = _inputs.matrix("pca", "x", x)
-    if not 1 <= dim <= x.size(1):
-        raise ValueError(f"pca: dim must be between 1 and {x.size(1)}, got {dim}")
+    dim = _checks.in_range("pca", "dim", dim, 1, x.size(1))
     unit = power_of_two(x.abs().max())  # squares must neither overflow nor vanish
     centred = x / unit
     centred = centred - moments(centred)[0].to(x.dtype)
-    variance, directions = torch.linalg.eigh(centred.mT @ centred / x.size(0))
-    variance, directions = variance[-dim:].flip(0), directions[:, -dim:].flip(1)
-    directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
-    if whiten:
-        flat = variance <= variance[0].clamp_min(0) * torch.finfo(x.dtype).eps  # rounding, not data
-        return centred @ (directions * torch.where(flat, torch.inf, variance).rsqrt())
-    return (centred @ directions) * unit
+    with torch.autocast(x.device.type, enabled=False):
+        variance, directions = torch.linalg.eigh(centred.mT @ centred / x.size(0))
+        variance, directions = variance[-dim:].flip(0), directions[:, -dim:].flip(1)
+        directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
+        if whiten:
+            flat = variance <= variance[0].clamp_min(0) * torch.finfo(x.dtype).eps  # rounding, not data
+            return centred @ (directions * torch.where(flat, torch.inf, variance).rsqrt())
+        return (centred @ directions) * unit
 
 
+@lasting
 def random_projection(x: Any, dim: int, *, key: Tensor | int) -> Tensor:
     """Gaussian random projection: distances are kept on average, at the cost of one matrix product.
 
@@ -93,7 +98,7 @@ def random_projection(x: Any, dim: int, *, key: Tensor | int) -> Tensor:
         [N, dim] float32, or float64 for float64.
 
     Raises:
-        TypeError: ``x`` is not a tensor or array of real numbers.
+        TypeError: ``x`` is not a tensor or array of real numbers, or another argument has the wrong type.
         ValueError: ``x`` has no rows, or a row that is not finite; or ``dim`` is below 1.
 
     Example:
@@ -102,44 +107,47 @@ def random_projection(x: Any, dim: int, *, key: Tensor | int) -> Tensor:
         torch.Size([4, 2])
     """
     x = _inputs.matrix("random_projection", "x", x)
-    if dim < 1:
-        raise ValueError(f"random_projection: dim must be at least 1, got {dim}")
-    return x @ (normal((x.size(1), dim), key=key, like=x) / dim**0.5)
+    dim = _checks.in_range("random_projection", "dim", dim, 1)
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ (normal((x.size(1), dim), key=as_key("random_projection", key), like=x) / dim**0.5)
 
 
-def penultimate(
-    model: nn.Module, x: Tensor | Iterable[Any], *, layer: str | None = None, batch_size: int = 1024
-) -> Tensor:
+@lasting
+def penultimate(model: nn.Module, x: Any, *, layer: str | None = None, batch_size: int = 1024) -> Tensor:
     """What a model feeds to one of its layers, by default to its last ``nn.Linear``.
 
     The model runs in evaluation mode without gradients and every part of it is left in the mode it was in.
 
     Args:
         model: any module, all of it on one device.
-        x: [N, ...] inputs, cut into batches here, or an iterable of input batches (a DataLoader of inputs
-            only). They are moved to the model's device.
+        x: [N, ...] inputs, a tensor or an array, cut into batches here, or an iterable of input batches (a DataLoader
+            of inputs only). They are moved to the model's device, and arrays take its floating-point dtype.
         layer: name as in ``model.named_modules()`` of the layer whose input is wanted.
-        batch_size: rows at a time when ``x`` is a tensor.
+        batch_size: rows at a time when ``x`` is a tensor or an array.
 
     Returns:
         [N, d] features, on the model's device.
 
     Raises:
-        TypeError: a batch is not a tensor, nor a list or tuple of one.
-        ValueError: no such layer, the layer was never reached or more than once in a pass, or ``x`` is empty.
+        TypeError: a batch is not a tensor or an array, nor a list or tuple of one.
+        ValueError: no such layer, the layer was not reached or reached more than once in a pass, or ``x`` is empty.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> penultimate(model, torch.ones(5, 4)).shape
         torch.Size([5, 3])
     """
+    op = "penultimate"
+    batch_size = _checks.in_range(op, "batch_size", batch_size, 1)
     modules = dict(model.named_modules())
     if layer is None:
         layer = next((name for name in reversed(modules) if isinstance(modules[name], nn.Linear)), None)
         if layer is None:
-            raise ValueError("penultimate: layer must be given, as the model has no nn.Linear")
+            raise ValueError(f"{op}: layer must be given, as the model has no nn.Linear")
     if layer not in modules:
-        raise ValueError(f"penultimate: layer must be a name in model.named_modules(), got {layer!r}")
+        raise ValueError(f"{op}: layer must be a name in model.named_modules(), got {layer!r}")
+    if isinstance(x, np.ndarray):
+        x = _batch(x, model)
 
     captured: list[Tensor] = []
 
@@ -155,23 +163,28 @@ def penultimate(
     try:
         with torch.no_grad():
             for batch in batches:
-                if isinstance(batch, list | tuple) and len(batch) == 1:
-                    batch = batch[0]  # what a DataLoader over a TensorDataset yields
-                if not isinstance(batch, Tensor):
-                    raise TypeError(f"penultimate: x must give tensors of inputs alone, got a {type(batch).__name__}")
-                model(batch.to(device))
+                model(_batch(batch, model).to(device))
                 passes += 1
-                if len(captured) > passes:
-                    raise ValueError(
-                        f"penultimate: layer {layer!r} is used more than once in a pass: name another one, whose input "
-                        "is meant"
-                    )
+                if len(captured) != passes:
+                    how = "is not used" if len(captured) < passes else "is used more than once"
+                    raise ValueError(f"{op}: layer {layer!r} {how} in a pass: name another one, whose input is meant")
     finally:
         hook.remove()
         for module, mode in training.items():
             module.training = mode
     if not captured:
-        raise ValueError(
-            f"penultimate: x must reach layer {layer!r}, but it is empty or the model does not use that layer"
-        )
+        raise ValueError(f"{op}: x must give at least one batch")
     return torch.cat(captured)
+
+
+def _batch(batch: Any, model: nn.Module) -> Tensor:
+    """Inputs as the model takes them: arrays in its floating-point dtype."""
+    if isinstance(batch, list | tuple) and len(batch) == 1:
+        batch = batch[0]  # what a DataLoader over a TensorDataset yields
+    if isinstance(batch, np.ndarray):
+        batch = _inputs.tensor("penultimate", "x", batch)
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), batch.dtype)
+        return batch.to(dtype) if batch.is_floating_point() else batch
+    if not isinstance(batch, Tensor):
+        raise TypeError(f"penultimate: x must give tensors of inputs alone, got a {type(batch).__name__}")
+    return batch

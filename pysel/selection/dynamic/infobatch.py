@@ -12,6 +12,8 @@ from pysel import _checks, _inputs, ops
 from pysel.random import as_key, fold_in
 from pysel.selection.protocol import Selector, lasting
 
+_COINS = 0x636F696E73  # sets the coins' keys apart from those of other draws with the same key
+
 
 class InfoBatch(Selector):
     """Leaves out samples of small loss at random, and scales up those of them that stay.
@@ -138,7 +140,7 @@ class InfoBatch(Selector):
         if epoch > self._epoch:
             self._weights = torch.ones_like(self._losses)
             if epoch < self._full_from and self.prune_ratio > 0:
-                self._prune(fold_in(self._key, epoch))
+                self._prune(fold_in(fold_in(self._key, _COINS), epoch))
             self._epoch = epoch
         return torch.nonzero(self._weights).flatten()
 

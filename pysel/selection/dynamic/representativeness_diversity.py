@@ -183,7 +183,7 @@ class DynamicSelector(Selector):
         self.diversity = to_unit_interval(diversity, normalise).to(self.representativeness.dtype)
         self._tables = {"representativeness": self.representativeness, "diversity": self.diversity}
         if self._classes is not None:
-            self._tables["labels"] = self._classes.ids
+            self._tables["labels"], self._tables["classes"] = self._classes.ids, self._classes.labels.long()
         self._digest = None
 
     def _set_key(self, key: Tensor) -> None:
@@ -559,6 +559,8 @@ class DynamicSelector(Selector):
 
     @classmethod
     def _restore(cls, tables: dict[str, Tensor], arguments: dict[str, Any], state: dict[str, Any]) -> Self:
+        if "labels" in tables:
+            tables["labels"] = tables.pop("classes")[tables["labels"].long()]
         # the tables are scaled already, and doing it again need not give the same: ranks of 2^24 samples round
         selector = super()._restore(tables, {**arguments, "normalise": None}, state)
         selector._arguments["normalise"] = arguments["normalise"]
