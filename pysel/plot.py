@@ -1,5 +1,5 @@
 """Pictures of a selection: how evenly samples are used, which factors a subset covers, where it lies between common and
-rare, and what a factor is about.
+rare, and what a factor is about; and of a learned one, how it was learned and which samples go.
 
 Each function returns a matplotlib figure, which shows itself in a notebook and has ``savefig``; matplotlib comes with
 ``pip install pysel[plot]``.
@@ -13,13 +13,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pysel import _inputs
-from pysel.selection import DynamicSelector
+from pysel.selection import ASSS, DynamicSelector
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["coverage", "factors", "plane", "usage"]
+__all__ = [
+    "bottleneck",
+    "coverage",
+    "dropped",
+    "factors",
+    "history",
+    "plane",
+    "probabilities",
+    "trade_off",
+    "usage",
+]
 
 _POINTS = 20_000  # that a scatter shows
 
@@ -172,3 +182,122 @@ def top_samples(selector: DynamicSelector, features: Any, which: Sequence[int], 
         samples = torch.cat([samples, numbers], 1).gather(1, place)
         first += len(batch)
     return [s[v > 0].tolist() for v, s in zip(values, samples, strict=True)]
+
+
+def probabilities(selector: ASSS, bins: int = 50) -> Figure:
+    """How the probabilities of samples are distributed, in the subset and outside of it.
+
+    Args:
+        selector: fitted.
+        bins: of the histogram, over [0, 1].
+
+    Example:
+        >>> selector = ASSS(0.5, epochs=3, key=0).fit(torch.rand(9, 2), torch.arange(9) % 2, lambda: nn.Linear(2, 2))
+        >>> probabilities(selector).axes[0].get_xlabel()
+        'probability'
+    """
+    table = selector.importances()
+    figure, axes = _figure(1, 1, 5, 3.5)
+    groups = [table.probability[among].tolist() for among in (~table.selected, table.selected)]
+    labels, colours = ["left out", "in the subset"], ["lightgrey", "tab:red"]
+    axes[0, 0].hist(groups, bins=bins, range=(0, 1), stacked=True, label=labels, color=colours)
+    axes[0, 0].axvline(float(selector.settings.keep_ratio), color="black", linestyle=":", label="keep_ratio")
+    axes[0, 0].set(xlabel="probability", ylabel="samples")
+    axes[0, 0].legend()
+    return figure
+
+
+def history(selector: ASSS) -> Figure:
+    """Epoch by epoch: task loss, mean probability, information in bits, and how much of the subset is new."""
+    entries = selector.history
+    if not entries:
+        raise ValueError("history: selector must have been fitted, got one without any epoch")
+    figure, axes = _figure(2, 2, 4.5, 2.6, sharex=True)
+    panels = (
+        ("task_loss", "task loss"),
+        ("mean_probability", "mean probability"),
+        ("information", "information, bits"),
+        ("turnover", "% of the subset new"),
+    )
+    for ax, (name, label) in zip(axes.flat, panels, strict=True):
+        points = [(e + 1, entry[name]) for e, entry in enumerate(entries) if name in entry]
+        scale = 100 if name == "turnover" else 1
+        ax.plot([e for e, _ in points], [scale * value for _, value in points], color="tab:red", marker=".")
+        ax.set_ylabel(label)
+    axes[0, 1].axhline(float(selector.settings.keep_ratio), color="black", linestyle=":")
+    for ax in axes[1]:
+        ax.set_xlabel("epoch")
+    return figure
+
+
+def trade_off(selectors: Mapping[float, ASSS]) -> Figure:
+    """What fidelity costs sparsity: task loss and mean probability at the end, over the sparsity weight.
+
+    Args:
+        selectors: fitted, by their ``sparsity_weight`` or whatever else was varied.
+    """
+    weights = sorted(selectors)
+    last = [selectors[weight].history[-1] for weight in weights]
+    figure, axes = _figure(1, 2, 4, 3.5, sharex=True)
+    for ax, name, label in zip(
+        axes[0], ("task_loss", "mean_probability"), ("task loss", "mean probability"), strict=True
+    ):
+        ax.plot(weights, [entry[name] for entry in last], color="tab:red", marker="o")
+        ax.set(xlabel="sparsity weight", ylabel=label)
+        if weights[0] > 0 and weights[-1] > 10 * weights[0]:
+            ax.set_xscale("log")
+    return figure
+
+
+def bottleneck(selectors: ASSS | Mapping[str, ASSS]) -> Figure:
+    """The way of the training through the information plane: task loss over what a gate tells of its sample, in bits.
+
+    Each epoch is a point, and the last one has the mean probability beside it. The information is
+    I(selection; sample), see `pysel.selection.learned.information`.
+
+    Args:
+        selectors: fitted, one or several by name.
+    """
+    named = selectors if isinstance(selectors, Mapping) else {"": selectors}
+    figure, axes = _figure(1, 1, 5.5, 4)
+    for name, selector in named.items():
+        entries = selector.history
+        bits, losses = ([entry[key] for entry in entries] for key in ("information", "task_loss"))
+        axes[0, 0].plot(bits, losses, marker=".", label=name)
+        axes[0, 0].annotate(f"p = {entries[-1]['mean_probability']:.2f}", (bits[-1], losses[-1]))
+    axes[0, 0].set(xlabel="I(selection; sample), bits", ylabel="task loss", xlim=(0, None))
+    if isinstance(selectors, Mapping):
+        axes[0, 0].legend()
+    return figure
+
+
+def dropped(selector: ASSS, quantities: Mapping[str, Any]) -> Figure:
+    """Which samples go: the share left out, by something that is known of them.
+
+    Args:
+        selector: fitted.
+        quantities: by name. Booleans [N], for instance which labels were made wrong: the share of both kinds. Numbers
+            [N], for instance the distance to a decision boundary: that of each tenth.
+
+    Raises:
+        TypeError, ValueError: not one boolean or number a sample.
+    """
+    out = ~selector.importances().selected.cpu()
+    n = out.numel()
+    figure, axes = _figure(1, len(quantities), 3.8, 3.4, sharey=True)
+    for ax, (name, quantity) in zip(axes[0], quantities.items(), strict=True):
+        values = _inputs.tensor("dropped", f"quantities[{name!r}]", quantity).cpu()
+        if values.dtype == torch.bool:
+            _inputs.integers("dropped", f"quantities[{name!r}]", values, n)
+            parts, ticks = [~values, values], ["no", "yes"]
+        else:
+            values = _inputs.vector("dropped", f"quantities[{name!r}]", values, n)
+            order = values.argsort(stable=True)
+            parts = [part for part in order.tensor_split(10) if part.numel()]
+            ticks = [f"{float(values[part].median()):.2g}" for part in parts]
+        ax.bar(range(len(parts)), [100 * float(out[part].double().mean()) for part in parts], color="tab:red")
+        ax.axhline(100 * float(out.double().mean()), color="black", linestyle=":")
+        ax.set_xticks(range(len(parts)), ticks, rotation=45 if len(ticks) > 2 else 0)
+        ax.set_xlabel(name)
+    axes[0, 0].set_ylabel("% left out")
+    return figure

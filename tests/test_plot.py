@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pysel import plot
-from pysel.selection import DynamicSelector
+from pysel.selection import ASSS, DynamicSelector
+from tests.test_asss import linear_network, noisy_task
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +77,62 @@ def test_factor_cards_show_the_samples_that_activate_most(made: tuple[DynamicSel
     assert drawn == wanted and len(figure.axes) == 8
     plot.factors(selector, features.numpy(), lambda axes, i: axes.text(0, 0, str(i))).savefig(tmp_path / "cards.png")
     assert (tmp_path / "cards.png").stat().st_size > 0
+
+
+# --- learned selections -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def learned() -> tuple[ASSS, Tensor, Tensor]:
+    x, y, wrong = noisy_task(0, n=200)
+    return ASSS(0.5, batch_size=50, key=0).fit(x, y, linear_network(0)), x, wrong
+
+
+def test_probabilities_are_counted_in_the_subset_and_outside(learned: tuple[ASSS, Tensor, Tensor]) -> None:
+    figure = plot.probabilities(learned[0], bins=20)
+    heights = [sum(bar.get_height() for bar in group) for group in figure.axes[0].containers]
+    assert heights == [100, 100]
+    p = learned[0].probabilities
+    first = [group[0].get_height() for group in figure.axes[0].containers]
+    assert sum(first) == int((p < 0.05).sum()) and first[1] == 0, "the least likely are left out"
+
+
+def test_history_shows_each_epoch(learned: tuple[ASSS, Tensor, Tensor]) -> None:
+    figure = plot.history(learned[0])
+    lines = {axes.get_ylabel(): axes.lines[0] for axes in figure.axes}
+    entries = learned[0].history
+    assert list(lines["task loss"].get_ydata()) == [entry["task_loss"] for entry in entries]
+    assert list(lines["% of the subset new"].get_xdata()) == list(range(2, 21)), "the first has none before it"
+    assert list(lines["% of the subset new"].get_ydata()) == [100 * entry["turnover"] for entry in entries[1:]]
+    with pytest.raises(ValueError, match="history: selector must have been fitted"):
+        plot.history(ASSS(0.5))
+
+
+def test_trade_off_and_bottleneck_show_how_it_ended(learned: tuple[ASSS, Tensor, Tensor]) -> None:
+    x, y, _ = noisy_task(0, n=200)
+    by_weight = {w: ASSS(0.5, epochs=4, sparsity_weight=w, key=0).fit(x, y, linear_network(0)) for w in (100.0, 1.0)}
+    figure = plot.trade_off(by_weight)
+    for axes, name in zip(figure.axes, ("task_loss", "mean_probability"), strict=True):
+        assert list(axes.lines[0].get_xdata()) == [1, 100] and axes.get_xscale() == "log"
+        assert list(axes.lines[0].get_ydata()) == [by_weight[w].history[-1][name] for w in (1.0, 100.0)]
+    figure = plot.bottleneck({"one": learned[0], "other": by_weight[1.0]})
+    line = figure.axes[0].lines[0]
+    assert list(line.get_xdata()) == [entry["information"] for entry in learned[0].history]
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["one", "other"]
+    assert len(plot.bottleneck(learned[0]).axes[0].lines) == 1
+
+
+def test_dropped_shows_which_samples_go(learned: tuple[ASSS, Tensor, Tensor]) -> None:
+    selector, x, wrong = learned
+    figure = plot.dropped(selector, {"wrong": wrong, "distance": x[:, 0].abs(), "half of it": x[:, 0].abs().half()})
+    heights = [[bar.get_height() for bar in axes.patches] for axes in figure.axes]
+    out = torch.ones(200, dtype=torch.bool)
+    out[selector.select()] = False
+    assert heights[0] == pytest.approx([100 * float(out[among].double().mean()) for among in (~wrong, wrong)])
+    assert heights[0][1] > 95
+    nearest = x[:, 0].abs().argsort(stable=True)[:20]
+    assert len(heights[1]) == 10 and heights[1][0] == pytest.approx(100 * float(out[nearest].double().mean()))
+    assert len(heights[2]) == 10
+    for quantity, error in ((torch.ones(3), ValueError), (torch.ones(3).bool(), ValueError), ("abc", TypeError)):
+        with pytest.raises(error, match=r"dropped: quantities\['a'\] must"):
+            plot.dropped(selector, {"a": quantity})
