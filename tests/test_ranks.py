@@ -140,12 +140,12 @@ def test_ranks_come_from_torch_distributed(two: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("key", "RuntimeError: WeightedSampler: all ranks must have the same samples.*differ rank 1 in key$"),
-        ("weights", "RuntimeError: .*differ rank 1 in weights"),
-        ("arguments", "RuntimeError: .*differ rank 1 in arguments"),
-        ("selector", "RuntimeError: SelectionSampler: .*rank 1 in selector; rank 1 in subset"),
-        ("epoch", "RuntimeError: .*rank 1 in epoch and position"),
-        ("generators apart", "RuntimeError: .*rank 1 in key"),
+        ("key", "ValueError: WeightedSampler: all ranks must have the same samples.*differ rank 1 in key$"),
+        ("weights", "ValueError: .*differ rank 1 in weights"),
+        ("arguments", "ValueError: .*differ rank 1 in arguments"),
+        ("selector", "ValueError: SelectionSampler: .*rank 1 in selector; rank 1 in subset"),
+        ("epoch", "ValueError: .*rank 1 in epoch and position"),
+        ("generators apart", "ValueError: .*rank 1 in key"),
         ("keyless", "ValueError: WeightedSampler: key must be given with num_replicas=2, or a generator"),
         ("whole mesh", "ValueError: WeightedSampler: mesh must have data-parallel dimensions only, got 'tp'"),
     ],

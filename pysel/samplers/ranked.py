@@ -249,10 +249,11 @@ class RankedSampler(DistributedSampler[int]):
 
     def _load(self, place: Place) -> None:
         part = 0 < place.position < place.length
+        on = place.position > 0 and not self._keyless  # without a key the epoch is not counted on
         if not (self._named and self._epoch >= place.epoch):
-            self._epoch, self._named = place.epoch + (place.position > 0), False
+            self._epoch, self._named = place.epoch + on, False
         self._key = None if self._keyless and part else place.key
-        self._mark = place if place.position > 0 else None
+        self._mark = place if part or on else None
         self._mark_first = part
         self._latest = None
 

@@ -173,4 +173,4 @@ def compare(name: str, ranks: Ranks, report: dict[str, str] | Exception) -> None
         found = "; ".join(
             f"rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd))} in {what}" for what, odd in different.items() if odd
         )
-        raise RuntimeError(f"{name}: all ranks must have the same samples, but from rank 0 differ {found}")
+        raise ValueError(f"{name}: all ranks must have the same samples, but from rank 0 differ {found}")
