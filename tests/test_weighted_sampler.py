@@ -113,7 +113,7 @@ def test_a_loaded_position_and_then_other_weights() -> None:
 
 
 def test_the_new_weights_decide() -> None:
-    """Chi-square with 9 degrees of freedom at alpha = 1e-6 over 200,000 draws after the change; the old ones fail it."""
+    """Chi-square with 9 degrees of freedom at alpha = 1e-6, 200,000 draws after the change; the old ones fail it."""
     old, new = torch.arange(1.0, 11.0), torch.arange(10.0, 0, -1)
     one = WeightedSampler(old, 201_000, key=11)
     running = iter(one)
@@ -172,7 +172,7 @@ def test_refused_weights_change_nothing(replacement: bool) -> None:
     if not replacement:
         wrong.append((RISING > N - 99).float())
     for weights in wrong:
-        with pytest.raises((TypeError, ValueError), match="WeightedSampler: (weights|num_samples) must"):
+        with pytest.raises((TypeError, ValueError), match=r"WeightedSampler: (weights|num_samples) must"):
             one.set_weights(weights)
     assert one.version == 0 and str(one.state_dict()) == before
     assert list(runs[0]) == list(runs[1])
