@@ -37,7 +37,7 @@ using Compute = typename ComputeType<T>::type;
 // Calls an op of torch's. `stack` holds its arguments, then its results; each Tensor among these is a handle to
 // release, which torch::stable::detail::to<Tensor> does.
 inline void call_torch(const char* op, const char* overload, StableIValue* stack) {
-  if (torch_call_dispatcher(op, overload, stack, TORCH_ABI_VERSION) != 0) throw std::runtime_error(text(op, " failed"));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack, TORCH_ABI_VERSION));
 }
 
 inline std::vector<int64_t> sizes(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }

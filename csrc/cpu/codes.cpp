@@ -84,7 +84,7 @@ void convert(const From* from, int64_t n, To* to) {
 
 #else
 
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include <algorithm>
 #include <numeric>
@@ -428,13 +428,13 @@ Tensor factor_scores(Tensor values, Tensor indices, Tensor tables, std::string r
 }  // namespace pysel
 
 STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
-  m.impl("sparse_decode", TORCH_BOX(&pysel::sparse_decode));
-  m.impl("sparse_decode.out", TORCH_BOX(&pysel::sparse_decode_out));
-  m.impl("sddmm", TORCH_BOX(&pysel::sddmm));
-  m.impl("spmm_t", TORCH_BOX(&pysel::spmm_t));
-  m.impl("sparse_decode_backward", TORCH_BOX(&pysel::sparse_decode_backward));
-  m.impl("factor_counts", TORCH_BOX(&pysel::factor_counts));
-  m.impl("factor_scores", TORCH_BOX(&pysel::factor_scores));
+  m.impl("sparse_decode", PYSEL_OP(&pysel::sparse_decode));
+  m.impl("sparse_decode.out", PYSEL_OP(&pysel::sparse_decode_out));
+  m.impl("sddmm", PYSEL_OP(&pysel::sddmm));
+  m.impl("spmm_t", PYSEL_OP(&pysel::spmm_t));
+  m.impl("sparse_decode_backward", PYSEL_OP(&pysel::sparse_decode_backward));
+  m.impl("factor_counts", PYSEL_OP(&pysel::factor_counts));
+  m.impl("factor_scores", PYSEL_OP(&pysel::factor_scores));
 }
 
 #endif

@@ -243,7 +243,7 @@ void noise_from_bits(const int64_t* bits, int64_t n, int kind, A* out) {
 
 #else
 
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include <atomic>
 #include <cmath>
@@ -692,14 +692,14 @@ Tensor noise(Tensor bits, std::string kind, bool double_precision) {
 }  // namespace pysel
 
 STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
-  m.impl("gumbel_softmax", TORCH_BOX(&pysel::gumbel_softmax));
-  m.impl("gumbel_softmax.out", TORCH_BOX(&pysel::gumbel_softmax_out));
-  m.impl("gumbel_softmax_backward", TORCH_BOX(&pysel::gumbel_softmax_backward));
-  m.impl("gumbel_sigmoid", TORCH_BOX(&pysel::gumbel_sigmoid));
-  m.impl("gumbel_sigmoid.out", TORCH_BOX(&pysel::gumbel_sigmoid_out));
-  m.impl("gumbel_sigmoid_backward", TORCH_BOX(&pysel::gumbel_sigmoid_backward));
-  m.impl("gumbel_argmax", TORCH_BOX(&pysel::gumbel_argmax));
-  m.impl("noise", TORCH_BOX(&pysel::noise));
+  m.impl("gumbel_softmax", PYSEL_OP(&pysel::gumbel_softmax));
+  m.impl("gumbel_softmax.out", PYSEL_OP(&pysel::gumbel_softmax_out));
+  m.impl("gumbel_softmax_backward", PYSEL_OP(&pysel::gumbel_softmax_backward));
+  m.impl("gumbel_sigmoid", PYSEL_OP(&pysel::gumbel_sigmoid));
+  m.impl("gumbel_sigmoid.out", PYSEL_OP(&pysel::gumbel_sigmoid_out));
+  m.impl("gumbel_sigmoid_backward", PYSEL_OP(&pysel::gumbel_sigmoid_backward));
+  m.impl("gumbel_argmax", PYSEL_OP(&pysel::gumbel_argmax));
+  m.impl("noise", PYSEL_OP(&pysel::noise));
 }
 
 #endif

@@ -64,7 +64,7 @@ inline bool pass(const FeistelTable& table, const FeistelRound* rounds, uint64_t
 
 #else
 
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include <cstring>
 #include <numeric>
@@ -117,6 +117,6 @@ Tensor permutation(int64_t n, Tensor key, int64_t start, int64_t stop) {
 }  // namespace
 }  // namespace pysel
 
-STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) { m.impl("permutation", TORCH_BOX(&pysel::permutation)); }
+STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) { m.impl("permutation", PYSEL_OP(&pysel::permutation)); }
 
 #endif

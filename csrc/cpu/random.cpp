@@ -1,5 +1,5 @@
 // The random stream itself, and keys derived from a key. The stream's definition is in common/philox.h.
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include "cpu/chunk.h"
 
@@ -49,7 +49,7 @@ Tensor fold_in(Tensor key, int64_t data) {
 }  // namespace pysel
 
 STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
-  m.impl("random_words", TORCH_BOX(&pysel::random_words));
-  m.impl("split", TORCH_BOX(&pysel::split));
-  m.impl("fold_in", TORCH_BOX(&pysel::fold_in));
+  m.impl("random_words", PYSEL_OP(&pysel::random_words));
+  m.impl("split", PYSEL_OP(&pysel::split));
+  m.impl("fold_in", PYSEL_OP(&pysel::fold_in));
 }

@@ -158,7 +158,7 @@ double largest(const T* w, int64_t n) {
 
 #else
 
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include <cmath>
 #include <cstring>
@@ -784,11 +784,11 @@ Tensor fixed_weights_of(Tensor weights, bool log_weights, double max, int64_t n)
 }  // namespace pysel
 
 STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
-  m.impl("race_keys", TORCH_BOX(&pysel::race_keys_of));
-  m.impl("draw_targets", TORCH_BOX(&pysel::draw_targets));
-  m.impl("fixed_weights", TORCH_BOX(&pysel::fixed_weights_of));
-  m.impl("weighted_sample", TORCH_BOX(&pysel::weighted_sample));
-  m.impl("weighted_sample.out", TORCH_BOX(&pysel::weighted_sample_out));
+  m.impl("race_keys", PYSEL_OP(&pysel::race_keys_of));
+  m.impl("draw_targets", PYSEL_OP(&pysel::draw_targets));
+  m.impl("fixed_weights", PYSEL_OP(&pysel::fixed_weights_of));
+  m.impl("weighted_sample", PYSEL_OP(&pysel::weighted_sample));
+  m.impl("weighted_sample.out", PYSEL_OP(&pysel::weighted_sample_out));
 }
 
 #endif

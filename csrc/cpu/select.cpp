@@ -5,7 +5,7 @@
 
 #else
 
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include <type_traits>
 
@@ -76,8 +76,8 @@ void select_out(Tensor scores, int64_t k, bool largest, std::optional<Tensor> gr
 }  // namespace pysel
 
 STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
-  m.impl("select", TORCH_BOX(&pysel::select));
-  m.impl("select.out", TORCH_BOX(&pysel::select_out));
+  m.impl("select", PYSEL_OP(&pysel::select));
+  m.impl("select.out", PYSEL_OP(&pysel::select_out));
 }
 
 #endif

@@ -44,7 +44,7 @@ int64_t survivors(const T* x, int n, OrderBits<T> gate, int64_t first, Entry* ou
 
 #else
 
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include <algorithm>
 #include <array>
@@ -366,8 +366,8 @@ std::tuple<Tensor, Tensor> topk_encode(Tensor x, Tensor weight, std::optional<Te
 }  // namespace pysel
 
 STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
-  m.impl("topk", TORCH_BOX(&pysel::topk));
-  m.impl("topk_encode", TORCH_BOX(&pysel::topk_encode));
+  m.impl("topk", PYSEL_OP(&pysel::topk));
+  m.impl("topk_encode", PYSEL_OP(&pysel::topk_encode));
 }
 
 #endif

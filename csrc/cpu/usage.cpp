@@ -15,7 +15,7 @@ void scale(C* counts, int n, C factor) {
 
 #else
 
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include <algorithm>
 #include <atomic>
@@ -185,11 +185,11 @@ Tensor usage_step_(Tensor counts, Tensor selected, Tensor scores, double gamma, 
 }  // namespace pysel
 
 STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
-  m.impl("usage_update_", TORCH_BOX(&pysel::usage_update_));
-  m.impl("usage_penalty", TORCH_BOX(&pysel::usage_penalty));
-  m.impl("usage_penalty.out", TORCH_BOX(&pysel::usage_penalty_out));
-  m.impl("usage_step_", TORCH_BOX(&pysel::usage_step_));
-  m.impl("usage_step_.out", TORCH_BOX(&pysel::usage_step_out));
+  m.impl("usage_update_", PYSEL_OP(&pysel::usage_update_));
+  m.impl("usage_penalty", PYSEL_OP(&pysel::usage_penalty));
+  m.impl("usage_penalty.out", PYSEL_OP(&pysel::usage_penalty_out));
+  m.impl("usage_step_", PYSEL_OP(&pysel::usage_step_));
+  m.impl("usage_step_.out", PYSEL_OP(&pysel::usage_step_out));
 }
 
 #endif

@@ -18,7 +18,7 @@ bool epoch_keys(const S* first, const S* second, const C* counts, int n, const M
 
 #else
 
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include "common/order.h"
 #include "common/sample.h"
@@ -114,6 +114,6 @@ Tensor usage_select_(Tensor counts, Tensor first, Tensor second, double mix, dou
 }  // namespace
 }  // namespace pysel
 
-STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) { m.impl("usage_select_", TORCH_BOX(&pysel::usage_select_)); }
+STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) { m.impl("usage_select_", PYSEL_OP(&pysel::usage_select_)); }
 
 #endif

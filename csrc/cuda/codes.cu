@@ -10,7 +10,7 @@
 //
 // A block then adds up a list of rows, one after another as the CPU does: no float atomics, and the same bits. A factor
 // that most rows share is a long list for the few blocks that own it.
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include <initializer_list>
 #include <tuple>
@@ -660,11 +660,11 @@ Tensor factor_scores(Tensor values, Tensor indices, Tensor tables, std::string r
 }  // namespace pysel
 
 PYSEL_CUDA_KERNELS(m) {
-  m.impl("sparse_decode", TORCH_BOX(&pysel::sparse_decode));
-  m.impl("sparse_decode.out", TORCH_BOX(&pysel::sparse_decode_out));
-  m.impl("sddmm", TORCH_BOX(&pysel::sddmm));
-  m.impl("spmm_t", TORCH_BOX(&pysel::spmm_t));
-  m.impl("sparse_decode_backward", TORCH_BOX(&pysel::sparse_decode_backward));
-  m.impl("factor_counts", TORCH_BOX(&pysel::factor_counts));
-  m.impl("factor_scores", TORCH_BOX(&pysel::factor_scores));
+  m.impl("sparse_decode", PYSEL_OP(&pysel::sparse_decode));
+  m.impl("sparse_decode.out", PYSEL_OP(&pysel::sparse_decode_out));
+  m.impl("sddmm", PYSEL_OP(&pysel::sddmm));
+  m.impl("spmm_t", PYSEL_OP(&pysel::spmm_t));
+  m.impl("sparse_decode_backward", PYSEL_OP(&pysel::sparse_decode_backward));
+  m.impl("factor_counts", PYSEL_OP(&pysel::factor_counts));
+  m.impl("factor_scores", PYSEL_OP(&pysel::factor_scores));
 }

@@ -5,7 +5,7 @@
 // the sample is written once. Rows too long for that go in parts, three times, and make the noise anew: for the row's
 // maximum, for the sum of its exponentials, and for the sample. Where dim is not the last, perturbed logits are
 // transposed first.
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include <cmath>
 #include <type_traits>
@@ -888,11 +888,11 @@ Tensor gumbel_sigmoid_backward(Tensor grad, Tensor logits, Tensor tau, Tensor ke
 }  // namespace pysel
 
 PYSEL_CUDA_KERNELS(m) {
-  m.impl("gumbel_softmax", TORCH_BOX(&pysel::gumbel_softmax));
-  m.impl("gumbel_softmax.out", TORCH_BOX(&pysel::gumbel_softmax_out));
-  m.impl("gumbel_softmax_backward", TORCH_BOX(&pysel::gumbel_softmax_backward));
-  m.impl("gumbel_sigmoid", TORCH_BOX(&pysel::gumbel_sigmoid));
-  m.impl("gumbel_sigmoid.out", TORCH_BOX(&pysel::gumbel_sigmoid_out));
-  m.impl("gumbel_sigmoid_backward", TORCH_BOX(&pysel::gumbel_sigmoid_backward));
-  m.impl("gumbel_argmax", TORCH_BOX(&pysel::gumbel_argmax));
+  m.impl("gumbel_softmax", PYSEL_OP(&pysel::gumbel_softmax));
+  m.impl("gumbel_softmax.out", PYSEL_OP(&pysel::gumbel_softmax_out));
+  m.impl("gumbel_softmax_backward", PYSEL_OP(&pysel::gumbel_softmax_backward));
+  m.impl("gumbel_sigmoid", PYSEL_OP(&pysel::gumbel_sigmoid));
+  m.impl("gumbel_sigmoid.out", PYSEL_OP(&pysel::gumbel_sigmoid_out));
+  m.impl("gumbel_sigmoid_backward", PYSEL_OP(&pysel::gumbel_sigmoid_backward));
+  m.impl("gumbel_argmax", PYSEL_OP(&pysel::gumbel_argmax));
 }

@@ -1,5 +1,5 @@
 // Elements of a keyed permutation of [0, n), in any range. What it is, is in common/permutation.h.
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include "common/permutation.h"
 #include "cuda/call.cuh"
@@ -66,4 +66,4 @@ Tensor permutation(int64_t n, Tensor key, int64_t start, int64_t stop) {
 }  // namespace
 }  // namespace pysel
 
-PYSEL_CUDA_KERNELS(m) { m.impl("permutation", TORCH_BOX(&pysel::permutation)); }
+PYSEL_CUDA_KERNELS(m) { m.impl("permutation", PYSEL_OP(&pysel::permutation)); }

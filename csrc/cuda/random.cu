@@ -1,5 +1,5 @@
 // The random stream itself, and keys derived from a key. The stream's definition is in common/philox.h.
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include "common/random.h"
 #include "cuda/call.cuh"
@@ -101,8 +101,8 @@ Tensor noise(Tensor bits, std::string kind, bool double_precision) {
 }  // namespace pysel
 
 PYSEL_CUDA_KERNELS(m) {
-  m.impl("random_words", TORCH_BOX(&pysel::random_words));
-  m.impl("split", TORCH_BOX(&pysel::split));
-  m.impl("fold_in", TORCH_BOX(&pysel::fold_in));
-  m.impl("noise", TORCH_BOX(&pysel::noise));
+  m.impl("random_words", PYSEL_OP(&pysel::random_words));
+  m.impl("split", PYSEL_OP(&pysel::split));
+  m.impl("fold_in", PYSEL_OP(&pysel::fold_in));
+  m.impl("noise", PYSEL_OP(&pysel::noise));
 }

@@ -6,7 +6,7 @@
 // With replacement: weights become integers in fixed point, so that their prefix sums are exact and in any order the
 // same; draw j looks its own 64-bit uniform up in them. Only the sums up to every kSpan-th weight are kept; a draw
 // makes the others of its span anew.
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include <cmath>
 
@@ -369,6 +369,6 @@ void weighted_sample_out(Tensor weights, int64_t k, bool replacement, bool log_w
 }  // namespace pysel
 
 PYSEL_CUDA_KERNELS(m) {
-  m.impl("weighted_sample", TORCH_BOX(&pysel::weighted_sample));
-  m.impl("weighted_sample.out", TORCH_BOX(&pysel::weighted_sample_out));
+  m.impl("weighted_sample", PYSEL_OP(&pysel::weighted_sample));
+  m.impl("weighted_sample.out", PYSEL_OP(&pysel::weighted_sample_out));
 }

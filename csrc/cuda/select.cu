@@ -1,5 +1,5 @@
 // Top-k of one long vector, or of each of its groups.
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include "common/sample.h"
 #include "cuda/group_select.cuh"
@@ -83,6 +83,6 @@ void select_out(Tensor scores, int64_t k, bool largest, std::optional<Tensor> gr
 }  // namespace pysel
 
 PYSEL_CUDA_KERNELS(m) {
-  m.impl("select", TORCH_BOX(&pysel::select));
-  m.impl("select.out", TORCH_BOX(&pysel::select_out));
+  m.impl("select", PYSEL_OP(&pysel::select));
+  m.impl("select.out", PYSEL_OP(&pysel::select_out));
 }

@@ -15,7 +15,7 @@
 //
 // Short rows with a small k take a warp each. A k too large for shared memory takes torch's stable sort, by order keys
 // as integers: torch sorts floats with negative NaN at the other end.
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include <array>
 #include <cmath>
@@ -878,6 +878,6 @@ std::tuple<Tensor, Tensor> topk_encode(Tensor x, Tensor weight, std::optional<Te
 }  // namespace pysel
 
 PYSEL_CUDA_KERNELS(m) {
-  m.impl("topk", TORCH_BOX(&pysel::topk));
-  m.impl("topk_encode", TORCH_BOX(&pysel::topk_encode));
+  m.impl("topk", PYSEL_OP(&pysel::topk));
+  m.impl("topk_encode", PYSEL_OP(&pysel::topk_encode));
 }

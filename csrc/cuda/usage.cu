@@ -11,7 +11,7 @@
 // Counts, scores and result so cross the memory bus once. Other indices take three passes: decay, atomic additions,
 // penalty. Only the device knows which it is, so both ways are launched and the wrong one returns at once. Adding the
 // same number in any order rounds the same way, so neither duplicates nor atomics make a difference to the bits.
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include "cuda/call.cuh"
 #include "cuda/usage.cuh"
@@ -329,9 +329,9 @@ void usage_step_out(Tensor counts, Tensor selected, Tensor scores, double gamma,
 }  // namespace pysel
 
 PYSEL_CUDA_KERNELS(m) {
-  m.impl("usage_update_", TORCH_BOX(&pysel::usage_update_));
-  m.impl("usage_penalty", TORCH_BOX(&pysel::usage_penalty));
-  m.impl("usage_penalty.out", TORCH_BOX(&pysel::usage_penalty_out));
-  m.impl("usage_step_", TORCH_BOX(&pysel::usage_step_));
-  m.impl("usage_step_.out", TORCH_BOX(&pysel::usage_step_out));
+  m.impl("usage_update_", PYSEL_OP(&pysel::usage_update_));
+  m.impl("usage_penalty", PYSEL_OP(&pysel::usage_penalty));
+  m.impl("usage_penalty.out", PYSEL_OP(&pysel::usage_penalty_out));
+  m.impl("usage_step_", PYSEL_OP(&pysel::usage_step_));
+  m.impl("usage_step_.out", PYSEL_OP(&pysel::usage_step_out));
 }

@@ -3,7 +3,7 @@
 //
 // A score is made anew from both tables and the counts wherever a pass of the selection asks for it, so that none is
 // stored. Only the last kernel writes counts: one for each index selected, of which there are none (-1) on a fault.
-#include <torch/csrc/stable/library.h>
+#include "common/op.h"
 
 #include "cuda/group_select.cuh"
 #include "cuda/usage.cuh"
@@ -95,4 +95,4 @@ Tensor usage_select_(Tensor counts, Tensor first, Tensor second, double mix, dou
 }  // namespace
 }  // namespace pysel
 
-PYSEL_CUDA_KERNELS(m) { m.impl("usage_select_", TORCH_BOX(&pysel::usage_select_)); }
+PYSEL_CUDA_KERNELS(m) { m.impl("usage_select_", PYSEL_OP(&pysel::usage_select_)); }
