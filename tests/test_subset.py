@@ -201,6 +201,15 @@ def test_inclusion_is_by_the_best_key_that_its_class_loses(dtype: torch.dtype) -
             torch.testing.assert_close(probability[of[chosen] == c].double(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_inclusion_is_the_same_however_the_race_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    w, key = torch.randn(500, generator=generator()), pysel.key(5)
+    for strata in (Strata(500, 200), Strata(500, 200, torch.arange(500) % 3), Strata(500, 500)):
+        whole = strata.inclusion(w, key)
+        with monkeypatch.context() as patch:
+            patch.setattr("pysel.ops.sample._PIECE", 7)
+            assert torch.equal(strata.inclusion(w, key), whole)
+
+
 def test_strata_order_ties_by_a_key() -> None:
     labels = torch.arange(1000) % 3
     strata = Strata(1000, 300, labels)

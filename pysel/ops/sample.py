@@ -88,3 +88,41 @@ def weighted_sample(
     if out is not None:
         return write_out(op, out, torch.int64, *args)
     return torch.ops.pysel.weighted_sample(*args)
+
+
+_PIECE = 1 << 20  # race keys at a time
+
+
+def best_losers(
+    log_weights: Tensor, drawn: Tensor, key: Tensor, groups: Tensor | None = None, num_groups: int = 1
+) -> Tensor:
+    """The largest race key of each group among the items that a draw without replacement left out.
+
+    Args:
+        log_weights: [n], those of the draw.
+        drawn: int64, its indices, ascending.
+        key: of the draw.
+        groups: [n] in [0, num_groups), those of the draw.
+        num_groups: G, 1 where there are no groups.
+
+    Returns:
+        [G], float64 for float64 and else float32; -inf where all of a group were drawn.
+
+    Example:
+        >>> import pysel
+        >>> w, key = torch.tensor([0.0, 1.0, 2.0]), pysel.key(0)
+        >>> drawn = pysel.weighted_sample(w, 2, log_weights=True, order="index", key=key)
+        >>> drawn, best_losers(w, drawn, key)
+        (tensor([1, 2]), tensor([0.0848]))
+    """
+    at = range(0, log_weights.numel(), _PIECE)
+    bounds = torch.searchsorted(drawn, torch.tensor([*at, log_weights.numel()], device=drawn.device)).tolist()
+    dtype = torch.promote_types(log_weights.dtype, torch.float32)
+    best = log_weights.new_full((num_groups,), -torch.inf, dtype=dtype)
+    for start, low, high in zip(at, bounds, bounds[1:], strict=False):
+        part = slice(start, start + _PIECE)
+        race = torch.ops.pysel.race_keys(log_weights[part], True, key, start)
+        race[drawn[low:high] - start] = -torch.inf
+        of = torch.zeros_like(race, dtype=torch.int64) if groups is None else groups[part].long()
+        best.scatter_reduce_(0, of, race, "amax")
+    return best

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pysel import _checks, _inputs, ops
-from pysel.random import gumbel_at
+from pysel.ops.sample import best_losers
 
 
 def subset_size(keep_ratio: Any, num_samples: int, *, op: str = "subset_size") -> int:
@@ -190,27 +190,8 @@ class Strata:
         P(log w_i + g_i > t). The sum of x_i / probability_i over the drawn is an unbiased estimate of the sum of all
         x_i (Duffield, Lund and Thorup, J. ACM 54(6), 2007; for Gumbel keys Kool et al., arXiv 1903.06059).
         """
-        if self.groups is None or self.quotas is None:
-            groups = torch.zeros(log_weights.shape, dtype=torch.int32, device=log_weights.device)
-            wanted = torch.tensor([self.size], device=log_weights.device)
-            more = (wanted < log_weights.numel()).long()
-        else:
-            groups, wanted = self.groups, self.quotas
-            more = (wanted < self.sizes).long()  # whether a class has samples that stay out
-        # what one draw more would take is its class's last in draw order
-        drawn = ops.weighted_sample(
-            log_weights, self.size + int(more.sum()), log_weights=True, groups=groups, quotas=wanted + more, key=key
-        )
-        of = groups[drawn].long()
-        place = torch.arange(len(drawn), device=drawn.device)
-        last = torch.zeros_like(wanted).scatter_reduce(0, of, place, "amax")
-        lost = last[more > 0]
-        best, order = drawn[lost].sort()
-        race = torch.empty_like(log_weights[best])
-        race[order] = log_weights[best] + gumbel_at(best, key, log_weights.dtype)
-        threshold = torch.full(wanted.shape, -torch.inf, dtype=log_weights.dtype, device=log_weights.device)
-        threshold[more > 0] = race
-        kept = torch.ones_like(drawn, dtype=torch.bool)
-        kept[lost] = False
-        chosen = drawn[kept].sort().values
-        return -torch.expm1(-torch.exp(log_weights[chosen] - threshold[groups[chosen].long()]))
+        chosen = self.sample(log_weights, key)
+        num_groups = 1 if self.quotas is None else len(self.quotas)
+        threshold = best_losers(log_weights, chosen, key, self.groups, num_groups)
+        own = threshold if self.groups is None else threshold[self.groups[chosen].long()]
+        return -torch.expm1(-torch.exp(log_weights[chosen] - own))
