@@ -41,7 +41,7 @@ class FixedSelector(Selector):
         if num_samples is not None:
             num_samples = _checks.in_range(name, "num_samples", num_samples, 0)
         indices = _inputs.indices(name, "indices", indices, 2**63 if num_samples is None else num_samples)
-        self._indices = indices.sort().values
+        self._take(indices)
         if num_samples is None:
             num_samples = int(self._indices[-1]) + 1 if len(indices) else 0
         super().__init__(num_samples, {"num_samples": num_samples, **(arguments or {})})
@@ -56,13 +56,18 @@ class FixedSelector(Selector):
         _checks.in_range(type(self).__name__, "epoch", epoch, 0)
         return self._indices.clone()
 
+    def _take(self, indices: Tensor) -> None:
+        self._indices = indices.sort().values
+        self._saved: Tensor | None = None
+
     def _state(self) -> dict[str, Any]:
-        return {"indices": self._indices.clone()}
+        if self._saved is None:
+            self._saved = self._indices.clone()  # one for all states: loaders take one with each batch
+        return {"indices": self._saved}
 
     def _load_state(self, state: dict[str, Any]) -> None:
         name = "state_dict['indices']"
-        indices = _inputs.indices(type(self).__name__, name, state["indices"], self.num_samples)
-        self._indices = indices.sort().values
+        self._take(_inputs.indices(type(self).__name__, name, state["indices"], self.num_samples))
 
     @classmethod
     def _restore(cls, tables: dict[str, Tensor], arguments: dict[str, Any], state: dict[str, Any]) -> Self:
