@@ -26,7 +26,7 @@ def differentiable(function: type[Function], **constant: int) -> Callable[..., A
     it would be needed, rather than left out of the gradient.
     """
     name = function.__name__
-    op = getattr(torch.ops.pysel, name)
+    op = getattr(torch.ops.pysel, name).default  # as `below`: torch.jit.trace compares lines
     gradient = function.backward
 
     def apply(*args: Any) -> Any:

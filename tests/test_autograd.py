@@ -250,6 +250,29 @@ def test_compiled_second_derivatives_raise(case):
         torch.autograd.grad(grads[0].sum(), leaves)
 
 
+TRACED = {
+    "topk": lambda x: pysel.topk(x, 2)[0],
+    "topk_encode": lambda x: pysel.topk_encode(x, torch.ones(9, 6), None, 3)[0],
+    "sparse_decode": lambda x: pysel.sparse_decode(x[:, :3], INDICES, torch.ones(7, 5)),
+    "gumbel_softmax": lambda x: pysel.gumbel_softmax(x, key=3),
+    "gumbel_softmax hard": lambda x: pysel.gumbel_softmax(x, hard=True, key=3),
+    "gumbel_sigmoid": lambda x: pysel.gumbel_sigmoid(x, key=3),
+    "usage_penalty": lambda x: pysel.usage_penalty(x, torch.ones(4, 6), 0.1, "exp"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch has deprecated torch.jit.trace
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("op", TRACED)
+def test_traces_with_and_without_gradient(op, requires_grad):
+    function, x = TRACED[op], torch.randn(4, 6, generator=generator())
+    traced = torch.jit.trace(function, x.clone().requires_grad_(requires_grad))
+    leaf = (2 * x).requires_grad_()
+    results = [f(leaf) for f in (function, traced)]
+    assert_same_bits(*(r.detach() for r in results))
+    assert_same_bits(*(torch.autograd.grad(r.square().sum(), leaf)[0] for r in results))
+
+
 # --- what is left out of a gradient says so ---
 
 X, TAU, KEY = torch.randn(3, 4), torch.tensor(0.5), pysel.key(0)
