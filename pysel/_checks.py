@@ -84,7 +84,7 @@ def number(op: str, name: str, value: Any) -> float:
     """
     if type(value) is float or isinstance(value, torch.SymInt | torch.SymFloat):
         return value  # type: ignore[return-value]
-    odd = isinstance(value, bool | complex | np.complexfloating | np.bool_) or getattr(value, "ndim", 0) > 0
+    odd = isinstance(value, bool | complex | np.complexfloating | np.bool_ | type) or getattr(value, "ndim", 0) > 0
     odd = odd or (isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool))
     if odd or not hasattr(value, "__float__"):
         raise TypeError(f"{op}: {name} must be a number, got {_kind(value)}")
@@ -152,7 +152,7 @@ def validate(op: str, value: Any) -> bool | None:
 
 def choice(op: str, name: str, value: object, allowed: Sequence[str]) -> None:
     """Refuse a string that is not one of ``allowed``, with ValueError."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{op}: {name} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {value!r}")
 
 

@@ -28,6 +28,8 @@ def tensor(op: str, name: str, value: Any) -> Tensor:
             raise TypeError(f"{op}: {name} must be a strided tensor, got {value.layout}")
         if value.is_complex():
             raise TypeError(f"{op}: {name} must be real, got {value.dtype}")
+        if value.is_meta:
+            raise TypeError(f"{op}: {name} must hold numbers, got a tensor on the meta device")
         return value.detach()
     array = None
     if hasattr(value, "__array__") or (isinstance(value, Sequence) and not isinstance(value, str | bytes)):
@@ -41,6 +43,8 @@ def tensor(op: str, name: str, value: Any) -> Tensor:
     if array is None or array.dtype.kind not in "fiub":
         got = type(value).__name__ if array is None else f"{type(value).__name__} of {array.dtype}"
         raise TypeError(f"{op}: {name} must be a tensor, an array or a list of numbers, got {got}")
+    if np.ma.is_masked(value):
+        raise TypeError(f"{op}: {name} must not have masked entries")
     dtype = array.dtype.newbyteorder("=") if array.dtype.itemsize <= 8 else np.dtype(np.float64)
     whole = array.flags.writeable and all(stride >= 0 for stride in array.strides)
     return torch.from_numpy(array if whole and array.dtype == dtype else np.array(array, dtype, order="C"))

@@ -186,15 +186,19 @@ SURROUNDINGS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = 
 @every
 @ignore_poor
 @pytest.mark.parametrize("surroundings", SURROUNDINGS)
-def test_the_callers_surroundings_change_nothing(make: Callable[[Hold], Selector], surroundings: str) -> None:
+def test_the_callers_surroundings_change_nothing(
+    make: Callable[[Hold], Selector], surroundings: str, tmp_path: Path
+) -> None:
     before = history(make(as_tensor))
     with SURROUNDINGS[surroundings]():
         selector = make(as_tensor)
         inside = history(selector, 3)
         resumed = make(as_tensor)
         resumed.load_state_dict(selector.state_dict())
+        selector.save(tmp_path)
+        loaded = type(selector).load(tmp_path)
     assert inside == before[:3]
-    for one in (selector, resumed):  # and outside it goes on
+    for one in (selector, resumed, loaded):  # and outside it goes on
         later = [(one.select(epoch).tolist(), one.weights(one.select(epoch)).tolist()) for epoch in (2, 3, 4)]
         assert later == before[2:]
 

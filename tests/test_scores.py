@@ -90,8 +90,8 @@ def test_scores_in_any_container(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: el2n(torch.ones(4, 3), [0, 1]), ValueError, r"el2n: labels must be \[N\] for logits \[N, C\]"),
-        (lambda: el2n(torch.ones(4), [0] * 4), ValueError, r"el2n: labels must be \[N\] for logits \[N, C\]"),
+        (lambda: el2n(torch.ones(4, 3), [0, 1]), ValueError, r"el2n: labels must have shape \[4\], got \[2\]"),
+        (lambda: el2n(torch.ones(4), [0] * 4), ValueError, r"el2n: logits must be \[N, C\].*got \[4\]"),
         (lambda: el2n(torch.ones(2, 3), [0, 3]), ValueError, "el2n: labels must be between 0 and 2, got 3 in row 1"),
         (lambda: el2n(torch.ones(2, 3), [-1, 0]), ValueError, "el2n: labels must be between 0 and 2, got -1 in row 0"),
         (lambda: el2n(torch.ones(2, 3), [0.0, 1.0]), TypeError, "el2n: labels must be integers, got torch.float64"),

@@ -136,7 +136,9 @@ def test_labels_of_any_integer_dtype(dtype: str) -> None:
     scores = [6.0, 5, 4, 3, 2, 1]
     for given in (labels, torch.from_numpy(labels), labels.tolist(), pd.Series(labels, index=range(7, 13))):
         strata = Strata(6, 3, given)
-        assert strata.best(torch.tensor(scores)).tolist() == [0, 1, 2]
+        for held in (scores, np.array(scores, np.float32), torch.tensor(scores, requires_grad=True)):
+            assert strata.best(held).tolist() == [0, 1, 2]
+            assert torch.equal(strata.sample(held, 3), strata.sample(torch.tensor(scores), pysel.key(3)))
     kept = torch.tensor([0, 1, 1, 0, 1, 1], dtype=torch.int32)
     strata = Strata(6, 3, kept)
     kept.zero_()
@@ -152,6 +154,13 @@ def test_labels_of_any_integer_dtype(dtype: str) -> None:
         (lambda: Strata(4, 2, [0.0] * 4), TypeError, "Strata: labels must be integers, got torch.float64"),
         (lambda: Strata(4, 2, [0] * 3), ValueError, r"Strata: labels must have shape \[4\], got \[3\]"),
         (lambda: Strata(4, 2, [0, 1, 2, 3]), ValueError, "Strata: size must give at least one sample of each of the 4"),
+        (lambda: Strata(4, 2).best([1.0] * 3), ValueError, r"Strata.best: scores must be \[4\], got \[3\]"),
+        (lambda: Strata(4, 2).best("a"), TypeError, "Strata.best: scores must be a tensor, an array or a list"),
+        (
+            lambda: Strata(4, 2).sample([[0.0] * 4], 0),
+            ValueError,
+            r"Strata.sample: log_weights must be \[4\]",
+        ),
         (lambda: Strata(4, 2, [0] * 4, balance="x"), ValueError, "Strata: balance must be proportional or equal"),
     ],
 )

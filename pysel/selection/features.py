@@ -139,15 +139,19 @@ def penultimate(model: nn.Module, x: Any, *, layer: str | None = None, batch_siz
     """
     op = "penultimate"
     batch_size = _checks.in_range(op, "batch_size", batch_size, 1)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{op}: model must be a Module, got {type(model).__name__}")
     modules = dict(model.named_modules())
     if layer is None:
         layer = next((name for name in reversed(modules) if isinstance(modules[name], nn.Linear)), None)
         if layer is None:
             raise ValueError(f"{op}: layer must be given, as the model has no nn.Linear")
-    if layer not in modules:
+    if not isinstance(layer, str) or layer not in modules:
         raise ValueError(f"{op}: layer must be a name in model.named_modules(), got {layer!r}")
-    if isinstance(x, np.ndarray):
+    if isinstance(x, Tensor | np.ndarray):
         x = _batch(x, model)
+        if x.dim() == 0:
+            raise ValueError(f"{op}: x must be [N, ...], got a single number")
 
     captured: list[Tensor] = []
 

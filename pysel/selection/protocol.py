@@ -100,11 +100,11 @@ class Selector:
         return self._digest
 
     def _state(self) -> dict[str, Any]:
-        """What else than tables and arguments the next subset depends on: ints, and copies of tensors."""
+        """What else than tables and arguments the next subset depends on: ints, floats and copies of tensors."""
         return {}
 
     def _load_state(self, state: dict[str, Any]) -> None:
-        """Continue from what `_state` gave: ints, and copies of the same shapes, dtypes and devices as one's own.
+        """Continue from what `_state` gave: numbers, and copies of the same shapes, dtypes and devices as one's own.
 
         What else can be wrong with them has to be found before anything is changed.
         """
@@ -219,10 +219,10 @@ class Selector:
 
 
 def _like(op: str, entry: str, theirs: Any, mine: Any) -> Any:
-    """A state's entry as a selector keeps its own: an int, or a copy of a tensor."""
+    """A state's entry as a selector keeps its own: a number, or a copy of a tensor."""
     name = f"state_dict[{entry!r}]"
     if not isinstance(mine, Tensor):
-        return _checks.integer(op, name, theirs)
+        return (_checks.integer if isinstance(mine, int) else _checks.number)(op, name, theirs)
     _checks.tensor(op, name, theirs, (mine.dtype,))
     if theirs.shape != mine.shape:
         raise ValueError(f"{op}: {name} must have shape {list(mine.shape)}, got {list(theirs.shape)}")

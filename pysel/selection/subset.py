@@ -66,7 +66,7 @@ def quotas(counts: Any, size: int, balance: str = "proportional", *, op: str = "
     size = _checks.integer(op, name, size)
     if bool((counts < 1).any()):
         raise ValueError(f"{op}: counts must be positive, got {int(counts.min())}")
-    total = int(counts.sum())
+    total = sum(counts.tolist())  # which int64 need not hold
     least = counts.numel() if balance == "proportional" else 0
     if not least <= size <= total:
         one_each = f"at least one sample of each of the {least} classes and " if least else ""
@@ -162,7 +162,7 @@ class Strata:
         op: str = "Strata",
         name: str = "size",
     ) -> None:
-        num_samples = _checks.in_range(op, "num_samples", num_samples, 1)
+        self.num_samples = num_samples = _checks.in_range(op, "num_samples", num_samples, 1)
         self.size = _checks.in_range(op, name, size, 0, num_samples)
         self.groups: Tensor | None = None  # int32 [N], the class of each sample, counted from 0
         self.quotas: Tensor | None = None  # int64 [C]
@@ -173,15 +173,24 @@ class Strata:
         self.sizes = classes.sizes.to(device)
         self.quotas = quotas(self.sizes, self.size, balance, op=op, name=name)
 
-    def best(self, scores: Tensor, key: Tensor | None = None) -> Tensor:
+    def best(self, scores: Any, key: Tensor | int | None = None) -> Tensor:
         """Ascending int64 indices [size] of the largest scores [N]; ties by lowest index, or by the key's words."""
+        scores = self._numbers("best", "scores", scores)
         return ops.select(scores, self.size, groups=self.groups, quotas=self.quotas, key=key)
 
-    def sample(self, log_weights: Tensor, key: Tensor) -> Tensor:
+    def sample(self, log_weights: Any, key: Tensor | int) -> Tensor:
         """Ascending int64 indices [size] drawn without replacement, in proportion to exp(log_weights [N])."""
+        log_weights = self._numbers("sample", "log_weights", log_weights)
         return ops.weighted_sample(
             log_weights, self.size, log_weights=True, order="index", groups=self.groups, quotas=self.quotas, key=key
         )
+
+    def _numbers(self, method: str, name: str, value: Any) -> Tensor:
+        """One number for each sample, which the op then looks at."""
+        x = _inputs.tensor(f"Strata.{method}", name, value)
+        if x.shape != (self.num_samples,):
+            raise ValueError(f"Strata.{method}: {name} must be [{self.num_samples}], got {list(x.shape)}")
+        return x
 
     def inclusion(self, log_weights: Tensor, key: Tensor) -> Tensor:
         """How likely each of `sample`'s indices was to be drawn, given the best key that lost: [size] in (0, 1].

@@ -72,6 +72,7 @@ def factor_tables(
     Source: arXiv 2603.04981, equations 3, 5 and 6.
     """
     op = "factor_tables"
+    check_model(op, sae)
     rows = features if isinstance(features, Rows) else Rows(features, op, "features")
     n, d = rows.shape
     if d != sae.in_features:
@@ -108,6 +109,12 @@ def factor_tables(
     scores = [ops.factor_scores(*encode(batch), tables).float() for batch in rows.batches(batch_size)]
     representativeness, diversity = torch.cat(scores).unbind(1)
     return FactorTables(representativeness.contiguous(), diversity.contiguous(), counts, spread.float(), is_common)
+
+
+def check_model(op: str, sae: Any) -> None:
+    """Refuse what is no autoencoder."""
+    if not isinstance(sae, TopKSAE):
+        raise TypeError(f"{op}: sae must be a TopKSAE, got {type(sae).__name__}")
 
 
 def check_options(op: str, common: Any, class_coverage: str) -> Fraction:

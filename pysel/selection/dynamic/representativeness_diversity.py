@@ -24,7 +24,7 @@ from pysel import _checks, _inputs, ops
 from pysel.random import as_key, fold_in, split
 from pysel.sae import SAEReport, TopKSAE, train_sae
 from pysel.sae.rows import Rows
-from pysel.selection.dynamic.factors import FactorTables, check_options, factor_tables, to_unit_interval
+from pysel.selection.dynamic.factors import FactorTables, check_model, check_options, factor_tables, to_unit_interval
 from pysel.selection.protocol import Selector, lasting
 from pysel.selection.schedule import Schedule, full_epochs, resolve
 from pysel.selection.schedule import balance as checked_weight
@@ -259,16 +259,20 @@ class DynamicSelector(Selector):
         sae_key, rank_key = split(as_key(op, key), 2)
         # all is checked before the work: labels and options here, every row here or by train_sae
         check_options(op, common, class_coverage)
-        if sae is not None and not isinstance(sae, TopKSAE):
-            raise TypeError(f"{op}: sae must be a TopKSAE, got {type(sae).__name__}")
+        if sae is not None:
+            check_model(op, sae)
+        else:
+            num_factors = _checks.in_range(op, "num_factors", num_factors, 1)
+            k = _checks.in_range(op, "k", k, 1, num_factors)
+        if not isinstance(sae_options, Mapping | None):
+            raise TypeError(f"{op}: sae_options must be a dictionary, got {type(sae_options).__name__}")
         nothing = torch.zeros(rows.shape[0], dtype=torch.float32, device=rows.device)
         selector = cls(nothing, nothing, keep_ratio, epochs, labels=labels, key=rank_key, **options)
         if sae is not None:
             for _ in rows.batches(8192):
                 pass
         else:
-            with torch.autocast(rows.device.type, enabled=False):
-                sae, selector.report = train_sae(rows, num_factors, k, key=sae_key, **(sae_options or {}))
+            sae, selector.report = train_sae(rows, num_factors, k, key=sae_key, **(sae_options or {}))
         tables = factor_tables(sae, rows, labels=labels, common=common, class_coverage=class_coverage)
         selector._set_tables(tables.representativeness.to(rows.device), tables.diversity.to(rows.device))
         selector.sae, selector.factors, selector._rows = sae, tables, rows

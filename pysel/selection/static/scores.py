@@ -172,10 +172,9 @@ def el2n(logits: Any, labels: Any) -> Tensor:
     """
     op = "el2n"
     logits = _inputs.tensor(op, "logits", logits)
-    labels = _inputs.integers(op, "labels", labels).long()
-    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
-        raise ValueError(f"{op}: labels must be [N] for logits [N, C], got {list(labels.shape)}, {list(logits.shape)}")
-    labels = labels.to(logits.device)
+    if logits.dim() != 2 or logits.numel() == 0:
+        raise ValueError(f"{op}: logits must be [N, C], neither of them 0, got {list(logits.shape)}")
+    labels = _inputs.integers(op, "labels", labels, len(logits)).to(logits.device, torch.int64)
     outside = (labels < 0) | (labels >= logits.size(1))
     if bool(outside.any()):
         row = int(torch.nonzero(outside)[0])

@@ -1,0 +1,94 @@
+"""Whatever is passed for whichever argument of selection's classes and functions: taken, or refused by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pysel
+from pysel import selection
+from pysel.nn import TopKSAE
+from pysel.selection import features, schedule
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
+
+N = 12
+ROWS = np.random.default_rng(0).random((N, 3))
+NUMBERS, LABELS = ROWS[:, 0], np.arange(N) % 3
+SAE = TopKSAE(3, 8, 2, key=pysel.key(0))
+
+GOOD: dict[Callable[..., Any], dict[str, Any]] = {
+    selection.FixedSelector: {"indices": [1, 2], "num_samples": N},
+    selection.Full: {"num_samples": N},
+    selection.StaticRandom: {"num_samples": N, "keep_ratio": 0.5, "labels": LABELS, "key": 0},
+    selection.ScoreSelector: {"scores": NUMBERS, "keep_ratio": 0.5, "labels": LABELS},
+    selection.KMeans: {"features": ROWS, "keep_ratio": 0.5, "num_clusters": 3, "iterations": 3, "key": 0},
+    selection.NearestNeighbourThinning: {"features": ROWS, "keep_ratio": 0.5, "batch_size": 4},
+    selection.DynamicRandom: {
+        "num_samples": N, "keep_ratio": 0.5, "epochs": 4, "labels": LABELS, "balance": "equal", "refine": 0.1, "key": 0,
+    },
+    selection.InfoBatch: {"num_samples": N, "epochs": 4, "prune_ratio": 0.5, "delta": 0.8, "key": 0},
+    selection.DynamicSelector: {
+        "representativeness": NUMBERS, "diversity": NUMBERS[::-1], "keep_ratio": 0.5, "epochs": 4, "labels": LABELS,
+        "balance": "equal", "gamma": 0.2, "penalty": "log", "schedule": "sigmoid", "refine": 0.1,
+        "normalise": "minmax", "temperature": 0.1, "key": 0,
+    },
+    selection.DynamicSelector.from_features: {
+        "features": ROWS, "keep_ratio": 0.5, "epochs": 4, "labels": LABELS, "sae": SAE, "sae_options": {},
+        "common": 0.5, "class_coverage": "once", "key": 0,
+    },
+    selection.el2n: {"logits": ROWS, "labels": LABELS},
+    selection.kmeans: {"features": ROWS, "num_clusters": 3, "iterations": 3, "batch_size": 4, "key": 0},
+    selection.subset_size: {"keep_ratio": 0.5, "num_samples": N},
+    selection.quotas: {"counts": [3, 4], "size": 3, "balance": "equal"},
+    selection.Strata: {"num_samples": N, "size": 4, "labels": LABELS, "balance": "equal"},
+    selection.to_unit_interval: {"scores": NUMBERS, "how": "clip", "quantile": 0.9},
+    selection.factor_tables: {
+        "sae": SAE, "features": ROWS, "labels": LABELS, "common": 0.5, "class_coverage": "once", "batch_size": 4,
+    },
+    features.standardise: {"x": ROWS, "eps": 1e-3},
+    features.pca: {"x": ROWS, "dim": 2},
+    features.random_projection: {"x": ROWS, "dim": 2, "key": 0},
+    features.penultimate: {"model": nn.Linear(3, 2), "x": ROWS, "layer": "", "batch_size": 3},
+    schedule.resolve: {"schedule": "cosine"},
+}  # fmt: skip
+
+ODD: list[Any] = [
+    None, "a", "", b"x", [], {}, set(), object(), int, lambda p: p, iter([1]), range(N), torch.float32,
+    True, False, -1, 0, 1, 2, 10**30, -(10**30), 1.5, math.nan, math.inf, -math.inf, 1j, np.float64("nan"),
+    np.array([1.0]), np.array(2), np.zeros((N, 0)), -np.ones(N, int), np.full(N, 2**62), np.array(["2020"], "M8[D]"),
+    np.ma.masked_array(NUMBERS, LABELS == 1), ["a"] * N, [None] * N, [[1], [2, 3]],
+    torch.tensor(1.5), torch.ones(0), torch.ones(2, 2), torch.ones(N), torch.full((N,), 1e30), torch.ones(N) > 0,
+    torch.full((N,), math.nan), torch.full((N, 3), math.inf), torch.ones(N, 3, dtype=torch.complex64),
+    torch.ones(N).to_sparse(), torch.ones(N, device="meta"),
+]  # fmt: skip
+
+
+def refusal(call: Callable[..., Any], arguments: dict[str, Any]) -> str | None:
+    """The message, where the arguments are refused."""
+    try:
+        call(**arguments)
+    except (TypeError, ValueError, IndexError) as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("call", GOOD, ids=lambda call: call.__qualname__)
+def test_taken_or_refused_by_name(call: Callable[..., Any]) -> None:
+    good = GOOD[call]
+    assert refusal(call, good) is None
+    for argument in good:
+        if (call, argument) == (features.penultimate, "x"):
+            continue  # it is for the model to say what it takes
+        for odd in ODD:
+            message = refusal(call, {**good, argument: odd})
+            if message is not None:
+                assert message.startswith(call.__qualname__.split(".")[0]), (argument, odd, message)
+                # that argument, or another that does not fit it
+                assert any(name in message for name in good), (argument, odd, message)
