@@ -88,8 +88,11 @@ def number(op: str, name: str, value: Any) -> float:
     odd = odd or (isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool))
     if odd or not hasattr(value, "__float__"):
         raise TypeError(f"{op}: {name} must be a number, got {_kind(value)}")
+    if isinstance(value, Tensor):
+        no_grad(op, name, value)
+        value = value.detach()
     try:
-        return float(value.detach() if isinstance(value, Tensor) else value)
+        return float(value)
     except OverflowError:
         got = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else repr(value)
         raise ValueError(f"{op}: {name} must fit into a float64, got {got}") from None

@@ -96,10 +96,13 @@ def key(
 
 def resolve(op: str, given: Tensor | int | None, generator: Generator | None, device: torch.device) -> Tensor:
     """The key an op uses: the one given (an int stands for ``key(int)``), or one drawn on the input's device."""
+    if generator is not None:
+        if given is not None:
+            raise ValueError(f"{op}: give key or generator, not both")
+        if not isinstance(generator, Generator):
+            raise TypeError(f"{op}: generator must be a torch.Generator, got {type(generator).__name__}")
     if given is None:
         return key(generator=generator, device=device)
-    if generator is not None:
-        raise ValueError(f"{op}: give key or generator, not both")
     if not isinstance(given, Tensor):
         if isinstance(given, bool) or not isinstance(given, numbers.Integral | torch.SymInt):
             raise TypeError(f"{op}: key must be a Tensor or an int, got {type(given).__name__}")
@@ -118,53 +121,58 @@ def as_key(op: str, value: Any) -> Tensor:
     return value.detach().to("cpu", torch.int64, copy=True)
 
 
+def given_key(op: str, value: Tensor | int) -> Tensor:
+    """The key given, where none can be drawn."""
+    if value is None:
+        raise TypeError(f"{op}: key must be a Tensor or an int, got NoneType")
+    return resolve(op, value, None, value.device if isinstance(value, Tensor) else torch.device("cpu"))
+
+
 def _check_key(op: str, value: Tensor) -> None:
     _checks.tensor(op, "key", value, (torch.int64, torch.uint64))
     if value.shape != (2,):
         raise ValueError(f"{op}: key must have shape [2], got {list(value.shape)}")
 
 
-def split(key: Tensor, n: int) -> Tensor:
+def split(key: Tensor | int, n: int) -> Tensor:
     """Derive ``n`` keys, independent of each other and of ``key``'s own draws.
 
     Args:
-        key: int64 [2].
+        key: int64 [2], or the int to make one from.
         n: how many.
 
     Returns:
         int64 [n, 2]; row ``i`` equals ``fold_in(key, i)``.
 
     Raises:
-        TypeError, ValueError: ``key`` is not an int64 tensor of shape [2], or ``n`` is negative.
+        TypeError, ValueError: ``key`` is not an int64 tensor of shape [2] or an int, or ``n`` is negative.
 
     Example:
         >>> import pysel
         >>> init, noise = pysel.split(pysel.key(0), 2)
     """
-    _check_key("split", key)
-    n = _checks.integer("split", "n", n)
+    key, n = given_key("split", key), _checks.integer("split", "n", n)
     return torch.ops.pysel.split(key, n)
 
 
-def fold_in(key: Tensor, data: int) -> Tensor:
+def fold_in(key: Tensor | int, data: int) -> Tensor:
     """Derive the key numbered ``data``, for instance an epoch or a step.
 
     Args:
-        key: int64 [2].
+        key: int64 [2], or the int to make one from.
         data: 0 or more.
 
     Returns:
         int64 [2].
 
     Raises:
-        TypeError, ValueError: ``key`` is not an int64 tensor of shape [2], or ``data`` is negative.
+        TypeError, ValueError: ``key`` is not an int64 tensor of shape [2] or an int, or ``data`` is negative.
 
     Example:
         >>> import pysel
         >>> epoch_key = pysel.fold_in(pysel.key(0), 3)
     """
-    _check_key("fold_in", key)
-    data = _checks.integer("fold_in", "data", data)
+    key, data = given_key("fold_in", key), _checks.integer("fold_in", "data", data)
     return torch.ops.pysel.fold_in(key, data)
 
 

@@ -287,6 +287,7 @@ PUBLIC = {
     "gumbel_softmax: tau": lambda c: pysel.gumbel_softmax(X, c, key=KEY),
     "gumbel_sigmoid: tau": lambda c: pysel.gumbel_sigmoid(X, c, True, key=KEY),
     "usage_penalty: counts": lambda c: pysel.usage_penalty(X, c.expand(3, 4), 0.1),
+    "usage_penalty: gamma": lambda c: pysel.usage_penalty(X, X.abs(), c),
 }
 
 

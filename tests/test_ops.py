@@ -312,6 +312,12 @@ def test_key_and_generator_together_are_refused(sample, key):
 
 
 @one_of_each
+def test_what_is_no_generator_is_refused(sample):
+    with pytest.raises(TypeError, match=f"{sample.op}: generator must be a torch.Generator, got int"):
+        sample.call(sample.input(), None, generator=5)
+
+
+@one_of_each
 def test_uint64_key_is_the_same_key(sample):
     x = sample.input()
     key = torch.tensor([-5, -(2**63)])

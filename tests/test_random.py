@@ -302,8 +302,10 @@ def test_bad_arguments_of_split_and_fold_in_are_refused(derive, key):
             derive(key, bad)
     with pytest.raises(ValueError, match=f"{derive.__name__}: {argument} must fit into 64 bits, got {2**64}"):
         derive(key, 2**64)
-    with pytest.raises(TypeError, match=f"{derive.__name__}: key must be a Tensor, got int"):
-        derive(7, 1)
+    for bad in (None, "7", True, 7.0):
+        with pytest.raises(TypeError, match=f"{derive.__name__}: key must be a Tensor or an int, got"):
+            derive(bad, 1)
+    assert torch.equal(derive(7, 1), derive(pysel.key(7), 1))
     with pytest.raises(TypeError, match=f"{derive.__name__}: key must be int64 or uint64, got torch.int32"):
         derive(key.int(), 1)
     with pytest.raises(ValueError, match=rf"{derive.__name__}: key must have shape \[2\], got \[1, 2\]"):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pysel import _checks
-from pysel.random import resolve
+from pysel.random import given_key
 
 __all__ = ["permutation"]
 
@@ -47,9 +47,7 @@ def permutation(n: int, *, key: Tensor | int, start: int = 0, stop: int | None =
     for permutations of any ``n`` made with it.
     """
     op = "permutation"
-    if key is None:  # which resolve would take for a wish to draw one
-        raise TypeError(f"{op}: key must be a Tensor or an int, got NoneType")
-    key = resolve(op, key, None, key.device if isinstance(key, Tensor) else torch.device("cpu"))
+    key = given_key(op, key)
     n = _checks.integer(op, "n", n)
     start = _checks.integer(op, "start", start)
     stop = n if stop is None else _checks.integer(op, "stop", stop)
