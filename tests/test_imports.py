@@ -14,7 +14,7 @@ FLOORS = [
     {"_C"},
     {"_checks"},
     {"_fake", "_inputs", "random"},
-    {"_autograd", "reference"},
+    {"_autograd", "files", "reference"},
     {"ops"},
     {"sae"},
     {"nn", "distributed"},

@@ -513,7 +513,7 @@ class Own:
         (torch.tensor([-1, 2]), ValueError, "must be between 0 and 9, got -1"),
         (torch.tensor([2, 10]), ValueError, "must be between 0 and 9, got 10"),
         (torch.tensor([2, 1, 2]), ValueError, "must be distinct, got 2 more than once"),
-        (torch.empty(3, dtype=torch.int64, device="meta"), ValueError, "must hold indices, got a meta tensor"),
+        (torch.empty(3, dtype=torch.int64, device="meta"), TypeError, "must hold numbers, got a tensor on the meta"),
         ("012", TypeError, "must be a tensor, an array or a list"),
         (None, TypeError, "must be a tensor, an array or a list"),
     ],

@@ -105,9 +105,7 @@ class SelectionSampler(RankedSampler):
         if self._picked is None or self._picked[0] != epoch:
             what = f"what {type(self.selector).__name__}.select returns"
             known = getattr(self.selector, "num_samples", None)
-            subset = _inputs.tensor("SelectionSampler", what, self.selector.select(epoch))
-            if subset.is_meta:
-                raise ValueError(f"SelectionSampler: {what} must hold indices, got a meta tensor")
+            subset = self.selector.select(epoch)
             subset = _inputs.indices("SelectionSampler", what, subset, known if isinstance(known, int) else 2**63)
             self._picked = epoch, subset.cpu().clone()
         return self._picked[1]
