@@ -1,0 +1,379 @@
+"""One subset for all of training: ASSS, its rivals, and what each is worth where labels are wrong.
+
+    python -m bench.experiments.subsets           what is missing from bench/results/subsets.json, for 90 minutes
+    python -m bench.experiments.subsets --only "diamonds/*/0.3/*/0" --list
+
+A subset is chosen from each table, of 0, 20 or 40 % of whose labels the labels were drawn again, and a final learner is
+trained on it from scratch: a perceptron, for as many epochs as the full data get, or gradient-boosted trees where
+scikit-learn is installed. All subsets of a size take the same steps, "fewer epochs" too, which uses all of the data.
+Weighters train on all of the data for those steps. PRR is the subset's test metric, accuracy or R^2, over the full
+data's; only the second is given all the steps. Nothing is tuned: methods have their defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, as torch is loaded
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import pysel
+from bench.datasets import DataError
+from bench.experiments.run import load, save
+from bench.experiments.tables import TABLES, Table, table
+from pysel.selection import (
+    ASSS,
+    KMeans,
+    MetaWeighter,
+    NearestNeighbourThinning,
+    ScoreSelector,
+    StaticRandom,
+    class_families,
+    el2n,
+    low_loss,
+    performance_retention_rate,
+    subset_size,
+)
+from pysel.selection.learned.lookahead import default_loss
+
+RESULTS = Path("bench/results/subsets.json")
+NOISES, KEEPS = (0.2, 0.0, 0.4), (0.3, 0.5, 0.1, 0.05)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a record depends on besides its name."""
+
+    rows: int = 20_000
+    epochs: int = 20
+    batch_size: int = 256
+    lr: float = 3e-3
+    hidden: int = 64
+    proxy_epochs: int = 4  # of the networks whose losses and predictions score samples
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A task and what methods may use."""
+
+    task: Table
+    seed: int
+    keep_ratio: float
+    settings: Settings
+
+    @property
+    def key(self) -> Tensor:
+        return pysel.key(self.seed)
+
+    @property
+    def labels(self) -> Tensor | None:
+        return self.task.train_y if self.task.num_classes else None
+
+    def network(self, number: int = 0) -> nn.Module:
+        """A perceptron with one hidden layer; a function of the seed and the number."""
+        task, hidden = self.task, self.settings.hidden
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1_000 * number + self.seed)
+            return nn.Sequential(nn.Linear(task.train_x.size(1), hidden), nn.ReLU(), nn.Linear(hidden, task.outputs))
+
+    def train(
+        self,
+        rows: Tensor,
+        steps: int,
+        *,
+        number: int = 0,
+        weigh: Callable[[nn.Module, Tensor, Any], Tensor] | None = None,
+    ) -> nn.Module:
+        """A network after so many steps on those rows; the learning rate falls to zero."""
+        network, settings, task = self.network(number), self.settings, self.task
+        optimiser = torch.optim.Adam(network.parameters(), lr=settings.lr, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / steps)
+        loss = default_loss(task.train_y)
+        done, epoch = 0, 0
+        while done < steps:
+            order = rows[pysel.permutation(len(rows), key=pysel.fold_in(pysel.key(7_000 + self.seed), epoch))]
+            for batch in order.split(settings.batch_size)[: steps - done]:
+                w = 1.0 if weigh is None else weigh(network, batch, optimiser)
+                optimiser.zero_grad()
+                (w * loss(network(task.train_x[batch]), task.train_y[batch])).mean().backward()
+                optimiser.step()
+                schedule.step()
+                done += 1
+            epoch += 1
+        return network
+
+    def steps(self, samples: int, epochs: int) -> int:
+        return epochs * -(-samples // self.settings.batch_size)
+
+    def everything(self) -> Tensor:
+        return torch.arange(len(self.task.train_y))
+
+    def judged(self, rows: Tensor, number: int = 0) -> Tensor:
+        """Outputs for all training rows of a network that a few epochs on some of them have made."""
+        network = self.train(rows, self.steps(len(rows), self.settings.proxy_epochs), number=number)
+        with torch.no_grad():
+            return network(self.task.train_x)
+
+    def crossed(self) -> Tensor:
+        """Outputs for each row of a network that has not seen it: two halves, each judged by the other's."""
+        first = pysel.permutation(len(self.task.train_y), key=pysel.fold_in(self.key, 1)) % 2 == 0
+        halves = [self.judged(torch.nonzero(half).flatten(), number) for number, half in enumerate((first, ~first))]
+        return torch.where(first[:, None], halves[1], halves[0])
+
+
+Chosen = Tensor | Callable[[nn.Module, Tensor, Any], Tensor]  # rows, or a weight for each row of a batch
+
+
+def _asss(setting: Setting, **options: Any) -> Tensor:
+    make = ASSS.published if options.pop("published", False) else ASSS
+    fitted = make(setting.keep_ratio, key=setting.key, **options)
+    return fitted.fit(setting.task.train_x, setting.task.train_y, setting.network).select()
+
+
+def _random(setting: Setting, *, stratified: bool = False) -> Tensor:
+    labels = setting.labels if stratified else None
+    return StaticRandom(len(setting.task.train_y), setting.keep_ratio, labels=labels, key=setting.key).select()
+
+
+def _kmeans(setting: Setting) -> Tensor:
+    clusters = min(100, subset_size(setting.keep_ratio, len(setting.task.train_y)))
+    return KMeans(setting.task.train_x, setting.keep_ratio, clusters, key=setting.key).select()
+
+
+def _small_loss(setting: Setting) -> Tensor:
+    losses = default_loss(setting.task.train_y)(setting.judged(setting.everything()), setting.task.train_y)
+    return ScoreSelector(losses, setting.keep_ratio, largest=False, labels=setting.labels).select()
+
+
+def _el2n(setting: Setting) -> Tensor:
+    outputs, y = setting.judged(setting.everything()), setting.task.train_y
+    scores = el2n(outputs, y) if setting.task.num_classes else (outputs[:, 0] - y).abs()
+    return ScoreSelector(scores, setting.keep_ratio).select()
+
+
+def _confident(setting: Setting) -> Tensor:
+    """Confident learning (Northcutt et al., arXiv 1911.00068), ranked: how much surer of the given label a network that
+    has not seen the sample is than it is on average of samples of that class, less the same of the likeliest other."""
+    y = setting.task.train_y
+    p = torch.softmax(setting.crossed(), 1)
+    mean = torch.stack([p[y == c, c].mean() if bool((y == c).any()) else p.new_ones(()) for c in range(p.size(1))])
+    surer = p - mean
+    own = surer.gather(1, y[:, None])[:, 0]
+    others = surer.scatter(1, y[:, None], -torch.inf).amax(1)
+    return ScoreSelector(own - others, setting.keep_ratio, labels=setting.labels).select()
+
+
+def _weighter(setting: Setting, *, families: bool = False) -> Chosen:
+    """MW-Net or CMW-Net on the low-loss samples of each class, as many as a batch, drawn anew now and then."""
+    task, settings = setting.task, setting.settings
+    loss = default_loss(task.train_y)
+    groups = class_families(torch.bincount(task.train_y, minlength=task.num_classes)) if families else None
+    weighter = MetaWeighter(families=groups, normalise=families, key=setting.key)
+    refresh, state = -(-len(task.train_y) // settings.batch_size), {"step": 0, "meta": torch.empty(0)}
+
+    def weigh(network: nn.Module, batch: Tensor, optimiser: torch.optim.Optimizer) -> Tensor:
+        x, y = task.train_x[batch], task.train_y[batch]
+        if state["step"] % refresh == 0:
+            with torch.no_grad():
+                losses = loss(network(task.train_x), task.train_y)
+            share = settings.batch_size // (task.num_classes or 1)
+            state["meta"] = low_loss(losses, task.train_y, per_class=max(1, share))
+        state["step"] += 1
+        meta = state["meta"]
+        weighter.meta_step(network, (x, y), (task.train_x[meta], task.train_y[meta]), optimiser)
+        with torch.no_grad():
+            return weighter.weigh(loss(network(x), y), None if groups is None else y)
+
+    return weigh
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table."""
+
+    choose: Callable[[Setting], Chosen]
+    classes_only: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "full data": Method(Setting.everything),
+    "fewer epochs": Method(Setting.everything),
+    "random": Method(_random),
+    "stratified random": Method(partial(_random, stratified=True), classes_only=True),
+    "k-means": Method(_kmeans),
+    "nearest-neighbour thinning": Method(lambda s: NearestNeighbourThinning(s.task.train_x, s.keep_ratio).select()),
+    "EL2N": Method(_el2n),
+    "small loss": Method(_small_loss),
+    "confident learning": Method(_confident, classes_only=True),
+    "MW-Net": Method(_weighter),
+    "CMW-Net": Method(partial(_weighter, families=True), classes_only=True),
+    "ASSS": Method(_asss),
+    "ASSS, input": Method(partial(_asss, attenuation="input")),
+    "ASSS, published": Method(partial(_asss, published=True)),
+    "ASSS, network with labels": Method(partial(_asss, selector="network", see_labels=True)),
+    "ASSS, normalised": Method(partial(_asss, normalise=True)),
+    "ASSS, k-hot": Method(partial(_asss, gate="khot")),
+    "ASSS, lookahead": Method(partial(_asss, fidelity="lookahead")),
+    "ASSS, lookahead, last layer": Method(partial(_asss, fidelity="lookahead", layers="last")),
+    "ASSS, adversarial": Method(partial(_asss, game="adversarial")),
+}
+LEARNERS = ("perceptron", "trees")
+
+
+def metric(outputs: Tensor, y: Tensor) -> float:
+    """Accuracy of classes [M, C], R^2 of numbers [M]."""
+    if not y.is_floating_point():
+        return float((outputs.argmax(1) == y).double().mean())
+    return 1 - float((outputs.reshape(-1) - y).double().square().sum() / (y - y.mean()).double().square().sum())
+
+
+def _trees(task: Table, rows: Tensor, seed: int) -> float:
+    try:
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+    except ImportError as error:
+        raise DataError("scikit-learn is not installed") from error
+    make = HistGradientBoostingClassifier if task.num_classes else HistGradientBoostingRegressor
+    model = make(random_state=seed).fit(task.train_x[rows].numpy(), task.train_y[rows].numpy())
+    predicted = torch.from_numpy(model.predict(task.test_x.numpy()))
+    if task.num_classes:
+        return float((predicted == task.test_y).double().mean())
+    return metric(predicted, task.test_y)
+
+
+def run(setting: Setting, method: str, learner: str) -> dict[str, Any]:
+    """Choose, train, test: what came of it."""
+    task, settings = setting.task, setting.settings
+    start = time.process_time()
+    chosen = METHODS[method].choose(setting)
+    choosing = time.process_time() - start
+    weigh = None if isinstance(chosen, Tensor) else chosen
+    rows = chosen if isinstance(chosen, Tensor) else setting.everything()
+    size = len(rows) if method == "full data" else subset_size(setting.keep_ratio, len(task.train_y))
+    start = time.process_time()
+    if learner == "trees":
+        if weigh is not None or method == "fewer epochs":
+            raise DataError("trees take a subset")
+        value = _trees(task, rows, setting.seed)
+    else:
+        network = setting.train(rows, setting.steps(size, settings.epochs), weigh=weigh)
+        with torch.no_grad():
+            value = metric(network(task.test_x), task.test_y)
+    return {
+        "metric": round(value, 5),
+        "kept": len(rows),
+        "wrong": round(float(task.wrong[rows].double().mean()), 4),
+        "choose_s": round(choosing, 3),
+        "train_s": round(time.process_time() - start, 3),
+    }
+
+
+def names(seeds: int, learners: tuple[str, ...] = LEARNERS) -> list[str]:
+    """All records, those most wanted first: table/noise/keep ratio/method/learner/seed."""
+    return [
+        f"{name}/{noise:g}/{keep:g}/{method}/{learner}/{seed}"
+        for keep in KEEPS
+        for learner in learners
+        for noise in NOISES
+        for seed in range(seeds)
+        for name in TABLES
+        for method in METHODS
+    ]
+
+
+def execute(wanted: list[str], path: Path, settings: Settings, until: float = math.inf) -> None:
+    """Make the records that ``path`` lacks, and write each as it comes.
+
+    Raises:
+        ValueError: the records there were made with other settings.
+    """
+    results = load(path)
+    if results["records"] and results["settings"] != asdict(settings):
+        raise ValueError(f"{path}: the records were made with other settings, {results['settings']}")
+    results["settings"], results["scenarios"] = asdict(settings), list(TABLES)
+    task: tuple[Any, Table] | None = None
+    for record in tqdm([name for name in wanted if name not in results["records"]], unit="run"):
+        if time.time() > until:
+            break
+        name, noise, keep, method, learner, seed = record.split("/")
+        if name in results["skipped"] or learner in results["skipped"]:
+            continue
+        try:
+            if task is None or task[0] != (name, noise, seed):
+                task = (name, noise, seed), table(name, int(seed), noise=float(noise), rows=settings.rows)
+        except DataError as error:
+            results["skipped"][name] = str(error)
+            continue
+        if METHODS[method].classes_only and not task[1].num_classes:
+            continue
+        try:
+            made = run(Setting(task[1], int(seed), float(keep), settings), method, learner)
+        except DataError as error:
+            if "installed" in str(error):
+                results["skipped"][learner] = str(error)
+            continue
+        results["records"][record] = made
+        save(path, results)
+
+
+def report(results: dict[str, Any]) -> str:
+    """A table for each share kept and learner: PRR in %, mean and standard error over seeds."""
+    places: dict[tuple[str, str], dict[tuple[str, str], dict[str, dict[str, Any]]]] = {}
+    for name, made in results["records"].items():
+        table_name, noise, keep, method, learner, seed = name.split("/")
+        places.setdefault((keep, learner), {}).setdefault((table_name, noise), {}).setdefault(method, {})[seed] = made
+    parts = []
+    for (keep, learner), columns in places.items():
+        head = ["method", *(f"{name}, {float(noise):.0%} wrong" for name, noise in columns)]
+        lines = [f"## {float(keep):.0%} kept, {learner}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+        for method in METHODS:
+            cells = []
+            for runs in columns.values():
+                full, own = runs.get("full data", {}), runs.get(method, {})
+                both = sorted(s for s in full.keys() & own.keys() if full[s]["metric"] > 0)  # R^2 may be below
+                if method == "full data":
+                    cells.append(f"{100 * fmean(r['metric'] for r in full.values()):.2f}" if full else "")
+                    continue
+                rates = [100 * performance_retention_rate(own[s]["metric"], full[s]["metric"]) for s in both]
+                error = f" ± {stdev(rates) / len(rates) ** 0.5:.2f}" if len(rates) > 1 else ""
+                cells.append(f"{fmean(rates):.2f}{error}" if rates else "")
+            lines.append("| " + " | ".join([method, *cells]) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.experiments.subsets", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=["*"], help="patterns of table/noise/keep/method/learner/seed")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=90, help="start nothing new after so long")
+    parser.add_argument("--rows", type=int, default=Settings.rows)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--list", action="store_true", help="only say which records there would be")
+    options = parser.parse_args(arguments)
+    wanted = [name for name in names(options.seeds) if any(fnmatch(name, pattern) for pattern in options.only)]
+    if options.list:
+        print("\n".join(wanted))
+        return
+    try:
+        execute(wanted, options.results, Settings(rows=options.rows), time.time() + 60 * options.minutes)
+    finally:
+        if options.results.exists():
+            print(report(json.loads(options.results.read_text())))
+
+
+if __name__ == "__main__":
+    main()
