@@ -53,6 +53,13 @@ EMPTY = {
     "sparse_decode_no_rows": (lambda v, w: pysel.sparse_decode(v, INDICES[:0], w), doubles((0, 3), (7, 5))),
 }
 differentiable = pytest.mark.parametrize("case", DIFFERENTIABLE)
+OTHERS = {
+    "gumbel_softmax": (lambda x: pysel.gumbel_softmax(x, 0.7, key=3), doubles((3, 4))),
+    "gumbel_softmax hard": (lambda x: pysel.gumbel_softmax(x, 0.7, True, key=3), doubles((3, 4))),
+    "gumbel_sigmoid": (lambda x: pysel.gumbel_sigmoid(x, 0.7, key=3), doubles((3, 4))),
+    "gumbel_sigmoid hard": (lambda x: pysel.gumbel_sigmoid(x, 0.7, True, key=3), doubles((3, 4))),
+    "usage_penalty exp": (lambda s: pysel.usage_penalty(s, torch.ones(3, 4), 0.1, "exp"), doubles((3, 4))),
+}
 
 
 @differentiable
@@ -146,9 +153,9 @@ def test_third_derivative():
         assert torch.equal(by_rows, wanted[f, d])
 
 
-@differentiable
+@pytest.mark.parametrize("case", [*DIFFERENTIABLE, *OTHERS])
 def test_second_derivatives_are_the_same_however_they_are_reached(case):
-    function, inputs = DIFFERENTIABLE[case]
+    function, inputs = (DIFFERENTIABLE | OTHERS)[case]
     every = tuple(range(len(inputs)))
     plain = tuple(t.detach() for t in inputs)
 

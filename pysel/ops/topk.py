@@ -60,8 +60,9 @@ def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     of all, and -0 equals 0. For the smallest take those of ``-x``, among which NaN comes first too.
 
     Args:
-        x: [..., n], float32, float64, bfloat16 or float16 (integers up to 2**53 are themselves as float64).
-        k: between 0 and n, which has one dimension at least.
+        x: [..., n] of at least one dimension, float32, float64, bfloat16 or float16 (integers up to 2**53 are
+            themselves as float64).
+        k: between 0 and n.
 
     Returns:
         values [..., k] like ``x``, and their int64 indices [..., k]. The gradient reaches the selected elements.
