@@ -204,10 +204,10 @@ class Selector:
         """
         folder = Path(path)
         saved = json.loads((folder / "selector.json").read_text())
-        if saved["format"] != _FORMAT or saved["selector"] != cls.__name__:
+        if (saved.get("format"), saved.get("selector")) != (_FORMAT, cls.__name__):
             raise ValueError(
                 f"{cls.__name__}.load: path must hold a {cls.__name__} in format {_FORMAT}, "
-                f"got a {saved['selector']} in format {saved['format']}"
+                f"got a {saved.get('selector')} in format {saved.get('format')}"
             )
         stored = load_file(folder / "tables.safetensors", device=str(device))
         tensors = {name.removeprefix("state."): t for name, t in stored.items() if name.startswith("state.")}

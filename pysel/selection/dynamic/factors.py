@@ -174,8 +174,8 @@ def to_unit_interval(scores: Any, how: str | None = "minmax", *, quantile: float
     scores, low, high = scores / unit, low / unit, high / unit
     if how == "clip":
         beyond = math.floor(clipped * scores.numel())  # on either side
-        low = scores.kthvalue(1 + beyond).values
-        high = scores.kthvalue(scores.numel() - beyond).values
+        ordered = scores.sort().values
+        low, high = ordered[beyond], ordered[-1 - beyond]
     if low == high:
         return (scores > high).to(scores.dtype)  # "clip": what is above the one value that nearly all have
     return ((scores - low) / (high - low)).clamp_(0, 1)

@@ -35,7 +35,7 @@ def kmeans(
         features: [N, ...] of any real dtype, tensor or array; flattened to [N, d].
         num_clusters: C, 1 to N.
         iterations: at most this many; it ends early when no sample changes its cluster.
-        batch_size: rows at a time, so that memory beyond a copy of the features in double stays
+        batch_size: rows at a time, so that memory beyond two copies of the features in double stays
             O(batch_size * num_clusters).
         key: int64 [2] or an int; drawn from torch's default generator when missing.
 
@@ -185,20 +185,20 @@ class NearestNeighbourThinning(FixedSelector):
 def _thinned(rows: Tensor, size: int, batch_size: int) -> Tensor:
     """Ascending indices of the ``size`` samples left of rows [N, d], float64 of order 1."""
     own = torch.arange(len(rows), device=rows.device)
-    left = _without(own, torch.nonzero(_first_equal(rows) != own).flatten(), size)
     centred = rows - rows.mean(0)  # far from 0 the squares would cancel
-    norms = torch.full_like(centred[:, 0], torch.inf)  # of those that are left
-    norms[left] = centred[left].square().sum(1)
+    norms = centred.square().sum(1)  # infinite: dropped
     neighbour, distance = own.clone(), torch.zeros_like(norms)
-    while len(left) > size:
+    dropped = torch.nonzero(_first_equal(rows) != own).flatten()[: len(rows) - size]
+    while True:
+        norms[dropped] = torch.inf
+        left = torch.nonzero(norms.isfinite()).flatten()
+        if len(left) == size:
+            return left
         lost = left[(neighbour[left] == left) | norms[neighbour[left]].isinf()]  # who has no neighbour any more
         for asking in lost.split(batch_size):
             neighbour[asking], distance[asking] = _neighbours(rows, centred, norms, asking)
         later = left[(neighbour[neighbour[left]] == left) & (neighbour[left] < left)]
         dropped = later[distance[later].argsort(stable=True)][: len(left) - size]
-        norms[dropped] = torch.inf
-        left = torch.nonzero(norms.isfinite()).flatten()
-    return left
 
 
 def _neighbours(rows: Tensor, centred: Tensor, norms: Tensor, asking: Tensor) -> tuple[Tensor, Tensor]:
@@ -227,10 +227,3 @@ def _square_distances(rows: Tensor, i: Tensor, j: Tensor) -> Tensor:
     at_once = max(1, (1 << 20) // rows.size(1))
     pairs = zip(i.split(at_once), j.split(at_once), strict=True)
     return torch.cat([(rows[first] - rows[second]).square_().sum(1) for first, second in pairs])
-
-
-def _without(left: Tensor, dropped: Tensor, size: int) -> Tensor:
-    """``left`` less the elements at the places ``dropped``, of which the last stay where fewer than ``size`` would."""
-    keep = torch.ones_like(left, dtype=torch.bool)
-    keep[dropped[: len(left) - size]] = False
-    return left[keep]
