@@ -113,18 +113,11 @@ def frame(values: list[Any]) -> Any:
 @ignore_poor
 @pytest.mark.parametrize(
     "hold",
-    [np.array, frame, lambda v: as_tensor(v).requires_grad_(isinstance(v[0], float | list))],
-    ids=["numpy", "pandas", "graph"],
+    [list, np.array, frame, lambda v: as_tensor(v).requires_grad_(isinstance(v[0], float | list))],
+    ids=["list", "numpy", "pandas", "graph"],
 )
 def test_numbers_in_any_container(make: Callable[[Hold], Selector], hold: Hold) -> None:
-    if make is MAKERS["from features"] and hold is frame:
-        pytest.skip("rows come from arrays, columns and batches: see test_rows.py")
     assert history(make(hold)) == history(make(as_tensor))
-
-
-@pytest.mark.parametrize("make", [MAKERS[name] for name in MAKERS if name != "from features"])
-def test_lists_of_numbers(make: Callable[[Hold], Selector]) -> None:
-    assert history(make(list)) == history(make(as_tensor))
 
 
 @every
