@@ -296,7 +296,7 @@ def test_padding_is_as_torchs() -> None:
 
 
 def test_digests() -> None:
-    from pysel.samplers.ranked import digest
+    from pysel.samplers.ranks import digest
 
     one = {"a": torch.arange(3), "b": [1, "x", 0.5, None], "c": {"f": torch.cat}}
     assert digest(one) == digest({name: one[name] for name in ("c", "b", "a")})

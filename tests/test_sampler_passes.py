@@ -504,7 +504,7 @@ def test_bad_batches() -> None:
         ((torch.utils.data.SequentialSampler(range(3)), 2), TypeError, "sampler must be .*got SequentialSampler"),
         ((weighted(), 0), ValueError, "batch_size must be at least 1, got 0"),
         ((weighted(), 2.0), TypeError, "batch_size must be an int, got float"),
-        ((weighted(), 2, 1), TypeError, "drop_last must be a bool, got int"),
+        ((weighted(), 2, None), TypeError, "drop_last must be a bool, got NoneType"),
     ):
         with pytest.raises(error, match=f"BatchSampler: {message}"):
             BatchSampler(*arguments)  # type: ignore[arg-type]

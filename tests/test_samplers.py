@@ -375,7 +375,7 @@ def test_weights_are_copied() -> None:
         (([1.0, 0.0], 2, False), {}, ValueError, "num_samples must be at most 1 .*got 2"),
         (([1.0], 0), {}, ValueError, "num_samples must be at least 1, got 0"),
         (([1.0], 1.0), {}, TypeError, "num_samples must be an int, got float"),
-        (([1.0], 1, 1), {}, TypeError, "replacement must be a bool, got int"),
+        (([1.0], 1, "yes"), {}, TypeError, "replacement must be a bool, got str"),
         (([1.0], 1), {"order": "random"}, ValueError, "order must be shuffled, draw or index, got 'random'"),
         (([1.0], 1), {"num_replicas": 2}, ValueError, "key must be given with num_replicas=2"),
         (([1.0], 1), {"num_replicas": 0}, ValueError, "num_replicas must be at least 1, got 0"),

@@ -10,7 +10,7 @@ import torch.utils.data
 
 from pysel import _checks
 from pysel.samplers.passes import Pass
-from pysel.samplers.ranked import RankedSampler, flag
+from pysel.samplers.ranked import RankedSampler
 
 
 class BatchSampler(torch.utils.data.BatchSampler):
@@ -42,8 +42,8 @@ class BatchSampler(torch.utils.data.BatchSampler):
                 "BatchSampler: sampler must be a WeightedSampler or a SelectionSampler, "
                 f"got {type(sampler).__name__} (with Lightning and Fabric: use_distributed_sampler=False)"
             )
-        flag("BatchSampler", "drop_last", drop_last)
-        super().__init__(sampler, _checks.in_range("BatchSampler", "batch_size", batch_size, 1), drop_last)
+        batch_size = _checks.in_range("BatchSampler", "batch_size", batch_size, 1)
+        super().__init__(sampler, batch_size, _checks.flag("BatchSampler", "drop_last", drop_last))
         self.sampler: RankedSampler = sampler
 
     def __iter__(self) -> Iterator[list[int]]:

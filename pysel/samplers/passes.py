@@ -133,7 +133,7 @@ class Pass(Iterator[int]):
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch and the position in it: numbers and tensors, the same on all ranks that are in step."""
-        return self._sampler._state(self.place())
+        return self._sampler._place_state(self.place())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there.
@@ -141,7 +141,7 @@ class Pass(Iterator[int]):
         Raises:
             ValueError: the state is not one of a pass; nothing has changed.
         """
-        place = self._sampler._read(state_dict)
+        place = self._sampler._read(state_dict, whole=False)
         self.changed(place)
         self._begun = False
         self._sampler._latest = self

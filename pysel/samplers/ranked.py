@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Generator, Tensor
 from torch.utils.data import DistributedSampler
 
@@ -28,6 +26,8 @@ class RankedSampler(DistributedSampler[int]):
 
     seed = 0  # part of DistributedSampler: here the key decides
     shuffle = True
+    _place_type: type[Place] = Place
+    _rest: tuple[str, ...] = ()  # entries of a state beside those of a place
 
     def __init__(
         self,
@@ -44,9 +44,8 @@ class RankedSampler(DistributedSampler[int]):
             raise ValueError(f"{name}: give key or generator, not both")
         if generator is not None and not isinstance(generator, Generator):
             raise TypeError(f"{name}: generator must be a torch.Generator, got {type(generator).__name__}")
-        flag(name, "drop_last", drop_last)
         self._where = ranks.where(name, rank, num_replicas, mesh, process_group)
-        self.drop_last = drop_last
+        self.drop_last = _checks.flag(name, "drop_last", drop_last)
         self.generator = generator  # public: Accelerate gives one, alike on all processes, to samplers that have none
         self._keyless = key is None  # each pass has a key of its own
         self._key = None if key is None else as_key(name, key)  # of the passes to come; None: yet to be drawn
@@ -83,7 +82,11 @@ class RankedSampler(DistributedSampler[int]):
         return not self._keyless
 
     def _new_place(self, epoch: int, key: Tensor) -> Place:
+        """The beginning of an epoch."""
         return Place(epoch, key)
+
+    def _check_rest(self, state: dict[str, Any]) -> None:
+        """Refuse impossible entries of a state beside those of a place."""
 
     # --- ranks ---
 
@@ -135,10 +138,14 @@ class RankedSampler(DistributedSampler[int]):
         return Pass(self)
 
     @property
-    def epoch(self) -> int:  # type: ignore[override]
+    def epoch(self) -> int:
         """The epoch of the next pass."""
         mark = self._resumes()
         return self._epoch if mark is None else mark.epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self.set_epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Name the epoch of the next pass to begin. One that has begun goes on undisturbed.
@@ -229,10 +236,10 @@ class RankedSampler(DistributedSampler[int]):
         if latest is None or (latest.done and latest.epoch != self._epoch and yielded is None):
             if yielded is not None:
                 _checks.in_range(type(self).__name__, "yielded", yielded, 0, 0)
-            return self._state(self._next_place())
-        return self._state(latest.place(yielded))
+            return self._place_state(self._next_place())
+        return self._place_state(latest.place(yielded))
 
-    def _state(self, place: Place) -> dict[str, Any]:
+    def _place_state(self, place: Place) -> dict[str, Any]:
         key = self._coming_key() if place.done else place.key
         return {**{field.name: getattr(place, field.name) for field in fields(place)}, "key": key.clone()}
 
@@ -245,7 +252,7 @@ class RankedSampler(DistributedSampler[int]):
         Raises:
             ValueError: the state has missing or impossible entries; nothing has changed.
         """
-        self._load(self._read(state_dict))
+        self._load(self._read(state_dict, whole=True))
 
     def _load(self, place: Place) -> None:
         part = 0 < place.position < place.length
@@ -257,18 +264,22 @@ class RankedSampler(DistributedSampler[int]):
         self._mark_first = part
         self._latest = None
 
-    def _read(self, state_dict: Any) -> Place:
-        """The place in a state, checked."""
+    def _read(self, state_dict: Any, *, whole: bool) -> Place:
+        """The place in a state of the sampler or, not ``whole``, of a pass, once all is checked."""
         name = type(self).__name__
         if not isinstance(state_dict, dict):
             raise ValueError(f"{name}: state_dict must be a dictionary, got {type(state_dict).__name__}")
-        missing = [entry for entry in self.state_dict() if entry not in state_dict]
+        wanted = [field.name for field in fields(self._place_type)] + [*self._rest] * whole
+        missing = [entry for entry in wanted if entry not in state_dict]
         if missing:
             raise ValueError(f"{name}: state_dict must have {', '.join(missing)}")
         try:
-            return self._place_of(state_dict)
+            place = self._place_of(state_dict)
+            if whole:
+                self._check_rest(state_dict)
         except TypeError as error:
             raise ValueError(str(error)) from None
+        return place
 
     def _place_of(self, state: dict[str, Any]) -> Place:
         name = type(self).__name__
@@ -278,33 +289,3 @@ class RankedSampler(DistributedSampler[int]):
         length = _checks.in_range(name, "state_dict['length']", state["length"], 0)
         position = _checks.in_range(name, "state_dict['position']", state["position"], 0, length)
         return Place(epoch, as_key(name, state["key"]), position, length)
-
-
-def digest(value: Any) -> str:
-    """A short hash of numbers, strings and tensors, in lists and dictionaries: equal for equal ones in any process."""
-    hashed = hashlib.blake2b(digest_size=8)
-
-    def add(part: Any) -> None:
-        if isinstance(part, Tensor):
-            hashed.update(f"{part.dtype} {list(part.shape)}".encode())
-            for piece in part.detach().cpu().contiguous().view(-1).split(1 << 22):
-                hashed.update(piece.view(torch.uint8).numpy())
-        elif isinstance(part, dict):
-            for name in sorted(part):
-                hashed.update(f"{name}:".encode())
-                add(part[name])
-        elif isinstance(part, list | tuple):
-            hashed.update(f"{len(part)} of".encode())
-            for one in part:
-                add(one)
-        else:
-            hashed.update(f"{getattr(part, '__qualname__', repr(part))};".encode())
-
-    add(value)
-    return hashed.hexdigest()
-
-
-def flag(name: str, argument: str, value: object) -> None:
-    """Refuse anything but a bool, with TypeError."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: {argument} must be a bool, got {type(value).__name__}")

@@ -22,10 +22,13 @@ How the samplers work::
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from pysel import _checks
 
@@ -174,3 +177,27 @@ def compare(name: str, ranks: Ranks, report: dict[str, str] | Exception) -> None
             f"rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd))} in {what}" for what, odd in different.items() if odd
         )
         raise ValueError(f"{name}: all ranks must have the same samples, but from rank 0 differ {found}")
+
+
+def digest(value: Any) -> str:
+    """A short hash of numbers, strings and tensors, in lists and dictionaries: equal for equal ones in any process."""
+    hashed = hashlib.blake2b(digest_size=8)
+
+    def add(part: Any) -> None:
+        if isinstance(part, Tensor):
+            hashed.update(f"{part.dtype} {list(part.shape)}".encode())
+            for piece in part.detach().cpu().contiguous().view(-1).split(1 << 22):
+                hashed.update(piece.view(torch.uint8).numpy())
+        elif isinstance(part, dict):
+            for name in sorted(part):
+                hashed.update(f"{name}:".encode())
+                add(part[name])
+        elif isinstance(part, list | tuple):
+            hashed.update(f"{len(part)} of".encode())
+            for one in part:
+                add(one)
+        else:
+            hashed.update(f"{getattr(part, '__qualname__', repr(part))};".encode())
+
+    add(value)
+    return hashed.hexdigest()

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Generator, Tensor
 
-from pysel import _inputs, ops
+from pysel import _checks, _inputs, ops
 from pysel.random import fold_in
 from pysel.samplers.passes import Elements, Place
-from pysel.samplers.ranked import RankedSampler, digest, flag
+from pysel.samplers.ranked import RankedSampler
+from pysel.samplers.ranks import digest
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -76,6 +77,8 @@ class SelectionSampler(RankedSampler):
         3
     """
 
+    _rest = ("selector",)
+
     def __init__(
         self,
         selector: Selects,
@@ -94,10 +97,9 @@ class SelectionSampler(RankedSampler):
                 "SelectionSampler: selector must have select, __len__, state_dict and load_state_dict, "
                 f"got {type(selector).__name__}"
             )
-        flag("SelectionSampler", "shuffle", shuffle)
         super().__init__(key, generator, rank, num_replicas, mesh, process_group, drop_last)
         self.selector = selector
-        self.shuffle = shuffle
+        self.shuffle = _checks.flag("SelectionSampler", "shuffle", shuffle)
         self._picked: tuple[int, Tensor] | None = None  # an epoch and its subset
 
     def _subset(self, epoch: int) -> Tensor:
@@ -137,8 +139,9 @@ class SelectionSampler(RankedSampler):
             "subset": digest(self._subset(place.epoch)),
         }
 
-    def _state(self, place: Place) -> dict[str, Any]:
-        return {**super()._state(place), "selector": self.selector.state_dict()}
+    def state_dict(self, *, yielded: int | None = None) -> dict[str, Any]:
+        """Epoch, position and the selector's own state; see `WeightedSampler.state_dict`."""
+        return {**super().state_dict(yielded=yielded), "selector": self.selector.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken, the selector included; see `WeightedSampler.load_state_dict`.
@@ -146,13 +149,12 @@ class SelectionSampler(RankedSampler):
         Raises:
             ValueError: the state has missing or impossible entries, or does not fit the selector; nothing has changed.
         """
-        place = self._read(state_dict)
+        place = self._read(state_dict, whole=True)
         self.selector.load_state_dict(state_dict["selector"])
         self._load(place)
         self._picked = None  # the selector, asked again for its current epoch, answers from its state
 
-    def _read(self, state_dict: Any) -> Place:
-        place = super()._read(state_dict)
-        if not isinstance(state_dict.get("selector"), dict):
-            raise ValueError("SelectionSampler: state_dict must have selector, the state of one")
-        return place
+    def _check_rest(self, state: dict[str, Any]) -> None:
+        if not isinstance(state["selector"], dict):
+            got = type(state["selector"]).__name__
+            raise ValueError(f"SelectionSampler: state_dict['selector'] must be a dictionary, got {got}")

@@ -12,7 +12,8 @@ from torch import Generator, Tensor
 from pysel import _checks, _inputs, ops
 from pysel.random import fold_in
 from pysel.samplers.passes import Elements, Place
-from pysel.samplers.ranked import RankedSampler, digest, flag
+from pysel.samplers.ranked import RankedSampler
+from pysel.samplers.ranks import digest
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -70,6 +71,9 @@ class WeightedSampler(RankedSampler):
         ([1, 2], 2)
     """
 
+    _place_type = DrawPlace
+    _rest = ("weights", "version")
+
     def __init__(
         self,
         weights: Any,
@@ -88,13 +92,12 @@ class WeightedSampler(RankedSampler):
         name = "WeightedSampler"
         super().__init__(key, generator, rank, num_replicas, mesh, process_group, drop_last)
         self.num_samples = _checks.in_range(name, "num_samples", num_samples, 1)
-        flag(name, "replacement", replacement)
         _checks.choice(name, "order", order, ("shuffled", "draw", "index"))
-        self.replacement = replacement
+        self.replacement = _checks.flag(name, "replacement", replacement)
         self.order = order
         self._weights = self._checked(_inputs.vector(name, "weights", weights))
         self._version = 0
-        bits = 0 if replacement else -(-self._weights.numel() // 8)
+        bits = 0 if self.replacement else -(-self._weights.numel() // 8)
         self._none_drawn = torch.zeros(bits, dtype=torch.uint8, device="cpu")
 
     def _checked(self, weights: Tensor) -> Tensor:
@@ -194,8 +197,10 @@ class WeightedSampler(RankedSampler):
             "weights": digest([self._weights, self._version, place.drawn]),
         }
 
-    def _state(self, place: Place) -> dict[str, Any]:
-        return {**super()._state(place), "weights": self._weights, "version": self._version}
+    def state_dict(self, *, yielded: int | None = None) -> dict[str, Any]:
+        return {**super().state_dict(yielded=yielded), "weights": self._weights, "version": self._version}
+
+    state_dict.__doc__ = RankedSampler.state_dict.__doc__
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
@@ -205,7 +210,7 @@ class WeightedSampler(RankedSampler):
     load_state_dict.__doc__ = RankedSampler.load_state_dict.__doc__
 
     def _place_of(self, state: dict[str, Any]) -> Place:
-        name, n = "WeightedSampler", self._weights.numel()
+        name = "WeightedSampler"
         place = super()._place_of(state)
         if place.length != self.num_samples:
             raise ValueError(
@@ -213,8 +218,6 @@ class WeightedSampler(RankedSampler):
                 f"got one with {place.length}"
             )
         since = _checks.in_range(name, "state_dict['since']", state["since"], 0, place.position)
-        _checks.in_range(name, "state_dict['version']", state["version"], 0)
-        self._checked(_inputs.vector(name, "state_dict['weights']", state["weights"], n))
         drawn = state["drawn"]
         _checks.tensor(name, "state_dict['drawn']", drawn, (torch.uint8,))
         if drawn.shape != self._none_drawn.shape:
@@ -223,6 +226,11 @@ class WeightedSampler(RankedSampler):
                 f"replacement={self.replacement}"
             )
         return DrawPlace(place.epoch, place.key, place.position, place.length, since, drawn.cpu().clone())
+
+    def _check_rest(self, state: dict[str, Any]) -> None:
+        name = "WeightedSampler"
+        _checks.in_range(name, "state_dict['version']", state["version"], 0)
+        self._checked(_inputs.vector(name, "state_dict['weights']", state["weights"], self._weights.numel()))
 
 
 def _unpacked(bits: Tensor, n: int) -> Tensor:
