@@ -70,7 +70,7 @@ def process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     before = {"weighted": weighted(), "selection": selection()}  # made before there are groups
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=20)
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(minutes=2)
     )
     seen: dict[str, Any] = {}
     for name, sampler in before.items():

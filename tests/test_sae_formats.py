@@ -115,6 +115,15 @@ def edited(folder: Path, source: str, change: Callable[[dict[str, Any]], object]
     return folder
 
 
+@pytest.mark.parametrize("source", ["saelens-topk", "sparsify"])
+def test_settings_that_a_file_lacks_are_the_librarys_defaults(source: str, tmp_path: Path) -> None:
+    """All but the sizes, k and what says that it is a TopK model."""
+    needed = {"d_in", "d_sae", "num_latents", "k", "architecture"}
+    bare = edited(tmp_path, source, lambda c: [c.pop(name) for name in set(c) - needed])
+    for a, b in zip(load_sae(bare).parameters(), load_sae(DATA / source).parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize(
     ("source", "change", "message"),
     [

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import pysel
 from pysel.sae import TopKSAE, evaluate_sae, geometric_median, normal
+from pysel.sae.model import power_of_two
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -96,6 +97,16 @@ def test_geometric_median() -> None:
     for axis in torch.eye(3):
         assert cost(median) <= cost(median + 0.05 * axis) and cost(median) <= cost(median - 0.05 * axis)
     torch.testing.assert_close(geometric_median(torch.full((4, 2), 7.0)), torch.full((2,), 7.0))
+    x = 1e-4 * torch.empty(4000, 3).exponential_(generator=torch.Generator().manual_seed(0))
+    x[0] = 1  # far outside the scale of all others, which nothing is to blur
+    median = geometric_median(x)
+    for axis in torch.eye(3):
+        assert cost(median) < cost(median + 3e-6 * axis) and cost(median) < cost(median - 3e-6 * axis)
+
+
+def test_power_of_two() -> None:
+    values = torch.tensor([0.0, 1.0, 3.9, 4.0, 5.0, 0.3, 2.0**-130])
+    assert [float(power_of_two(x)) for x in values] == [1, 1, 2, 4, 4, 0.25, 2.0**-130]
 
 
 def test_dead_units_are_found_and_revived() -> None:

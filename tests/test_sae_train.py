@@ -268,6 +268,15 @@ def test_numbers_of_any_kind(of: Any) -> None:
     assert torch.equal(geometric_median(x, of(3), to_real(0.5), of(20)), geometric_median(x, 3, 0.5, 20))
 
 
+def test_the_least_values_that_are_allowed() -> None:
+    x = sparse_data(6)
+    least = {"max_rows": 1, "epochs": 1, "batch_size": 1, "aux_k": 1, "dead_after": 1, "aux_weight": 0}
+    model, report = train_sae(x, 1, 1, key=0, **least)  # type: ignore[arg-type]
+    assert (model.num_factors, model.k, len(report.losses)) == (1, 1, 1)
+    assert evaluate_sae(model, x, batch_size=1).l0 == evaluate_sae(model, x).l0
+    assert torch.equal(geometric_median(x, 0, 0, 1), x[0])
+
+
 class Unread:
     """Features that nobody may read yet."""
 
