@@ -75,8 +75,9 @@ def key(
 
     Under ``torch.compile`` pass a key, or nothing: a Generator argument breaks the graph. Under :func:`torch.vmap` a
     drawn key obeys ``randomness``: with "same" all examples have the key that a plain call would draw, with "different"
-    those that a loop over the examples would. Inside activation checkpointing pass a key, or nothing: a generator is
-    not set back for the recomputation, which would then have other noise.
+    those that a loop over the examples would (compiled by inductor, other ones, as of torch's random ops). Inside
+    activation checkpointing pass a key, or nothing: a generator is not set back for the recomputation, which would then
+    have other noise.
     """
     if seed is not None:
         if generator is not None:

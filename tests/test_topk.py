@@ -657,6 +657,27 @@ def test_gradients_and_vmap_of_any_leading_dimensions():
     torch.testing.assert_close(one, results[0][0])
 
 
+def test_compiles_and_exports_any_leading_dimensions():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(9, 5, generator=generator()))
+
+        def forward(self, x):
+            values, indices = pysel.topk_encode(x, self.weight, None, 3)
+            return pysel.sparse_decode(values, indices, self.weight)
+
+    model = Model()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=True)
+    for shape in ((2, 3, 5), (4, 7, 5), (3, 2, 2, 5), (5,)):
+        x = torch.randn(shape, generator=generator(1))
+        torch.testing.assert_close(compiled(x), model(x))
+    sizes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")},)
+    exported = torch.export.export(model, (torch.randn(2, 3, 5),), dynamic_shapes=sizes).module()
+    x = torch.randn(4, 7, 5, generator=generator(1))
+    torch.testing.assert_close(exported(x), model(x))
+
+
 @pytest.mark.parametrize(
     "k", [np.int64(2), np.uint8(2), np.array(2), torch.tensor(2), torch.tensor(2, dtype=torch.int16)]
 )
