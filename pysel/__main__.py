@@ -116,7 +116,7 @@ def _select(given: argparse.Namespace) -> None:
     ids = _vector(given.ids)
     selection.save(given.output)
     if given.parquet:
-        table = None if scores is None else torch.as_tensor(scores).cpu().numpy()
+        table = None if scores is None else torch.as_tensor(scores, device="cpu").numpy()
         files.write_parquet(selection, given.parquet, ids=ids, scores=table)
     if given.datacomp:
         files.write_datacomp(selection, given.datacomp, uids=ids)

@@ -312,6 +312,8 @@ def test_defaults_of_the_process_change_nothing(plain: tuple[Tensor, Tensor, ASS
         net = ASSS(0.3, epochs=4, selector="network", see_labels=True, gate="khot", key=3).fit(x, y, network)
         assert net.score(x, y).dtype == torch.float32 and net.importances().margin.device.type == "cpu"
         ASSS(0.3, epochs=4, fidelity="lookahead", key=3).fit(x, y, network)
+        for one in (got, net):  # a state of its own, of the dtypes that it wants
+            one.load_state_dict(one.state_dict())
     finally:
         torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)

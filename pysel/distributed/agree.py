@@ -60,7 +60,7 @@ def meet(
     except (ValueError, TypeError, IndexError, RuntimeError) as error:
         own = error
     values = [_hash(op), rows, int(own is not None), note, *map(_hash, options.values())]
-    header = torch.zeros(_NOTE + 1 + _OPTIONS, dtype=torch.int64)
+    header = torch.zeros(_NOTE + 1 + _OPTIONS, dtype=torch.int64, device="cpu")
     header[: len(values)] = torch.tensor(values, dtype=torch.int64, device="cpu")
     told = gather(header.to(device), group).cpu()
     if own is not None:

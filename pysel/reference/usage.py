@@ -93,7 +93,7 @@ def usage_select_(
     op = "usage_select_"
     _fake.usage_select_(counts, first, second, mix, gamma, form, step, k, groups, quotas, key, validate)
     check_groups(op, k, groups, quotas, "the size", torch.ones_like(counts, dtype=torch.bool))
-    weights = torch.tensor([1 - mix, mix], dtype=torch.float64).to(first.device, first.dtype)
+    weights = torch.tensor([1 - mix, mix], dtype=torch.float64, device=first.device).to(first.dtype)
     scores = usage_penalty(first * weights[0] + second * weights[1], counts, gamma, form, step)
     if validate is not False and bool(torch.isnan(scores).any()):
         raise ValueError(f"{op}: scores of first, second and counts must not be NaN, got NaN")

@@ -108,7 +108,9 @@ class LearnedSelector(Selector):
             raise ValueError("ASSS: selector must be a network for score: a table knows no samples but its own")
         if self._see_labels and y is None:
             raise ValueError("ASSS: y must be given to score, as see_labels=True, got None")
-        data = Tensors(x, torch.zeros(len(x), device="cpu") if y is None else y, None, batch_size, self._key)
+        data = Tensors(
+            x, torch.zeros(len(x), dtype=torch.float32, device="cpu") if y is None else y, None, batch_size, self._key
+        )
         device = next(gate.parameters()).device
         with evaluating(gate):
             return torch.cat([gate.logits(self._seen(batch.to(device))) for batch in data.all()])

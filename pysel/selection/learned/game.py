@@ -65,13 +65,14 @@ class Game:
         self._second: Tensor | None = None  # bool [N], whose task network is the second one
         if len(tasks) == 2:
             self._second = (ops.permutation(num_samples, key=half_key) < num_samples // 2).to(self.device)
-        self.logits = torch.full((num_samples,), math.nan, device=self.device)  # as last seen, of a network
+        # as last seen, of a network
+        self.logits = torch.full((num_samples,), math.nan, dtype=torch.float32, device=self.device)
         if gate.is_table:
             self.logits = next(gate.parameters()).detach().view(-1)  # the table itself
-        self.losses = torch.full((num_samples,), math.nan, device=self.device)
+        self.losses = torch.full((num_samples,), math.nan, dtype=torch.float32, device=self.device)
         self.epoch, self.position, self.rows = 0, 0, 0  # batches and samples of the epoch so far
         self.steps, self.turns = 0, 0
-        self.running = torch.zeros((), device=self.device)  # summed task losses of the epoch
+        self.running = torch.zeros((), dtype=torch.float32, device=self.device)  # summed task losses of the epoch
         self.history: list[dict[str, float]] = []
         self.kept: Tensor | None = None  # the subset, had the last epoch been the end
         self.still = 0  # epochs in a row in which it hardly changed
@@ -92,7 +93,7 @@ class Game:
         else:
             second = self._second[batch.indices.to(self.device)]
             halves = batch.at(~second), batch.at(second)
-            total = torch.zeros((), device=self.device)
+            total = torch.zeros((), dtype=torch.float32, device=self.device)
             for player, (own, other) in enumerate((halves, halves[::-1])):
                 if own.rows > 1 and other.rows > 1:  # layers that normalise by the batch need two
                     total += self._turn(player, own, (other.x, other.y)) * (own.rows / batch.rows)
@@ -234,7 +235,7 @@ class Game:
         p = (
             torch.sigmoid(self.logits[known].double())
             if bool(known.any())
-            else torch.full((1,), 0.5, device=self.device)
+            else torch.full((1,), 0.5, dtype=torch.float32, device=self.device)
         )
         entry = {
             "task_loss": loss,

@@ -1,4 +1,4 @@
-"""Data flows one way through the package: nothing imports what stands above it, and nothing imports the reference."""
+"""What the source keeps to: data flows one way, and no tensor is made where or as torch's defaults say."""
 
 from __future__ import annotations
 
@@ -59,3 +59,33 @@ def test_data_flows_one_way() -> None:
 def test_a_way_back_is_found() -> None:
     back = {("ops", "selection"), ("selection", "reference"), ("sae", "samplers"), ("random", "_inputs")}
     assert wrong({*back, ("selection", "ops"), ("plot", "sae")}) == back
+
+
+# --- tensors ---------------------------------------------------------------------------
+
+_MADE_OF_FLOATS = {"zeros", "ones", "empty", "full", "linspace", "logspace", "eye", "rand", "randn"}
+_MADE = _MADE_OF_FLOATS | {"arange", "as_tensor", "randint", "randperm", "scalar_tensor", "tensor"}
+
+
+def by_default(source: str) -> list[str]:
+    """The calls of torch that make a tensor on the default device, or of the default dtype."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _MADE):
+            continue
+        if isinstance(node.func.value, ast.Name) and node.func.value.id == "torch":
+            named = {keyword.arg for keyword in node.keywords}
+            if not ({"device"} | ({"dtype"} if node.func.attr in _MADE_OF_FLOATS else set())) <= named:
+                found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+def test_tensors_are_not_made_by_default() -> None:
+    """The caller may have set another default device or dtype: torch.set_default_device("meta")."""
+    assert not {path: found for path in ROOT.rglob("*.py") if (found := by_default(path.read_text()))}
+
+
+def test_what_is_made_by_default_is_found() -> None:
+    assert by_default("torch.ones(3, device=x.device)") == ["line 1: torch.ones(3, device=x.device)"]
+    assert len(by_default("torch.tensor(3, dtype=torch.int64)\ntorch.arange(3)\ntorch.zeros(2)")) == 3
+    assert not by_default("torch.ones_like(x), x.new_zeros(3), torch.arange(3, device=x.device), mine.zeros(3)")
