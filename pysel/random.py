@@ -119,6 +119,8 @@ def as_key(op: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         return resolve(op, value, None, torch.device("cpu"))
     _check_key(op, value)
+    if value.is_meta:
+        raise ValueError(f"{op}: key must hold numbers, got a meta tensor")
     return value.detach().to("cpu", torch.int64, copy=True)
 
 

@@ -212,6 +212,38 @@ def test_accelerate_and_ranks_would_deal_out_twice(monkeypatch: pytest.MonkeyPat
         len(weighted())
 
 
+def test_accelerate_skips_batches_of_the_epoch_that_the_sampler_was_told() -> None:
+    """On several processes its own set_epoch does not reach a sampler beneath skip_first_batches."""
+    accelerate = pytest.importorskip("accelerate.data_loader")
+    whole = epochs_of(selection)[3]
+    seen = []
+    for process in range(2):
+        loader = prepared(selection, process, 2, even_batches=False)
+        sampler = loader.batch_sampler.batch_sampler.sampler
+        rest = accelerate.skip_first_batches(loader, 2)
+        rest.set_epoch(3)
+        assert sampler.epoch == 0
+        sampler.set_epoch(3)
+        seen += flat(rest)
+    assert sorted(seen) == sorted(whole[2 * 2 * BATCH :])
+
+
+@pytest.mark.parametrize("make", KEYED)
+def test_accelerate_resumes_on_more_processes(make: Any) -> None:
+    """By the sampler's state, which counts samples and not a process's batches."""
+    one = prepared(make, 0, 1)
+    one.set_epoch(1)
+    begun = flat(islice(iter(one), 1))
+    state = one.batch_sampler.sampler.state_dict(yielded=len(begun))
+    seen = []
+    for process in range(2):
+        loader = prepared(make, process, 2, even_batches=False)
+        loader.batch_sampler.batch_sampler.sampler.load_state_dict(state)
+        loader.set_epoch(1)
+        seen += flat(loader)
+    assert sorted(begun + seen) == sorted(epochs_of(make)[1])
+
+
 # --- Lightning ---
 
 

@@ -554,6 +554,8 @@ def test_keys_are_copied(make: Any) -> None:
     key = pysel.key(3)
     for sampler in (WeightedSampler(torch.ones(50), 20, key=key), SelectionSampler(Full(20), key=key)):
         before = list(sampler)
+        with pytest.raises(ValueError, match="key must hold numbers, got a meta tensor"):
+            WeightedSampler(torch.ones(50), 20, key=key.to("meta"))
         key.add_(1)
         sampler.state_dict()["key"].add_(1)
         assert list(sampler) == before

@@ -77,10 +77,9 @@ def where(
                 f"{name}: mesh must have data-parallel dimensions only, got {dimension!r}: pass a part of it, "
                 'for instance mesh["dp"]'
             )
-    told = Where(rank, num_replicas, mesh, process_group)
-    if rank is not None:
-        _within(name, rank, num_replicas or sys.maxsize if dist_ready() else num_replicas or 1)
-    return told
+    if rank is not None and (num_replicas is not None or not dist_ready()):
+        _within(name, rank, num_replicas or 1)
+    return Where(rank, num_replicas, mesh, process_group)
 
 
 def dist_ready() -> bool:
@@ -125,7 +124,7 @@ def find(name: str, told: Where) -> Ranks:
     rank = dist.get_rank() if told.rank is None else told.rank
     world = dist.get_world_size() if told.num_replicas is None else told.num_replicas
     _within(name, rank, world)
-    return Ranks(rank, world, (None,) if told.rank is told.num_replicas is None else ())
+    return Ranks(rank, world, (None,) if told.rank is None and told.num_replicas is None else ())
 
 
 def accelerated() -> int:

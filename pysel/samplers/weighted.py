@@ -97,6 +97,7 @@ class WeightedSampler(RankedSampler):
         self.order = order
         self._weights = self._checked(_inputs.vector(name, "weights", weights))
         self._version = 0
+        self._digest = ""  # of the weights, once it was asked for
         bits = 0 if self.replacement else -(-self._weights.numel() // 8)
         self._none_drawn = torch.zeros(bits, dtype=torch.uint8, device="cpu")
 
@@ -151,7 +152,7 @@ class WeightedSampler(RankedSampler):
             running.changed(self._redrawn(running.place()))
         elif mark is not None and not mark.done:
             self._mark = self._redrawn(mark)
-        self._weights = now
+        self._weights, self._digest = now, ""
         self._version += 1
 
     def _redrawn(self, place: Place) -> DrawPlace:
@@ -190,11 +191,12 @@ class WeightedSampler(RankedSampler):
 
     def _digests(self, place: Place) -> dict[str, str]:
         assert isinstance(place, DrawPlace)
+        self._digest = self._digest or digest(self._weights)
         return {
             "epoch and position": digest([place.epoch, place.position, place.since]),
             "key": digest(place.key),
             "arguments": digest([self.num_samples, self.replacement, self.order, self.drop_last]),
-            "weights": digest([self._weights, self._version, place.drawn]),
+            "weights": digest([self._digest, self._version, place.drawn]),
         }
 
     def state_dict(self, *, yielded: int | None = None) -> dict[str, Any]:
@@ -204,7 +206,8 @@ class WeightedSampler(RankedSampler):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._weights = self._checked(state_dict["weights"].to(self._weights))
+        weights = _inputs.vector("WeightedSampler", "state_dict['weights']", state_dict["weights"])
+        self._weights, self._digest = weights.to(self._weights, copy=True), ""
         self._version = int(state_dict["version"])
 
     load_state_dict.__doc__ = RankedSampler.load_state_dict.__doc__
