@@ -201,7 +201,7 @@ def probabilities(selector: ASSS, bins: int = 50) -> Figure:
     groups = [table.probability[among].tolist() for among in (~table.selected, table.selected)]
     labels, colours = ["left out", "in the subset"], ["lightgrey", "tab:red"]
     axes[0, 0].hist(groups, bins=bins, range=(0, 1), stacked=True, label=labels, color=colours)
-    axes[0, 0].axvline(float(selector.settings.keep_ratio), color="black", linestyle=":", label="keep_ratio")
+    axes[0, 0].axvline(float(selector.settings.target), color="black", linestyle=":", label="target")
     axes[0, 0].set(xlabel="probability", ylabel="samples")
     axes[0, 0].legend()
     return figure
@@ -224,7 +224,7 @@ def history(selector: ASSS) -> Figure:
         scale = 100 if name == "turnover" else 1
         ax.plot([e for e, _ in points], [scale * value for _, value in points], color="tab:red", marker=".")
         ax.set_ylabel(label)
-    axes[0, 1].axhline(float(selector.settings.keep_ratio), color="black", linestyle=":")
+    axes[0, 1].axhline(float(selector.settings.target), color="black", linestyle=":")
     for ax in axes[1]:
         ax.set_xlabel("epoch")
     return figure

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import pysel
-from pysel.selection import ASSS
+from pysel.selection import ASSS, quotas
 from pysel.selection.learned.importance import importances
 from pysel.selection.learned.trial import strata_of
 from tests.statistics import accept, chi_square, reject
@@ -32,11 +32,12 @@ def fitted() -> tuple[Tensor, Tensor, ASSS]:
 def test_a_table_by_hand() -> None:
     logits = torch.tensor([2.0, -1.0, 0.5, 0.5, 3.0, 1.0])
     strata = torch.tensor([0, 0, 0, 0, 1, 1], dtype=torch.int32)
-    table = importances(logits, torch.sigmoid(logits), torch.arange(6.0), torch.tensor([0, 3, 5]), strata)
+    table = importances(logits, torch.sigmoid(logits), torch.arange(6.0), *[torch.tensor([0, 3, 5])] * 2, strata)
     assert table.rank.tolist() == [2, 6, 5, 4, 1, 3], "of equal ones the kept one comes first"
     assert table.margin.tolist() == [1.5, -1.5, 0.0, 0.0, 2.0, -2.0]
     assert table.selected.tolist() == [True, False, False, True, False, True]
-    everything = importances(logits, torch.sigmoid(logits), logits, torch.arange(6), None)
+    everything = importances(logits, torch.sigmoid(logits), logits, torch.arange(6), torch.arange(2), None)
+    assert everything.selected.tolist() == [True, True, False, False, False, False]
     assert everything.margin.tolist() == [math.inf] * 6
 
 
@@ -134,6 +135,30 @@ def test_importances_are_weights_to_draw_by(fitted: tuple[Tensor, Tensor, ASSS])
     counts = torch.bincount(torch.tensor(list(pysel.WeightedSampler(p, 400_000, key=0))), minlength=200)
     accept({"draws": chi_square(counts, p / p.sum())})
     reject({"draws": chi_square(counts, np.full(200, 1 / 200))})
+
+
+def test_a_pool_is_found_and_the_subset_is_a_random_part_of_it() -> None:
+    x, y, wrong = noisy_task(0)
+    selector = ASSS(0.2, pool=0.6, batch_size=100, key=0).fit(x, y, linear_network(0), labels=y)
+    table = selector.importances()
+    assert selector.history[-1]["mean_probability"] == pytest.approx(0.6, abs=0.1), "the pool is the game's target"
+    pool = table.margin >= 0
+    assert int(pool.sum()) == 360 and int(table.selected.sum()) == 120 and not bool((table.selected & ~pool).any())
+    assert torch.equal(torch.bincount(y[table.selected]), quotas(torch.bincount(y[pool]), 120))
+    assert float(wrong[table.selected].float().mean()) < 0.05
+    # random in the pool: as many of its better half as of its worse one, 5 standard errors
+    ranks = table.rank[table.selected]
+    assert abs(int((ranks <= 180).sum()) - 60) < 25
+    other = ASSS(0.2, pool=0.6, batch_size=100, key=1).fit(x, y, linear_network(0), labels=y)
+    assert not torch.equal(other.select(), selector.select())
+    whole = ASSS(0.6, pool=0.6, epochs=2, key=0).fit(x, y, linear_network(0)).select()
+    assert torch.equal(whole, ASSS(0.6, epochs=2, key=0).fit(x, y, linear_network(0)).select())
+    for pool_share, message in (
+        (0.1, "pool must be at least keep_ratio, 0.2, got 0.1"),
+        (1.5, r"pool must be in \(0, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=f"ASSS: {message}"):
+            ASSS(0.2, pool=pool_share)
 
 
 def test_ties_at_the_cut_go_by_the_key() -> None:

@@ -140,8 +140,9 @@ Chosen = Tensor | Callable[[nn.Module, Tensor, Any], Tensor]  # rows, or a weigh
 
 def _asss(setting: Setting, **options: Any) -> Tensor:
     make = ASSS.published if options.pop("published", False) else ASSS
+    labels = setting.labels if "pool" in options else None
     fitted = make(setting.keep_ratio, key=setting.key, **options)
-    return fitted.fit(setting.task.train_x, setting.task.train_y, setting.network).select()
+    return fitted.fit(setting.task.train_x, setting.task.train_y, setting.network, labels=labels).select()
 
 
 def _random(setting: Setting, *, stratified: bool = False) -> Tensor:
@@ -229,6 +230,9 @@ METHODS: dict[str, Method] = {
     "ASSS, k-hot": Method(partial(_asss, gate="khot")),
     "ASSS, lookahead": Method(partial(_asss, fidelity="lookahead")),
     "ASSS, lookahead, last layer": Method(partial(_asss, fidelity="lookahead", layers="last")),
+    "ASSS, pool of 80 %": Method(partial(_asss, pool=0.8)),
+    "ASSS, input, pool of 80 %": Method(partial(_asss, attenuation="input", pool=0.8)),
+    "ASSS, lookahead, pool of 80 %": Method(partial(_asss, fidelity="lookahead", pool=0.8)),
     "ASSS, adversarial": Method(partial(_asss, game="adversarial")),
 }
 LEARNERS = ("perceptron", "trees")

@@ -15,7 +15,7 @@ Ours: the formulas below and every constant, all of them arguments. With w_i = g
                | -fidelity + sparsity_weight * sparsity           game="adversarial"
     fidelity = L_task                                             fidelity="task"
              | L_held_out(theta - lr grad L_task) / lr            fidelity="lookahead"
-    sparsity = (mean(p) - keep_ratio)^2 | |mean(p) - keep_ratio| | mean(p),     p = sigmoid(s)
+    sparsity = (mean(p) - pool)^2 | |mean(p) - pool| | mean(p)       p = sigmoid(s), and pool is keep_ratio unless given
 
 Unless normalised, attenuating the loss rewards small weights as such, and only a sparsity term with a
 target holds them up.
@@ -82,6 +82,9 @@ class ASSS(LearnedSelector):
 
     Args:
         keep_ratio: fraction of samples **kept**, in (0, 1].
+        pool: None keeps the samples of the largest logits, as published. A share from ``keep_ratio`` to 1 has the game
+            find that many, and keeps a random part of them (ours). The best are also the easiest ones, all alike; what
+            is wrong is out with those that are merely hard, well before nothing but them is left.
         epochs: passes over the data.
         batch_size: rows a step, where `fit` makes the batches.
         task_lr, selector_lr: Adam's learning rates; the selector's is 0.2 for a table, 0.01 for a network by default.
@@ -96,9 +99,9 @@ class ASSS(LearnedSelector):
             would be learned. 1 where held-out labels are right.
         layers: "last" takes that step with the network's last ``nn.Linear`` alone.
         game: "cooperative" or "adversarial".
-        gate: "sigmoid", gates of their own; or "khot", that add up to ``ceil(keep_ratio B)`` in each batch, and need no
+        gate: "sigmoid", gates of their own; or "khot", that add up to ``ceil(pool B)`` in each batch, and need no
             sparsity term (`pysel.selection.learned.gumbel_khot`; ours).
-        sparsity: "target", squared distance of the mean probability to ``keep_ratio``, "absolute", that distance, or
+        sparsity: "target", squared distance of the mean probability to ``pool``, "absolute", that distance, or
             "mean", the mean probability.
         sparsity_weight: its factor.
         tau, tau_rate, tau_min: temperature ``max(tau_min, tau * exp(-tau_rate * epoch))``.
@@ -129,6 +132,7 @@ class ASSS(LearnedSelector):
         self,
         keep_ratio: float,
         *,
+        pool: float | None = None,
         epochs: int = 20,
         batch_size: int = 256,
         task_lr: float = 1e-2,
@@ -339,7 +343,7 @@ class ASSS(LearnedSelector):
                 raise ValueError("ASSS: held_out must be None unless fidelity='lookahead', which judges by it")
             pair = Tensors(*held_out, None, 1, self._key)
             held_out = pair.x, pair.y
-        self.num_samples, self._strata, self._game, self._gate = n, strata, None, None
+        self.num_samples, self._groups, self._game, self._gate = n, strata.groups, None, None
         self._subset = self._subset.new_empty(0)
         self._epoch = 0 if self._training is None else self._training["epoch"]
         self._make = partial(
@@ -465,7 +469,7 @@ class ASSS(LearnedSelector):
             ValueError: a selector network has never seen some samples.
         """
         game = self._game
-        if game is None or self._strata is None:
+        if game is None:
             raise RuntimeError("ASSS: finish must follow a step")
         game.begin(game.epoch + 1)
         with evaluating(game.gate, *game.tasks):
@@ -476,12 +480,8 @@ class ASSS(LearnedSelector):
         if unknown:
             raise ValueError(f"ASSS: batches must have every sample, or those of training: {unknown} were in neither")
         self._logits, self._losses, self._history = game.logits.clone(), game.losses.clone(), game.history
-        if self._strata.groups is not None and self._strata.quotas is not None:
-            self._strata.groups, self._strata.quotas = (
-                t.to(game.device) for t in (self._strata.groups, self._strata.quotas)
-            )
-        # Logits rank as probabilities do, and do not tie where those have rounded to 1.
-        self._subset = self._strata.best(self._logits, key=fold_in(self._key, 2))
+        self._groups = None if self._groups is None else self._groups.to(game.device)
+        self._subset = self._choose()
         self._gate = None if game.gate.is_table else game.gate
         self._game = self._make = None
         return self

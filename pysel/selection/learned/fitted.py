@@ -17,8 +17,8 @@ from pysel.selection.learned.gate import budgeted, perceptron, with_label
 from pysel.selection.learned.importance import Importances, importances
 from pysel.selection.learned.settings import Settings
 from pysel.selection.learned.trial import evaluating
-from pysel.selection.protocol import Selector
-from pysel.selection.subset import Strata
+from pysel.selection.protocol import Selector, lasting
+from pysel.selection.subset import Strata, subset_size
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,7 +44,7 @@ class LearnedSelector(Selector):
         self._selector, self._hidden, self._see_labels, self._key = selector, hidden, see_labels, key
         self._width, self._classes = 0, 0  # what a network sees: numbers a sample, and classes of labels
         self._gate: GumbelSelector | None = None  # the network
-        self._strata: Strata | None = None
+        self._groups: Tensor | None = None  # int32 [N], the stratum of each sample
         self._logits = self._losses = torch.empty(0, dtype=torch.float32, device="cpu")
         self._subset = torch.empty(0, dtype=torch.int64, device="cpu")
 
@@ -64,6 +64,22 @@ class LearnedSelector(Selector):
             raise RuntimeError("ASSS: call fit first")
         return self
 
+    def _pool(self) -> Tensor:
+        """The samples that the subset is drawn from: int64, ascending."""
+        n = self._logits.numel()
+        strata = Strata(n, subset_size(self.settings.target, n), self._groups, device=self._logits.device)
+        # Logits rank as probabilities do, and do not tie where those have rounded to 1.
+        return strata.best(self._logits, key=fold_in(self._key, 2))
+
+    def _choose(self) -> Tensor:
+        """The subset: the pool, or a random part of it."""
+        pool, size = self._pool(), subset_size(self.settings.keep_ratio, self._logits.numel())
+        if len(pool) == size:
+            return pool
+        groups = None if self._groups is None else self._groups[pool]
+        strata = Strata(len(pool), size, groups, device=pool.device)
+        return pool[strata.sample(torch.zeros(len(pool), device=pool.device), fold_in(self._key, 6))]
+
     @property
     def probabilities(self) -> Tensor:
         """[N] chance of each sample to be used, once fitted: its importance.
@@ -72,19 +88,21 @@ class LearnedSelector(Selector):
         """
         logits = self._fitted()._logits
         if self.settings.gate == "khot":  # only differences of their logits mean anything
-            return budgeted(logits, len(self)).to(logits.dtype)
+            return budgeted(logits, len(self._pool())).to(logits.dtype)
         return torch.sigmoid(logits)
 
     def __len__(self) -> int:
         """Samples in the subset."""
         return self._fitted()._subset.numel()
 
+    @lasting
     def select(self, epoch: int = 0) -> Tensor:
         """The subset, int64 ascending indices; the same in every epoch.
 
         Raises:
             RuntimeError: before ``fit``.
         """
+        _checks.in_range("ASSS", "epoch", epoch, 0)
         return self._fitted()._subset.clone()
 
     @torch.no_grad()
@@ -117,10 +135,8 @@ class LearnedSelector(Selector):
 
     def importances(self) -> Importances:
         """What is known of every sample: logit, probability, rank, loss, margin to the cut, stratum, selected."""
-        groups = None if self._strata is None else self._strata.groups
-        return importances(
-            self._fitted()._logits.clone(), self.probabilities, self._losses.clone(), self._subset, groups
-        )
+        logits, losses = self._fitted()._logits.clone(), self._losses.clone()
+        return importances(logits, self.probabilities, losses, self._pool(), self._subset, self._groups)
 
     def explain(self, i: int) -> dict[str, Any]:
         """Why a sample is in the subset, or why not.
@@ -129,9 +145,9 @@ class LearnedSelector(Selector):
             i: index of the sample.
 
         Returns:
-            a dictionary of its row of `importances`, with its number as ``sample``. ``margin`` is how far its logit
-            is above that of the best of its stratum that is dropped or, if it is dropped, below that of the worst that
-            is kept (negative then).
+            a dictionary of its row of ``importances``, with its number as ``sample``. ``margin`` is how far its logit
+            is above that of the best of its stratum that is out of the pool (without ``pool``, of the subset) or, if it
+            is out itself, below that of the worst that is in (negative then).
 
         Raises:
             IndexError: no such sample.
@@ -152,7 +168,7 @@ class LearnedSelector(Selector):
         network = self._subset.new_empty(0, dtype=torch.float64)
         if self._gate is not None:
             network = torch.cat([value.detach().double().flatten() for value in self._gate.state_dict().values()])
-        groups = None if self._strata is None else self._strata.groups
+        groups = self._groups
         return {
             "key": self._key.clone(),
             "logits": self._logits.clone(),
@@ -190,11 +206,8 @@ class LearnedSelector(Selector):
         _inputs.indices("ASSS", "state_dict['subset']", loaded["subset"], n)
         width, classes = (_checks.in_range("ASSS", f"state_dict[{k!r}]", state[k], 0) for k in ("width", "classes"))
         gate = self._filled(loaded["network"], width) if loaded["network"].numel() else None
-        strata = None
-        if n:
-            groups = loaded["strata"] if loaded["strata"].numel() else None
-            strata = Strata(n, loaded["subset"].numel(), groups, op="ASSS", name="state_dict['subset']")
-        self._key, self._gate, self._strata = key, gate, strata
+        self._key, self._gate = key, gate
+        self._groups = loaded["strata"] if loaded["strata"].numel() else None
         self._logits, self._losses, self._subset = loaded["logits"], loaded["losses"], loaded["subset"]
         self.num_samples, self._width, self._classes = n, width, classes
 

@@ -133,7 +133,7 @@ class Game:
 
     def _gates(self, logits: Tensor, key: Tensor) -> Tensor:
         if self.settings.gate == "khot":
-            budget = subset_size(self.settings.keep_ratio, logits.numel())
+            budget = subset_size(self.settings.target, logits.numel())
             return gumbel_khot(logits, budget, self.tau, self.settings.hard, key=key)
         return ops.gumbel_sigmoid(logits, self.tau, self.settings.hard, key=key)
 
@@ -175,7 +175,7 @@ class Game:
             return 0.0  # the budget is exact
         mean = torch.sigmoid(logits).mean()
         if self.settings.sparsity != "mean":
-            mean = mean - float(self.settings.keep_ratio)
+            mean = mean - float(self.settings.target)
             mean = mean.square() if self.settings.sparsity == "target" else mean.abs()
         return self.settings.sparsity_weight * mean
 
@@ -243,7 +243,7 @@ class Game:
             "information": information(p),
             "tau": float(self.tau),
         }
-        kept = ops.select(self.logits.nan_to_num(0.0), subset_size(self.settings.keep_ratio, self.num_samples))
+        kept = ops.select(self.logits.nan_to_num(0.0), subset_size(self.settings.target, self.num_samples))
         if self.kept is not None:
             gone = torch.zeros(self.num_samples, dtype=torch.bool, device=self.device)
             gone[self.kept] = True

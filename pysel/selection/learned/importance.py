@@ -26,11 +26,10 @@ class Importances(NamedTuple):
 
     logit: Tensor  # [N] what ranks
     probability: Tensor  # [N]
-    rank: Tensor  # int64 [N], 1 is the largest logit; among equal ones those that are kept come first
+    rank: Tensor  # int64 [N], 1 is the largest logit; among equal ones those in the pool come first
     loss: Tensor  # [N] of the task network at the end of the game, the input not attenuated; NaN where never seen
-    margin: (
-        Tensor  # [N] logit less that of the best of its stratum that is dropped; of a dropped one, of the worst kept
-    )
+    # [N] logit less that of the best of its stratum out of the pool or, of one that is out, of the worst in it
+    margin: Tensor
     stratum: Tensor  # int64 [N], 0 without strata
     selected: Tensor  # bool [N]
 
@@ -65,14 +64,15 @@ class Importances(NamedTuple):
 
 
 def importances(
-    logits: Tensor, probabilities: Tensor, losses: Tensor, subset: Tensor, strata: Tensor | None
+    logits: Tensor, probabilities: Tensor, losses: Tensor, pool: Tensor, subset: Tensor, strata: Tensor | None
 ) -> Importances:
-    """The table of a selector that keeps ``subset``, int64 [k], of all N samples."""
+    """The table of a selector that keeps ``subset``, int64 [k], of those in ``pool``, int64 [P], of all N samples."""
     n = logits.numel()
-    kept = torch.zeros(n, dtype=torch.bool, device=logits.device)
-    kept[subset] = True
+    kept, selected = (torch.zeros(n, dtype=torch.bool, device=logits.device) for _ in "12")
+    kept[pool] = True
+    selected[subset] = True
     stratum = torch.zeros(n, dtype=torch.int64, device=logits.device) if strata is None else strata.long()
-    # of equal logits those that are kept come first, then the lower index
+    # of equal logits those in the pool come first, then the lower index
     order = (~kept).int().argsort(stable=True)
     order = order[logits[order].argsort(descending=True, stable=True)]
     rank = torch.empty_like(order)
@@ -81,4 +81,4 @@ def importances(
     worst = logits.new_full((count,), torch.inf).scatter_reduce(0, stratum[kept], logits[kept], "amin")
     best = logits.new_full((count,), -torch.inf).scatter_reduce(0, stratum[~kept], logits[~kept], "amax")
     margin = logits - torch.where(kept, best[stratum], worst[stratum])
-    return Importances(logits, probabilities, rank, losses, margin, stratum, kept)
+    return Importances(logits, probabilities, rank, losses, margin, stratum, selected)

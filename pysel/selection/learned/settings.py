@@ -7,7 +7,6 @@ from typing import Any
 
 from pysel import _checks
 from pysel.selection.schedule import Schedule, cosine, exponential_decay, linear
-from pysel.selection.subset import subset_size
 
 _FALLING: dict[str, Schedule] = {"linear": linear, "cosine": cosine}
 
@@ -17,6 +16,7 @@ class Settings:
     """The arguments of `ASSS`, checked; numbers are Python's."""
 
     keep_ratio: Any
+    pool: Any
     epochs: int
     batch_size: int
     task_lr: float
@@ -41,7 +41,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         op = "ASSS"
-        subset_size(self.keep_ratio, 1, op=op)  # refuses a bad ratio before the work rather than after
+        kept = _checks.written(op, "keep_ratio, the fraction kept,", self.keep_ratio, "(0, 1]")
+        if self.pool is not None and _checks.written(op, "pool", self.pool, "(0, 1]") < kept:
+            raise ValueError(f"{op}: pool must be at least keep_ratio, {self.keep_ratio!r}, got {self.pool!r}")
         whole = {"epochs": 1, "batch_size": 1, "warmup_epochs": 0}
         if self.patience is not None:
             whole["patience"] = 1
@@ -76,6 +78,11 @@ class Settings:
                 f"{op}: sparsity must be 'target' or 'absolute', got 'mean', which together with the loss would send "
                 "all weights to 0; normalise=True and attenuation='input' allow it"
             )
+
+    @property
+    def target(self) -> Any:
+        """The share of the samples that the selector is to find."""
+        return self.keep_ratio if self.pool is None else self.pool
 
     def temperature(self, epoch: int) -> float:
         """tau in an epoch, counted from 0."""
