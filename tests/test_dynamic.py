@@ -292,11 +292,22 @@ def test_numbers_of_any_kind_are_saved_as_they_were_written(ratio: Any, tmp_path
     makers: list[Callable[[], pysel.selection.Selector]] = [
         lambda: DynamicSelector(*tables(), ratio, np.int64(5), refine=np.float32(0.3), temperature=np.float32(0.1)),
         lambda: DynamicRandom(np.int64(200), ratio, epochs=5, labels=labels, balance="equal", refine=np.float32(0.3)),
-        lambda: InfoBatch(np.int64(200), np.int64(5)),
+        lambda: InfoBatch(np.int64(200), np.int64(5), prune_ratio=np.float16(0.25), delta=torch.tensor(0.7)),
+        lambda: DynamicSelector(
+            *tables(),
+            torch.tensor(0.3),
+            torch.tensor(5),
+            gamma=np.array(0.2),
+            schedule=np.float32(0.5),
+            refine=torch.tensor(0.3),
+            balance_losses=np.True_,
+            key=np.int64(3),
+        ),
+        lambda: DynamicSelector(*tables(), 0.3, 5, schedule=torch.tensor(0.25), temperature=1, key=3),
     ]
     for number, make in enumerate(makers):
         selector = make()
-        selector.select(1)
+        selector.select(np.int64(1))
         selector.save(tmp_path / str(number))
         loaded = type(selector).load(tmp_path / str(number))
         assert repr(loaded) == repr(selector)

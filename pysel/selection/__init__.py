@@ -1,6 +1,8 @@
 """Data selection: two systems, the baselines to hold them against, and their parts.
 
-Every method is a `Selector` and plugs into `pysel.SelectionSampler`.
+Every method is a `Selector` and plugs into `pysel.SelectionSampler`. Wherever features, scores, labels or indices are
+taken, a tensor, a numpy array, a pandas column or a list of numbers will do, of any real dtype, and nothing of it is
+kept but the features that `DynamicSelector.explain` reads from.
 """
 
 from pysel.selection import features, schedule

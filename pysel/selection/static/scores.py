@@ -23,7 +23,8 @@ class FixedSelector(Selector):
     Args:
         indices: integers [k], tensor, array or list, each once; they need not be sorted.
         num_samples: N, of which they are; default: just enough.
-        arguments: of a derived class: what its constructor was given, see `Selector`.
+        arguments: of a derived class: what its constructor was given, see `Selector`. ``load`` does not call that
+            constructor again.
 
     Raises:
         TypeError: ``indices`` are not integers (a boolean mask is none).
