@@ -657,6 +657,22 @@ def test_gradients_and_vmap_of_any_leading_dimensions():
     torch.testing.assert_close(one, results[0][0])
 
 
+def test_results_have_names(tmp_path):
+    x, weight = whole((4, 5), -9, 9), whole((7, 5), -9, 9, seed=1)
+    for call in (lambda x: pysel.topk(x, 2), lambda x: pysel.topk_encode(x, weight, None, 2)):
+        values, indices = call(x)
+        for f in (call, torch.vmap(call), torch.compile(call, fullgraph=True, backend="aot_eager")):
+            assert_same_bits(f(x).values, values)
+            assert_same_bits(f(x).indices, indices)
+
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return pysel.topk(x, 2)
+
+    torch.export.save(torch.export.export(Model(), (x,)), tmp_path / "model.pt2")
+    assert_same_bits(torch.export.load(tmp_path / "model.pt2").module()(x).values, pysel.topk(x, 2).values)
+
+
 def test_compiles_and_exports_any_leading_dimensions():
     class Model(torch.nn.Module):
         def __init__(self):

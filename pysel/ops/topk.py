@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from pysel import _autograd, _checks
 from pysel.ops._autocast import autocast_dtype
@@ -12,6 +15,16 @@ from pysel.ops._out import write_out
 __all__ = ["factor_counts", "factor_scores", "sparse_decode", "topk", "topk_encode"]
 
 _INT64 = (torch.int64,)
+
+
+class TopK(NamedTuple):
+    """The largest of each row, and where they are."""
+
+    values: Tensor
+    indices: Tensor
+
+
+_pytree._register_namedtuple(TopK, serialized_type_name="pysel.TopK")  # for torch.export.save
 
 
 def _as_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -53,7 +66,7 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.unsqueeze(0).flatten(0, -2)
 
 
-def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def topk(x: Tensor, k: int) -> TopK:
     """Find the k largest elements of each row, in descending order.
 
     As :func:`torch.topk` along the last dimension, with ties decided: the lowest index comes first. NaN is the largest
@@ -65,8 +78,8 @@ def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         k: between 0 and n.
 
     Returns:
-        values [..., k] like ``x``, and their int64 indices [..., k]. The gradient reaches the selected elements.
-        Differentiable to any order, the indices held fixed.
+        A named tuple: values [..., k] like ``x``, and their int64 indices [..., k]. The gradient reaches the selected
+        elements. Differentiable to any order, the indices held fixed.
 
     Raises:
         ValueError: ``x`` has no dimension.
@@ -76,16 +89,16 @@ def topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Example:
         >>> import torch, pysel
         >>> pysel.topk(torch.tensor([1.0, 3.0, 2.0, 3.0]), 3)
-        (tensor([3., 3., 2.]), tensor([1, 3, 2]))
+        TopK(values=tensor([3., 3., 2.]), indices=tensor([1, 3, 2]))
     """
     op = "topk"
     _checks.tensor(op, "x", x)
-    return _autograd.topk_op(x, _checks.integer(op, "k", k))
+    return TopK(*_autograd.topk_op(x, _checks.integer(op, "k", k)))
 
 
 def topk_encode(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, k: int = 32, *, activation: str = "relu"
-) -> tuple[Tensor, Tensor]:
+) -> TopK:
     """Encode sparsely: the k largest of ``relu(x @ weight.T + bias)`` in each row, or those of largest magnitude.
 
     On the CPU the activations exist a tile at a time, never all [B, H] of them. Ties go to the lowest index; NaN is the
@@ -101,8 +114,9 @@ def topk_encode(
         activation: relu, or abs.
 
     Returns:
-        values [..., k] like ``x``, descending (with ``abs`` in magnitude), and their int64 indices. Gradients pass
-        through the selected activations, with ``relu`` the positive ones. Differentiable to any order.
+        A named tuple: values [..., k] like ``x``, descending (with ``abs`` in magnitude), and their int64 indices
+        [..., k]. Gradients pass through the selected activations, with ``relu`` the positive ones. Differentiable to
+        any order.
 
     Raises:
         ValueError: shapes or devices that do not fit; another ``activation``.
@@ -112,10 +126,10 @@ def topk_encode(
     Example:
         >>> import torch, pysel
         >>> pysel.topk_encode(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 1.0]]), k=2)
-        (tensor([[3., 1.]]), tensor([[2, 0]]))
+        TopK(values=tensor([[3., 1.]]), indices=tensor([[2, 0]]))
         >>> x, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, -1.0]])
         >>> pysel.topk_encode(x, weight, k=1, activation="abs")
-        (tensor([[-2.]]), tensor([[1]]))
+        TopK(values=tensor([[-2.]]), indices=tensor([[1]]))
 
     Source: Gao et al., arXiv 2406.04093 (TopK sparse autoencoders); arXiv 2603.04981 keeps the largest magnitudes.
     """
@@ -130,7 +144,9 @@ def topk_encode(
     x, weight, bias = _as_linear(x, weight, bias)
     _check_like(op, "x", x, weight=weight, bias=bias)
     values, indices = _autograd.topk_encode_op(_rows(x), weight, bias, k, activation)
-    return (values, indices) if x.dim() == 2 else (values.view(*x.shape[:-1], k), indices.view(*x.shape[:-1], k))
+    if x.dim() != 2:
+        values, indices = values.view(*x.shape[:-1], k), indices.view(*x.shape[:-1], k)
+    return TopK(values, indices)
 
 
 def sparse_decode(
