@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import pysel
+from pysel.random import gumbel_at
 from pysel.selection.learned import gumbel_khot
 from pysel.selection.learned.gate import budgeted, perceptron, with_label
 from tests.statistics import accept, chi_square, reject
@@ -36,6 +37,15 @@ def test_the_ends_of_the_budget() -> None:
             gumbel_khot(logits, k)
     with pytest.raises(ValueError, match=r"gumbel_khot: logits must be \[B\], got \[1, 5\]"):
         gumbel_khot(logits[None], 1)
+
+
+def test_shards_take_their_part_of_the_noise() -> None:
+    noise = torch.empty(50, dtype=torch.float64)
+    for start in (0, 20):  # with a budget of one the hard gate is open at the largest
+        noise[start : start + 30] = gumbel_at(torch.arange(start, start + 30), pysel.key(5), torch.float64)
+    for start in (0, 20):
+        hard = gumbel_khot(torch.zeros(30), 1, 1.0, True, key=5, start=start)
+        assert int(hard.argmax()) == int(noise[start : start + 30].argmax())
 
 
 def test_the_gates_of_two_by_hand() -> None:

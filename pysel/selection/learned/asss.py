@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from tqdm import tqdm
 
 from pysel import _checks
@@ -40,6 +41,7 @@ from pysel.selection.learned.batches import Batch, Loader, Tensors, batch_of
 from pysel.selection.learned.fitted import LearnedSelector
 from pysel.selection.learned.game import Game, Optimiser
 from pysel.selection.learned.lookahead import Loss, default_loss
+from pysel.selection.learned.replicas import Replicas
 from pysel.selection.learned.settings import Settings
 from pysel.selection.learned.trial import evaluating, outputs_of, strata_of, try_selector
 from pysel.selection.schedule import Schedule
@@ -306,6 +308,7 @@ class ASSS(LearnedSelector):
         device: torch.device | str | None = None,
         accumulate: int = 1,
         scaler: torch.amp.GradScaler | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> Self:
         """Get ready for a training loop of your own, in place of `fit`.
 
@@ -328,6 +331,10 @@ class ASSS(LearnedSelector):
             device: where networks and batches go; default where ``network`` puts its first parameter.
             accumulate: batches whose gradients make a step of the optimisers.
             scaler: scales losses, for float16.
+            process_group: of ranks that each step on a part of every batch, equally large ones, as
+                ``DistributedDataParallel`` wants. Their gates, the sparsity and the selector's gradient are then those
+                of one process with the whole batch, but for sums of weights (``normalise``) and budgets ("khot"), which
+                are each rank's own. Every rank must be given the same key, and all samples to `finish`.
 
         Raises:
             TypeError, ValueError: as `fit`.
@@ -355,6 +362,7 @@ class ASSS(LearnedSelector):
             held_out=held_out,
             accumulate=accumulate,
             scaler=scaler,
+            replicas=Replicas(process_group),
         )
         return self
 

@@ -16,6 +16,7 @@ from pysel.random import fold_in
 from pysel.selection.learned.batches import Batch
 from pysel.selection.learned.gate import gumbel_khot
 from pysel.selection.learned.lookahead import Loss, lookahead
+from pysel.selection.learned.replicas import Replicas
 from pysel.selection.learned.settings import Settings
 from pysel.selection.subset import subset_size
 
@@ -36,6 +37,7 @@ class Game:
         held_out: inputs and targets that the lookahead is judged on.
         accumulate: batches a step of the optimisers.
         scaler: of gradients, for float16.
+        replicas: the ranks that play this game together, each on a part of every batch.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class Game:
         held_out: tuple[Tensor, Tensor] | None = None,
         accumulate: int = 1,
         scaler: torch.amp.GradScaler | None = None,
+        replicas: Replicas,
     ) -> None:
         self.settings, self.gate, self.tasks, self.loss = settings, gate, tasks, loss
         self.num_samples, self.held_out, self.accumulate, self.scaler = num_samples, held_out, accumulate, scaler
+        self.replicas = replicas
         self.device = next(gate.parameters()).device
         self.task_optimisers = task_optimisers
         self._trained = [parameter for parameter in gate.parameters() if parameter.requires_grad]
@@ -132,10 +136,11 @@ class Game:
         return task_loss.detach()
 
     def _gates(self, logits: Tensor, key: Tensor) -> Tensor:
+        n, hard = logits.numel(), self.settings.hard
+        start = self.replicas.rank * n  # the gates of all ranks are those of one that has the whole batch
         if self.settings.gate == "khot":
-            budget = subset_size(self.settings.target, logits.numel())
-            return gumbel_khot(logits, budget, self.tau, self.settings.hard, key=key)
-        return ops.gumbel_sigmoid(logits, self.tau, self.settings.hard, key=key)
+            return gumbel_khot(logits, subset_size(self.settings.target, n), self.tau, hard, key=key, start=start)
+        return ops.gumbel_sigmoid(logits, self.tau, hard, key=key, start=start)
 
     def _losses(self, task: nn.Module, batch: Batch, w: Tensor) -> Tensor:
         x = batch.x
@@ -173,7 +178,7 @@ class Game:
     def _sparsity(self, logits: Tensor) -> Tensor | float:
         if self.settings.gate == "khot":
             return 0.0  # the budget is exact
-        mean = torch.sigmoid(logits).mean()
+        mean = self.replicas.mean(torch.sigmoid(logits).mean())
         if self.settings.sparsity != "mean":
             mean = mean - float(self.settings.target)
             mean = mean.square() if self.settings.sparsity == "target" else mean.abs()
@@ -186,6 +191,8 @@ class Game:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward(inputs=inputs)
         if (self.steps + 1) % self.accumulate:
             return
+        if inputs is not None:  # those of the task network are its wrapper's to average
+            self.replicas.average_gradients(inputs)
         if self.scaler is None:
             optimiser.step()
         else:
@@ -228,7 +235,7 @@ class Game:
         """Note in the history what came of the epoch, if it had any batch."""
         if self.rows == 0:
             return
-        loss = float(self.running) / self.rows
+        loss = float(self.replicas.mean(self.running / self.rows))
         if not math.isfinite(loss):
             raise ValueError(f"ASSS: loss must be finite, got {loss} in epoch {self.epoch}; a smaller task_lr may help")
         known = self.logits.isfinite()
@@ -247,7 +254,8 @@ class Game:
         if self.kept is not None:
             gone = torch.zeros(self.num_samples, dtype=torch.bool, device=self.device)
             gone[self.kept] = True
-            entry["turnover"] = 1 - float(gone[kept].double().mean())
+            # ranks that have seen other samples must agree on when to stop
+            entry["turnover"] = float(self.replicas.mean(1 - gone[kept].double().mean()))
             quiet = self.epoch > self.settings.warmup_epochs and entry["turnover"] <= self.settings.turnover
             self.still = self.still + 1 if quiet else 0
         self.kept = kept

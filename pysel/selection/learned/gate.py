@@ -14,7 +14,13 @@ from pysel.random import as_key, fold_in, gumbel_at
 
 
 def gumbel_khot(
-    logits: Tensor, k: int, tau: float | Tensor = 1.0, hard: bool = False, *, key: Tensor | int | None = None
+    logits: Tensor,
+    k: int,
+    tau: float | Tensor = 1.0,
+    hard: bool = False,
+    *,
+    key: Tensor | int | None = None,
+    start: int = 0,
 ) -> Tensor:
     """Gates in (0, 1) that add up to ``k``: the relaxation of the ``k`` largest of ``logits + Gumbel noise``.
 
@@ -29,6 +35,7 @@ def gumbel_khot(
         tau: temperature above 0, a number or a 0-d tensor.
         hard: exactly k gates of 1 and the others 0, with the soft gates' gradient.
         key: int64 [2] or an int; drawn from torch's default generator when missing.
+        start: number of the first element, for shards.
 
     Returns:
         [B] gates.
@@ -48,7 +55,7 @@ def gumbel_khot(
     if logits.dim() != 1:
         raise ValueError(f"gumbel_khot: logits must be [B], got {list(logits.shape)}")
     k = _checks.in_range("gumbel_khot", "k", k, 0, logits.numel())
-    places = torch.arange(logits.numel(), device=logits.device)
+    places = torch.arange(start, start + logits.numel(), device=logits.device)
     noise = gumbel_at(places, as_key("gumbel_khot", key), torch.float64) if places.numel() else logits.double()
     noisy = logits.double() + noise
     gates = budgeted(noisy, k, tau).to(logits.dtype)
