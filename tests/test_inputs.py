@@ -54,13 +54,21 @@ HALF = [
 ]
 
 
-@pytest.mark.parametrize("value", [*HALF, torch.tensor(0.5, requires_grad=True)])
+@pytest.mark.parametrize("value", HALF)
 def test_number(value: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for got in (_checks.number("op", "x", value), _checks.within("op", "x", value, "[0, 1]")):
             assert got == 0.5
             assert type(got) is float
+
+
+def test_a_number_that_wants_a_gradient_is_refused() -> None:
+    wanting = torch.tensor(0.5, requires_grad=True)
+    with pytest.raises(ValueError, match="op: x must not require grad"):
+        _checks.number("op", "x", wanting)
+    with torch.no_grad():
+        assert _checks.number("op", "x", wanting) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,8 @@ class LearnedSelector(Selector):
             return pool
         groups = None if self._groups is None else self._groups[pool]
         strata = Strata(len(pool), size, groups, device=pool.device)
-        return pool[strata.sample(torch.zeros(len(pool), device=pool.device), fold_in(self._key, 6))]
+        equal = torch.zeros(len(pool), dtype=torch.float32, device=pool.device)
+        return pool[strata.sample(equal, fold_in(self._key, 6))]
 
     @property
     def probabilities(self) -> Tensor:
