@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset
 
 import pysel
 from pysel import SelectionSampler, WeightedSampler
 from pysel.samplers import passes
-from pysel.selection import DynamicRandom, DynamicSelector, FixedSelector, Full
+from pysel.selection import DynamicSelector, FixedSelector, Full
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is yielded again")
 
@@ -32,11 +32,6 @@ def selection(**options: Any) -> SelectionSampler:
     scores = torch.rand(2, N, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu")
     selector = DynamicSelector.from_scores(scores[0], scores[1], keep_ratio=0.5, epochs=6, key=5)
     return SelectionSampler(selector, key=4, **options)
-
-
-def order_key(seed: int, epoch: int) -> Tensor:
-    """The key of SelectionSampler's order: apart from those that a selector derives from the same key."""
-    return pysel.fold_in(pysel.fold_in(pysel.key(seed), 0x6F72646572), epoch)
 
 
 SAMPLERS = [
@@ -120,39 +115,6 @@ def test_pieces_do_not_show(make: Any, piece: int, world: int, monkeypatch: pyte
         resumed = make(rank=rank, num_replicas=world)
         resumed.load_state_dict(sampler.state_dict())
         assert begun + list(resumed) == wanted[rank]
-
-
-def test_order_is_a_permutation_of_the_subset() -> None:
-    sampler = selection()
-    for epoch in (0, 2):
-        sampler.set_epoch(epoch)
-        subset = sampler.selector.select(epoch)
-        order = pysel.permutation(len(subset), key=order_key(4, epoch))
-        assert list(sampler) == subset[order].tolist()
-
-
-@pytest.mark.parametrize("world", [1, 4, 10**6])
-def test_the_first_sample_takes_a_piece_of_the_order(world: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And no more, however long the epoch: 1e12 samples would fit into no memory."""
-    n, asked = 10**12, []
-
-    class Sizes:
-        """Stands in for a subset: which of its elements are wanted."""
-
-        def numel(self) -> int:
-            return n
-
-        def __getitem__(self, order: Tensor) -> Tensor:
-            asked.append(order.numel())
-            return order
-
-    sampler = SelectionSampler(Full(3), key=pysel.key(0), rank=world - 1, num_replicas=world)
-    monkeypatch.setattr(sampler, "_picked", (0, Sizes()))
-    first = list(islice(iter(sampler), 2))
-    key = order_key(0, 0)
-    places = [world - 1, 2 * world - 1]
-    assert first == [int(pysel.permutation(n, key=key, start=p, stop=p + 1)) for p in places]
-    assert sum(asked) <= max(2 * passes._PIECE, 2 * world)
 
 
 def test_more_ranks_than_samples() -> None:
@@ -258,143 +220,6 @@ def test_worker_processes(context: str) -> None:
         assert len(loader) == -(-len(expected) // 8)
 
 
-def test_set_epoch_is_idempotent() -> None:
-    sampler = selection()
-    sampler.set_epoch(0)
-    list(sampler)
-    counts = sampler.selector.uses.clone()  # type: ignore[attr-defined]
-    for _ in range(3):
-        sampler.set_epoch(0)
-        list(sampler)
-    assert torch.equal(sampler.selector.uses, counts)  # type: ignore[attr-defined]
-
-
-def test_selection_yields_the_selectors_subset() -> None:
-    sampler = selection()
-    for epoch in range(4):
-        sampler.set_epoch(epoch)
-        assert sorted(sampler) == sampler.selector.select(epoch).tolist()
-        assert list(sampler) != sorted(sampler)
-    straight = selection(shuffle=False)
-    straight.set_epoch(0)
-    assert list(straight) == sorted(straight)
-
-
-def test_iteration_alone_is_epoch_zero() -> None:
-    selector = DynamicRandom(N, 0.25, key=pysel.key(0))
-    sampler = SelectionSampler(selector, key=pysel.key(0))
-    assert len(sampler) == 26 and sorted(sampler) == selector.select(0).tolist()
-
-
-def test_the_three_line_loop() -> None:
-    features = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
-    selector = DynamicSelector.from_features(
-        features, keep_ratio=0.5, epochs=3, num_factors=24, k=3, sae_options={"epochs": 1}, key=0
-    )
-    loader = DataLoader(Rows(), batch_size=8, sampler=SelectionSampler(selector))
-    for epoch, size in enumerate((32, 32, 64)):  # the last one takes all samples
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        assert len(loader) == size // 8 and sum(len(batch) for batch in loader) == size
-
-
-def test_drop_in_for_torchs_sampler() -> None:
-    """The same positional arguments, the same length, and a new draw on every pass."""
-    for sampler in (WeightedRandomSampler([1.0, 2.0, 3.0], 100), WeightedSampler([1.0, 2.0, 3.0], 100)):
-        first, second = list(sampler), list(sampler)
-        assert len(first) == len(sampler) == 100 and set(first) == {0, 1, 2} and first != second
-
-
-def test_generator_and_manual_seed_govern_without_a_key() -> None:
-    def draws(generator: torch.Generator | None) -> list[list[int]]:
-        sampler = WeightedSampler(torch.ones(1000), 20, True, generator)
-        return [list(sampler), list(sampler)]
-
-    seeded = [draws(torch.Generator().manual_seed(5)) for _ in range(2)]
-    assert seeded[0] == seeded[1] and seeded[0][0] != seeded[0][1]
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        once = draws(None)
-        torch.manual_seed(5)
-        assert once == draws(None)
-
-
-def test_resume_without_a_key() -> None:
-    sampler = WeightedSampler(torch.ones(1000), 20)
-    begun = iter(sampler)
-    first = list(islice(begun, 8))
-    state = sampler.state_dict()
-    rest = list(begun)
-    resumed = WeightedSampler(torch.ones(1000), 20)
-    resumed.load_state_dict(state)
-    assert list(resumed) == rest and len(rest) == 12
-    assert list(resumed) != first + rest, "and then passes are new draws again"
-
-
-def test_weights_decide() -> None:
-    """Chi-square with 9 degrees of freedom at alpha = 1e-6 over 200,000 draws; equal weights fail it."""
-
-    def statistic(weights: Tensor) -> float:
-        drawn = torch.tensor(list(WeightedSampler(weights, 200_000, key=pysel.key(11))))
-        expected = torch.arange(1, 11) / 55 * 200_000
-        return float(((torch.bincount(drawn, minlength=10) - expected) ** 2 / expected).sum())
-
-    assert statistic(torch.arange(1.0, 11.0)) < 45.1 < statistic(torch.ones(10))
-
-
-def test_default_order_does_not_put_heavy_samples_first() -> None:
-    weights = torch.where(torch.arange(2000) < 1000, 50.0, 1.0)
-    for order, fair in (("shuffled", True), ("draw", False)):
-        sampler = WeightedSampler(weights, 1500, replacement=False, order=order, key=pysel.key(1))
-        heavy = torch.tensor(list(sampler)) < 1000
-        # Of 1500 draws about 1000 are heavy. In random order the first half holds 500 +- 13 of them.
-        assert (abs(int(heavy[:750].sum()) - int(heavy.sum()) / 2) < 80) == fair
-
-
-def test_zero_weights_and_integer_weights() -> None:
-    sampler = WeightedSampler(torch.tensor([0, 3, 0, 1]), 2, replacement=False, key=pysel.key(0))
-    assert sorted(sampler) == [1, 3]
-
-
-def test_weights_are_copied() -> None:
-    weights = torch.ones(10)
-    sampler = WeightedSampler(weights, 100, key=pysel.key(0))
-    before = list(sampler)
-    weights.zero_()[3] = 1
-    assert list(sampler) == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "error", "message"),
-    [
-        (([1.0, -1.0], 2), {}, ValueError, r"weights must not be negative, got -1\.0 in row 1"),
-        (([1.0, float("nan")], 2), {}, ValueError, "weights must be finite, got nan in row 1"),
-        (([1.0, float("inf")], 2), {}, ValueError, "weights must be finite, got inf in row 1"),
-        (([0.0, 0.0], 2), {}, ValueError, "weights must not all be zero"),
-        (([[1.0]], 1), {}, ValueError, r"weights must be \[N\] with N > 0, got \[1, 1\]"),
-        (([], 1), {}, ValueError, r"weights must be \[N\] with N > 0, got \[0\]"),
-        (([1.0, 0.0], 2, False), {}, ValueError, "num_samples must be at most 1 .*got 2"),
-        (([1.0], 0), {}, ValueError, "num_samples must be at least 1, got 0"),
-        (([1.0], 1.0), {}, TypeError, "num_samples must be an int, got float"),
-        (([1.0], 1, "yes"), {}, TypeError, "replacement must be a bool, got str"),
-        (([1.0], 1), {"order": "random"}, ValueError, "order must be shuffled, draw or index, got 'random'"),
-        (([1.0], 1), {"num_replicas": 2}, ValueError, "key must be given with num_replicas=2"),
-        (([1.0], 1), {"num_replicas": 0}, ValueError, "num_replicas must be at least 1, got 0"),
-        (([1.0], 1), {"rank": 1}, ValueError, "rank must be between 0 and 0, got 1"),
-        (([1.0], 1), {"key": "3"}, TypeError, "key must be a Tensor or an int, got str"),
-        (([1.0], 1), {"key": torch.zeros(3, dtype=torch.int64)}, ValueError, r"key must have shape \[2\]"),
-        (
-            ([1.0], 1, True, torch.Generator()),
-            {"key": torch.zeros(2, dtype=torch.int64)},
-            ValueError,
-            "give key or generator, not both",
-        ),
-    ],
-)
-def test_bad_arguments(arguments: Any, options: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=f"WeightedSampler: {message}"):
-        WeightedSampler(*arguments, **options)
-
-
 def test_bad_selector_epoch_and_state() -> None:
     with pytest.raises(TypeError, match="selector must have select, __len__"):
         SelectionSampler([1, 2, 3])  # type: ignore[arg-type]
@@ -440,20 +265,6 @@ def test_numbers_of_any_kind() -> None:
         assert begun == whole[:6] and list(resumed) == whole[4:]
 
 
-def test_weights_of_any_kind() -> None:
-    pandas = pytest.importorskip("pandas")
-    numbers = [0.5, 0.0, 3.0, 2.0]
-    expected = list(WeightedSampler(torch.tensor(numbers, dtype=torch.float64), 20, key=0))
-    for weights in (numbers, tuple(numbers), np.array(numbers), pandas.Series(numbers), np.array(numbers)[::-1][::-1]):
-        assert list(WeightedSampler(weights, 20, key=0)) == expected
-    for whole in ([0, 3, 0, 1], np.array([0, 3, 0, 1], dtype=np.uint8), torch.tensor([0, 3, 0, 1])):
-        assert sorted(WeightedSampler(whole, 2, replacement=False, key=0)) == [1, 3]
-    assert sorted(WeightedSampler([1e-50, 1e-50], 2, replacement=False, key=0)) == [0, 1], "a list is float64"
-    for wrong in ("12", [1.0, "2"], None, 3.0):
-        with pytest.raises((TypeError, ValueError), match="WeightedSampler: weights must be"):
-            WeightedSampler(wrong, 2, key=0)
-
-
 @pytest.mark.parametrize("make", SAMPLERS)
 def test_torchs_defaults_change_nothing(make: Any) -> None:
     def all_of() -> list[Any]:
@@ -480,75 +291,6 @@ def test_torchs_defaults_change_nothing(make: Any) -> None:
         torch.set_default_dtype(torch.float32)
 
 
-class Own:
-    """A user's selector: gives what it was made with."""
-
-    def __init__(self, subset: Any, num_samples: int | None = None) -> None:
-        self.subset = subset
-        self.state: dict[str, Any] = {"loaded": 0}
-        if num_samples is not None:
-            self.num_samples = num_samples
-
-    def __len__(self) -> int:
-        return len(self.subset)
-
-    def select(self, epoch: int) -> Any:
-        return self.subset(epoch) if callable(self.subset) else self.subset
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if state_dict.get("refuse"):
-            raise ValueError("Own: no")
-        self.state = {"loaded": self.state["loaded"] + 1}
-
-
-@pytest.mark.parametrize(
-    ("subset", "error", "message"),
-    [
-        (torch.tensor([True, False, True]), TypeError, "must be indices, got a boolean mask"),
-        (torch.tensor([0.0, 2.0]), TypeError, "must be integers, got torch.float32"),
-        (torch.tensor([[0], [2]]), ValueError, r"must have shape \[N\], got \[2, 1\]"),
-        (torch.tensor([-1, 2]), ValueError, "must be between 0 and 9, got -1"),
-        (torch.tensor([2, 10]), ValueError, "must be between 0 and 9, got 10"),
-        (torch.tensor([2, 1, 2]), ValueError, "must be distinct, got 2 more than once"),
-        (torch.empty(3, dtype=torch.int64, device="meta"), TypeError, "must hold numbers, got a tensor on the meta"),
-        ("012", TypeError, "must be a tensor, an array or a list"),
-        (None, TypeError, "must be a tensor, an array or a list"),
-    ],
-)
-def test_what_a_selector_gives_is_checked(subset: Any, error: type[Exception], message: str) -> None:
-    for use in (list, len):
-        with pytest.raises(error, match=f"SelectionSampler: what Own.select returns {message}"):
-            use(SelectionSampler(Own(subset, 10), key=0))
-
-
-def test_a_selector_may_give_any_integers_and_is_asked_once_an_epoch() -> None:
-    expected = list(SelectionSampler(Own(torch.tensor([3, 5, 8])), key=0))
-    for subset in ([3, 5, 8], np.array([3, 5, 8], dtype=np.uint8), torch.tensor([3, 5, 8], dtype=torch.int16)):
-        assert list(SelectionSampler(Own(subset), key=0)) == expected
-    with pytest.raises(ValueError, match="got -1"):  # N is not known
-        list(SelectionSampler(Own(torch.tensor([-1, 2])), key=0))
-    assert list(SelectionSampler(Own(torch.tensor([2, 10])), shuffle=False, key=0)) == [2, 10]
-
-    asked, kept = [], torch.tensor([3, 5, 8])
-
-    def select(epoch: int) -> Tensor:
-        asked.append(epoch)
-        return kept
-
-    sampler = SelectionSampler(Own(select), key=0)
-    before = list(sampler)
-    kept.zero_()
-    assert len(sampler) == 3 and list(sampler) == before and asked == [0]
-    sampler.set_epoch(1)
-    assert asked == [0], "the losses of the running epoch may still come in"
-    with pytest.raises(ValueError, match="distinct"):
-        len(sampler)
-    assert asked == [0, 1]
-
-
 @pytest.mark.parametrize("make", SAMPLERS)
 def test_keys_are_copied(make: Any) -> None:
     key = pysel.key(3)
@@ -559,30 +301,6 @@ def test_keys_are_copied(make: Any) -> None:
         key.add_(1)
         sampler.state_dict()["key"].add_(1)
         assert list(sampler) == before
-
-
-def test_one_key_for_selector_and_sampler() -> None:
-    """The selector takes of each pair {2j, 2j + 1} the odd one if j is in the first half of a permutation.
-
-    Were that the sampler's own permutation, odd samples would lie at the mean place 124.5 of 500. In a fair order they
-    lie at 249.5, with deviation 6.5 for one key, and 0.46 over 200.
-    """
-    n, places = 500, {True: [], False: []}  # type: ignore[var-annotated]
-    for seed in range(200):
-
-        def select(epoch: int, seed: int = seed) -> Tensor:
-            order = pysel.permutation(n, key=pysel.fold_in(pysel.key(seed), epoch))
-            odd = torch.zeros(n, dtype=torch.int64)
-            odd[order[: n // 2]] = 1
-            return torch.arange(0, 2 * n, 2) + odd
-
-        sampler = SelectionSampler(Own(select), key=seed)
-        subset = select(0)
-        naive = subset[pysel.permutation(n, key=pysel.fold_in(pysel.key(seed), 0))]
-        for ours, order in ((True, torch.tensor(list(sampler))), (False, naive)):
-            places[ours].append(torch.nonzero(order % 2).double().mean())
-    assert abs(float(torch.stack(places[True]).mean()) - 249.5) < 2.5
-    assert float(torch.stack(places[False]).mean()) == 124.5
 
 
 # --- what is refused changes nothing ---
@@ -629,18 +347,6 @@ def test_a_refused_state_changes_nothing(make: Any) -> None:
             sampler.load_state_dict(state)
         assert str(sampler.state_dict()) == before
         assert list(sampler) == list(untouched)
-
-
-def test_a_refused_state_changes_neither_sampler_nor_selector() -> None:
-    selector = Own([3, 5, 8])
-    sampler = SelectionSampler(selector, key=0)
-    state = sampler.state_dict()
-    with pytest.raises(ValueError, match="position"):
-        sampler.load_state_dict({**state, "position": 9})
-    assert selector.state == {"loaded": 0}
-    with pytest.raises(ValueError, match="Own: no"):
-        sampler.load_state_dict({**state, "epoch": 3, "selector": {"refuse": True}})
-    assert sampler.epoch == 0 and selector.state == {"loaded": 0}
 
 
 @pytest.mark.parametrize("make", SAMPLERS)

@@ -1,4 +1,4 @@
-"""pysel/samplers/weighted.py: weights that change while training goes on."""
+"""pysel/samplers/weighted.py: draws in proportion to weights, which may change while training goes on."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import io
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, WeightedRandomSampler
 
+import pysel
 from pysel import WeightedSampler
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is yielded again")
@@ -28,6 +30,121 @@ def through_a_file(state: Any) -> Any:
     torch.save(state, file)
     file.seek(0)
     return torch.load(file, weights_only=True)
+
+
+def test_drop_in_for_torchs_sampler() -> None:
+    """The same positional arguments, the same length, and a new draw on every pass."""
+    for sampler in (WeightedRandomSampler([1.0, 2.0, 3.0], 100), WeightedSampler([1.0, 2.0, 3.0], 100)):
+        first, second = list(sampler), list(sampler)
+        assert len(first) == len(sampler) == 100 and set(first) == {0, 1, 2} and first != second
+
+
+def test_generator_and_manual_seed_govern_without_a_key() -> None:
+    def draws(generator: torch.Generator | None) -> list[list[int]]:
+        sampler = WeightedSampler(torch.ones(1000), 20, True, generator)
+        return [list(sampler), list(sampler)]
+
+    seeded = [draws(torch.Generator().manual_seed(5)) for _ in range(2)]
+    assert seeded[0] == seeded[1] and seeded[0][0] != seeded[0][1]
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        once = draws(None)
+        torch.manual_seed(5)
+        assert once == draws(None)
+
+
+def test_resume_without_a_key() -> None:
+    sampler = WeightedSampler(torch.ones(1000), 20)
+    begun = iter(sampler)
+    first = list(islice(begun, 8))
+    state = sampler.state_dict()
+    rest = list(begun)
+    resumed = WeightedSampler(torch.ones(1000), 20)
+    resumed.load_state_dict(state)
+    assert list(resumed) == rest and len(rest) == 12
+    assert list(resumed) != first + rest, "and then passes are new draws again"
+
+
+def test_weights_decide() -> None:
+    """Chi-square with 9 degrees of freedom at alpha = 1e-6 over 200,000 draws; equal weights fail it."""
+
+    def statistic(weights: Tensor) -> float:
+        drawn = torch.tensor(list(WeightedSampler(weights, 200_000, key=pysel.key(11))))
+        expected = torch.arange(1, 11) / 55 * 200_000
+        return float(((torch.bincount(drawn, minlength=10) - expected) ** 2 / expected).sum())
+
+    assert statistic(torch.arange(1.0, 11.0)) < 45.1 < statistic(torch.ones(10))
+
+
+def test_default_order_does_not_put_heavy_samples_first() -> None:
+    weights = torch.where(torch.arange(2000) < 1000, 50.0, 1.0)
+    for order, fair in (("shuffled", True), ("draw", False)):
+        sampler = WeightedSampler(weights, 1500, replacement=False, order=order, key=pysel.key(1))
+        heavy = torch.tensor(list(sampler)) < 1000
+        # Of 1500 draws about 1000 are heavy. In random order the first half holds 500 +- 13 of them.
+        assert (abs(int(heavy[:750].sum()) - int(heavy.sum()) / 2) < 80) == fair
+
+
+def test_zero_weights_and_integer_weights() -> None:
+    sampler = WeightedSampler(torch.tensor([0, 3, 0, 1]), 2, replacement=False, key=pysel.key(0))
+    assert sorted(sampler) == [1, 3]
+
+
+def test_weights_are_copied() -> None:
+    weights = torch.ones(10)
+    sampler = WeightedSampler(weights, 100, key=pysel.key(0))
+    before = list(sampler)
+    weights.zero_()[3] = 1
+    assert list(sampler) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        (([1.0, -1.0], 2), {}, ValueError, r"weights must not be negative, got -1\.0 in row 1"),
+        (([1.0, float("nan")], 2), {}, ValueError, "weights must be finite, got nan in row 1"),
+        (([1.0, float("inf")], 2), {}, ValueError, "weights must be finite, got inf in row 1"),
+        (([0.0, 0.0], 2), {}, ValueError, "weights must not all be zero"),
+        (([[1.0]], 1), {}, ValueError, r"weights must be \[N\] with N > 0, got \[1, 1\]"),
+        (([], 1), {}, ValueError, r"weights must be \[N\] with N > 0, got \[0\]"),
+        (([1.0, 0.0], 2, False), {}, ValueError, "num_samples must be at most 1 .*got 2"),
+        (([1.0], 0), {}, ValueError, "num_samples must be at least 1, got 0"),
+        (([1.0], 1.0), {}, TypeError, "num_samples must be an int, got float"),
+        (([1.0], 1, "yes"), {}, TypeError, "replacement must be a bool, got str"),
+        (([1.0], 1), {"order": "random"}, ValueError, "order must be shuffled, draw or index, got 'random'"),
+        (([1.0], 1), {"num_replicas": 2}, ValueError, "key must be given with num_replicas=2"),
+        (([1.0], 1), {"num_replicas": 0}, ValueError, "num_replicas must be at least 1, got 0"),
+        (([1.0], 1), {"rank": 1}, ValueError, "rank must be between 0 and 0, got 1"),
+        (([1.0], 1), {"key": "3"}, TypeError, "key must be a Tensor or an int, got str"),
+        (([1.0], 1), {"key": torch.zeros(3, dtype=torch.int64)}, ValueError, r"key must have shape \[2\]"),
+        (
+            ([1.0], 1, True, torch.Generator()),
+            {"key": torch.zeros(2, dtype=torch.int64)},
+            ValueError,
+            "give key or generator, not both",
+        ),
+    ],
+)
+def test_bad_arguments(arguments: Any, options: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"WeightedSampler: {message}"):
+        WeightedSampler(*arguments, **options)
+
+
+def test_weights_of_any_kind() -> None:
+    pandas = pytest.importorskip("pandas")
+    numbers = [0.5, 0.0, 3.0, 2.0]
+    expected = list(WeightedSampler(torch.tensor(numbers, dtype=torch.float64), 20, key=0))
+    for weights in (numbers, tuple(numbers), np.array(numbers), pandas.Series(numbers), np.array(numbers)[::-1][::-1]):
+        assert list(WeightedSampler(weights, 20, key=0)) == expected
+    for whole in ([0, 3, 0, 1], np.array([0, 3, 0, 1], dtype=np.uint8), torch.tensor([0, 3, 0, 1])):
+        assert sorted(WeightedSampler(whole, 2, replacement=False, key=0)) == [1, 3]
+    assert sorted(WeightedSampler([1e-50, 1e-50], 2, replacement=False, key=0)) == [0, 1], "a list is float64"
+    for wrong in ("12", [1.0, "2"], None, 3.0):
+        with pytest.raises((TypeError, ValueError), match="WeightedSampler: weights must be"):
+            WeightedSampler(wrong, 2, key=0)
+
+
+# --- set_weights ---
 
 
 @pytest.mark.parametrize("replacement", [True, False])
