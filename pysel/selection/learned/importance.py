@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 class Importances(NamedTuple):
@@ -34,16 +33,8 @@ class Importances(NamedTuple):
     selected: Tensor  # bool [N]
 
     def to_numpy(self) -> dict[str, Any]:
-        """The columns as numpy arrays [N]."""
+        """The columns as numpy arrays [N]; ``pandas.DataFrame`` takes them as they are."""
         return {name: column.cpu().numpy() for name, column in self._asdict().items()}
-
-    def to_pandas(self) -> DataFrame:
-        """A data frame; pandas comes with ``pip install pysel[tables]``."""
-        try:
-            from pandas import DataFrame
-        except ImportError as error:
-            raise ModuleNotFoundError("Importances: pandas is needed: pip install pysel[tables]") from error
-        return DataFrame(self.to_numpy()).rename_axis("sample")
 
     def to_csv(self, path: str | Path) -> None:
         """Write a line a sample, its number first; each number in as few digits as give it back."""
@@ -55,12 +46,16 @@ class Importances(NamedTuple):
             writer.writerows(zip(range(self.logit.numel()), *texts, strict=True))
 
     def to_parquet(self, path: str | Path) -> None:
-        """Write a Parquet file; pandas and pyarrow come with ``pip install pysel[tables]``."""
-        table = self.to_pandas()
+        """Write a Parquet file, with a column ``sample`` first.
+
+        Raises:
+            ImportError: pyarrow is not installed.
+        """
         try:
-            table.to_parquet(path)
-        except ImportError as error:
-            raise ModuleNotFoundError("Importances: pyarrow is needed: pip install pysel[tables]") from error
+            arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+        except ImportError:
+            raise ImportError("Importances: Parquet is written with pyarrow. Type: pip install pyarrow") from None
+        parquet.write_table(arrow.table({"sample": np.arange(self.logit.numel()), **self.to_numpy()}), path)
 
 
 def importances(
