@@ -62,6 +62,29 @@ class Odd:
         pass
 
 
+def accelerate_with(processes: int) -> types.ModuleType:
+    """Stands in for Accelerate's state."""
+    state = types.ModuleType("accelerate.state")
+    state.PartialState = type("PartialState", (), {"_shared_state": {"num_processes": processes}})  # type: ignore
+    return state
+
+
+def dealt_out(sampler: Any, processes: int) -> Any:
+    """Stands in for Accelerate's batch sampler."""
+    source = """
+class BatchSamplerShard:
+    def __init__(self, sampler, num_processes):
+        self.sampler, self.num_processes = sampler, num_processes
+
+    def __iter__(self):
+        for index in self.sampler:
+            yield index
+"""
+    namespace: dict[str, Any] = {"__name__": "accelerate.data_loader"}
+    exec(source, namespace)
+    return namespace["BatchSamplerShard"](sampler, processes)
+
+
 # --- two processes ---
 
 
@@ -99,6 +122,14 @@ def process(rank: int, folder: str) -> None:
     group, alone = dist.new_group([0, 1]), dist.new_group([0])
     seen["group"] = list(weighted(process_group=group))
     seen["not in the group"] = raised(lambda: list(weighted(process_group=alone)))
+
+    sys.modules["accelerate.state"] = accelerate_with(2)
+    whole = weighted(rank=0, num_replicas=1)
+    seen["beneath accelerate"] = list(dealt_out(whole, 2))
+    seen["apart beneath accelerate"] = raised(lambda: list(dealt_out(weighted(key=rank, rank=0, num_replicas=1), 2)))
+    if rank == 0:  # with dispatch_batches one process draws for all
+        assert list(whole) == seen["beneath accelerate"]
+    del sys.modules["accelerate.state"]
 
     changing = weighted(replacement=True)
     running = iter(changing)
@@ -145,6 +176,7 @@ def test_ranks_come_from_torch_distributed(two: list[dict[str, Any]]) -> None:
         ("arguments", "ValueError: .*differ rank 1 in arguments"),
         ("selector", "ValueError: SelectionSampler: .*rank 1 in selector; rank 1 in subset"),
         ("epoch", "ValueError: .*rank 1 in epoch and position"),
+        ("apart beneath accelerate", "ValueError: .*rank 1 in key"),
         ("generators apart", "ValueError: .*rank 1 in key"),
         ("keyless", "ValueError: WeightedSampler: key must be given with num_replicas=2, or a generator"),
         ("whole mesh", "ValueError: WeightedSampler: mesh must have data-parallel dimensions only, got 'tp'"),
@@ -177,6 +209,10 @@ def test_mesh_and_group(two: list[dict[str, Any]]) -> None:
     assert [one["told"] for one in two] == [10, 10]
 
 
+def test_beneath_accelerate_each_process_draws_all(two: list[dict[str, Any]]) -> None:
+    assert [one["beneath accelerate"] for one in two] == [list(weighted())] * 2
+
+
 def test_weights_change_on_all_ranks(two: list[dict[str, Any]]) -> None:
     alone = weighted(replacement=True)
     running = iter(alone)
@@ -198,13 +234,7 @@ def test_distributed_checkpoint(two: list[dict[str, Any]]) -> None:
 @pytest.fixture
 def accelerate(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Stands in for Accelerate with so many processes."""
-
-    def live(processes: int) -> None:
-        state = types.ModuleType("accelerate.state")
-        state.PartialState = type("PartialState", (), {"_shared_state": {"num_processes": processes}})
-        monkeypatch.setitem(sys.modules, "accelerate.state", state)
-
-    return live
+    return lambda processes: monkeypatch.setitem(sys.modules, "accelerate.state", accelerate_with(processes))
 
 
 def test_under_accelerate(accelerate: Any) -> None:
@@ -236,22 +266,10 @@ def test_without_a_key_under_accelerate(accelerate: Any) -> None:
 def test_a_share_is_not_dealt_out_again(accelerate: Any) -> None:
     """Seen by Accelerate's batch sampler among the callers."""
     accelerate(2)
-    source = """
-class BatchSamplerShard:
-    def __init__(self, sampler, num_processes):
-        self.sampler, self.num_processes = sampler, num_processes
-
-    def __iter__(self):
-        for index in self.sampler:
-            yield index
-"""
-    namespace: dict[str, Any] = {"__name__": "accelerate.data_loader"}
-    exec(source, namespace)
-    shard = namespace["BatchSamplerShard"]
     with pytest.raises(ValueError, match="to 2 processes: pass rank=0, num_replicas=1, got rank=1, num_replicas=2"):
-        list(shard(weighted(rank=1, num_replicas=2), 2))
-    assert len(list(shard(weighted(rank=1, num_replicas=2), 1))) == 10
-    assert len(list(shard(weighted(rank=0, num_replicas=1), 2))) == 20
+        list(dealt_out(weighted(rank=1, num_replicas=2), 2))
+    assert len(list(dealt_out(weighted(rank=1, num_replicas=2), 1))) == 10
+    assert len(list(dealt_out(weighted(rank=0, num_replicas=1), 2))) == 20
 
 
 @pytest.mark.parametrize("make", [weighted, selection])

@@ -62,8 +62,7 @@ class Pass(Iterator[int]):
 
     def _begin(self) -> None:
         sampler, name = self._sampler, type(self._sampler).__name__
-        who = sampler._ranks()
-        ranks.refuse_second_deal(name, who)
+        who = ranks.beneath_accelerate(name, sampler._ranks())
         place = self._place or sampler._next_place()
         if not place.done:
             try:

@@ -112,8 +112,7 @@ def find(name: str, told: Where) -> Ranks:
             raise ValueError(f"{name}: process_group must contain this process")
         return Ranks(rank, dist.get_world_size(told.process_group), (told.process_group,))
     if told.rank is not None and told.num_replicas is not None:
-        whole = told.num_replicas == 1 and accelerated() > 1 and dist_ready()  # every process draws all of it
-        return Ranks(told.rank, told.num_replicas, (None,) if whole else ())
+        return Ranks(told.rank, told.num_replicas)
     if accelerated() > 1:
         raise ValueError(
             f"{name}: Accelerate and Hugging Face's Trainer deal out batches themselves: pass rank=0, num_replicas=1 "
@@ -133,18 +132,28 @@ def accelerated() -> int:
     return getattr(state, "_shared_state", {}).get("num_processes") or 1
 
 
-def refuse_second_deal(name: str, ranks: Ranks) -> None:
-    """Refuse to give a share of the samples to a batch sampler of Accelerate that gives on a share of them."""
-    frame = sys._getframe() if ranks.world > 1 and accelerated() > 1 else None
+def beneath_accelerate(name: str, who: Ranks) -> Ranks:
+    """Look among the callers for the batch sampler by which Accelerate gives each process a share of the batches.
+
+    There every process must draw the whole sequence, and the same one, so all are compared. (Where one process draws
+    for all, as with ``dispatch_batches``, there is none.)
+
+    Raises:
+        ValueError: the share would be one of a share.
+    """
+    frame = sys._getframe() if accelerated() > 1 else None
     while frame is not None:
         if frame.f_globals.get("__name__") == "accelerate.data_loader":
             shards = getattr(frame.f_locals.get("self"), "num_processes", 1)
             if isinstance(shards, int) and shards > 1:
-                raise ValueError(
-                    f"{name}: Accelerate deals out the batches of this loader to {shards} processes: "
-                    f"pass rank=0, num_replicas=1, got rank={ranks.rank}, num_replicas={ranks.world}"
-                )
+                if who.world > 1:
+                    raise ValueError(
+                        f"{name}: Accelerate deals out the batches of this loader to {shards} processes: "
+                        f"pass rank=0, num_replicas=1, got rank={who.rank}, num_replicas={who.world}"
+                    )
+                return who._replace(groups=(None,) if dist_ready() else ())
         frame = frame.f_back
+    return who
 
 
 def compare(name: str, ranks: Ranks, report: dict[str, str] | Exception) -> None:
