@@ -142,7 +142,7 @@ def factors(
         top: samples on a card.
 
     Raises:
-        ValueError: a selector made from scores knows no factors.
+        ValueError: a selector made from scores knows no factors; no factor has ``top`` samples.
     """
     if selector.factors is None or selector.sae is None:
         raise ValueError("factors: selector must be made from features to know its factors")
@@ -150,6 +150,9 @@ def factors(
     if which is None:
         by_count = counts.argsort(descending=True, stable=True)
         enough = by_count[counts[by_count] >= top]
+        if len(enough) == 0:
+            most = int(counts.max())
+            raise ValueError(f"factors: top must be at most {most}, the samples of the commonest factor, got {top}")
         which = torch.cat([enough[:4], enough[4:][-4:]]).tolist()
     best = top_samples(selector, features, which, top)
     figure, axes = _figure(len(which), top, 1.0, 1.15)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -53,7 +51,9 @@ def test_coverage_is_that_of_the_subsets(made: tuple[DynamicSelector, Tensor]) -
     lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
     assert all(len(values) == 5 and values[-2:] == pytest.approx([100, 100]) for values in lines.values())
     assert selector.stats()["epochs"] == 2, "left where it was"
-    assert lines["the rare quarter"][1] == pytest.approx(100 * selector.stats()["coverage"]["rare"])
+    for kind in ("common", "rare"):
+        assert lines[f"the {kind} quarter"][1] == pytest.approx(100 * selector.stats()["coverage"][kind])
+    assert all(list(line.get_xdata()) == [1, 2, 3, 4, 5] for line in figure.axes[0].lines)
     with pytest.raises(ValueError, match="coverage: selector must be made from features"):
         plot.coverage(DynamicSelector.from_scores(torch.rand(9), torch.rand(9), 0.5, 3))
 
@@ -65,7 +65,7 @@ def test_plane_colours_the_subset(made: tuple[DynamicSelector, Tensor]) -> None:
     assert shown == [[240, 60], [0, 300]], "left out, in the subset"
 
 
-def test_factor_cards_show_the_samples_that_activate_most(made: tuple[DynamicSelector, Tensor], tmp_path: Path) -> None:
+def test_factor_cards_show_the_samples_that_activate_most(made: tuple[DynamicSelector, Tensor]) -> None:
     selector, features = made
     assert selector.sae is not None and selector.factors is not None
     drawn: list[int] = []
@@ -75,8 +75,17 @@ def test_factor_cards_show_the_samples_that_activate_most(made: tuple[DynamicSel
     dense = torch.zeros(300, 16).scatter(1, indices, values)
     wanted = [i for j in (3, 5) for i in dense[:, j].argsort(descending=True)[:4].tolist() if dense[i, j] > 0]
     assert drawn == wanted and len(figure.axes) == 8
-    plot.factors(selector, features.numpy(), lambda axes, i: axes.text(0, 0, str(i))).savefig(tmp_path / "cards.png")
-    assert (tmp_path / "cards.png").stat().st_size > 0
+    drawn.clear()
+    figure = plot.factors(selector, features.numpy(), lambda axes, i: drawn.append(i), top=20)
+    counts = (dense > 0).sum(0).tolist()
+    known = sorted((j for j in range(16) if counts[j] >= 20), key=lambda j: -counts[j])
+    assert len(known) > 8  # so that some are left out between the commonest and the rarest
+    shown = known[:4] + known[-4:]
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles[::20] == [f"factor {j}: {100 * counts[j] / 300:.2g} %" for j in shown]
+    assert drawn == [i for j in shown for i in dense[:, j].argsort(descending=True, stable=True)[:20].tolist()]
+    with pytest.raises(ValueError, match=f"factors: top must be at most {max(counts)}, .*, got 300"):
+        plot.factors(selector, features, lambda axes, i: None, top=300)
 
 
 # --- learned selections -----------------------------------------------------------------
