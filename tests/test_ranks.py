@@ -131,6 +131,18 @@ def process(rank: int, folder: str) -> None:
         assert list(whole) == seen["beneath accelerate"]
     del sys.modules["accelerate.state"]
 
+    looked_at = selection()
+    seen["looked at"] = []
+    if rank == 0:
+        next(iter(looked_at))
+    for epoch in range(2):
+        looked_at.set_epoch(epoch)
+        seen["looked at"].append(list(looked_at))
+
+    late = iter(weighted(key=rank))  # as loaders resume: an iterator with a state of its own
+    late.load_state_dict(late.state_dict())  # type: ignore[attr-defined]
+    seen["resumed apart"] = raised(lambda: list(late))
+
     changing = weighted(replacement=True)
     running = iter(changing)
     begun = list(islice(running, 3))
@@ -177,6 +189,7 @@ def test_ranks_come_from_torch_distributed(two: list[dict[str, Any]]) -> None:
         ("selector", "ValueError: SelectionSampler: .*rank 1 in selector; rank 1 in subset"),
         ("epoch", "ValueError: .*rank 1 in epoch and position"),
         ("apart beneath accelerate", "ValueError: .*rank 1 in key"),
+        ("resumed apart", "ValueError: .*rank 1 in key"),
         ("generators apart", "ValueError: .*rank 1 in key"),
         ("keyless", "ValueError: WeightedSampler: key must be given with num_replicas=2, or a generator"),
         ("whole mesh", "ValueError: WeightedSampler: mesh must have data-parallel dimensions only, got 'tp'"),
@@ -193,6 +206,14 @@ def test_a_rank_that_fails_keeps_nobody_waiting(two: list[dict[str, Any]]) -> No
     assert two[0]["fails"] == "RuntimeError: SelectionSampler: rank 1 has failed with OSError: disk gone"
     assert two[1]["fails"] == "OSError: disk gone"
     assert together(one["after all that"] for one in two) == list(weighted())
+
+
+def test_one_rank_may_have_a_look(two: list[dict[str, Any]]) -> None:
+    alone = selection()
+    for epoch in range(2):
+        alone.set_epoch(epoch)
+        whole = list(alone)
+        assert together(one["looked at"][epoch] for one in two) == whole + whole[:1]
 
 
 def test_a_shared_generator_stands_for_a_key(two: list[dict[str, Any]]) -> None:

@@ -40,7 +40,7 @@ class Pass(Iterator[int]):
     def __init__(self, sampler: RankedSampler) -> None:
         self._sampler = sampler
         self._place: Place | None = None  # None: where the sampler says when it begins
-        self._begun = False
+        self.begun = False
         self._elements: Elements | None = None
         self._piece: Iterator[int] = iter(())
         self._rank, self._world = 0, 1
@@ -53,7 +53,7 @@ class Pass(Iterator[int]):
         for index in self._piece:
             self._place.position += self._world  # type: ignore[union-attr]
             return index
-        if not self._begun:
+        if not self.begun:
             self._begin()
         if self.done:
             raise StopIteration
@@ -64,6 +64,8 @@ class Pass(Iterator[int]):
         sampler, name = self._sampler, type(self._sampler).__name__
         who = ranks.beneath_accelerate(name, sampler._ranks())
         place = self._place or sampler._next_place()
+        if sampler._compared(place):
+            who = who._replace(groups=())
         if not place.done:
             try:
                 self._elements, length = sampler._sequence(place)
@@ -78,7 +80,7 @@ class Pass(Iterator[int]):
             ranks.compare(name, who, digests)
             place.length = length
         left = place.length - place.position
-        self._place, self._begun = place, True
+        self._place, self.begun = place, True
         self._rank, self._world = who.rank, who.world
         self.first = place.position
         self._stop = place.position + sampler._share(left, who.world) * who.world
@@ -108,13 +110,13 @@ class Pass(Iterator[int]):
         """Whether this rank has yielded all of its share."""
         if self._place is None:
             return False
-        return self._place.position >= self._stop if self._begun else self._place.done
+        return self._place.position >= self._stop if self.begun else self._place.done
 
     def place(self, yielded: int | None = None) -> Place:
         """Where it is, or was when this rank had ``yielded`` so many samples."""
         if self._place is None:
             return self._sampler._next_place()
-        if not self._begun:
+        if not self.begun:
             return replace(self._place)
         position = self._place.position
         if yielded is not None:
@@ -142,7 +144,7 @@ class Pass(Iterator[int]):
         """
         place = self._sampler._read(state_dict, whole=False)
         self.changed(place)
-        self._begun = False
+        self.begun = False
         self._sampler._latest = self
 
     def __getstate__(self) -> dict[str, Any]:

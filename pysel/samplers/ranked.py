@@ -95,6 +95,13 @@ class RankedSampler(DistributedSampler[int]):
         self._agree(who.world)
         return who
 
+    def _compared(self, place: Place) -> bool:
+        """Whether ranks were compared for this epoch already: one may have had a look at it before the others came."""
+        latest = self._latest
+        if latest is None or not latest.begun or latest.done or self._keyless:
+            return False
+        return latest.epoch == place.epoch
+
     def _agree(self, world: int) -> None:
         """Refuse several processes without a key, unless a generator, alike on all of them, draws it."""
         if self._keyless and self.generator is None and (world > 1 or ranks.accelerated() > 1):
