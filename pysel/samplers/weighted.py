@@ -43,10 +43,11 @@ class WeightedSampler(RankedSampler):
     epoch, or dropped with ``drop_last=True``. ``len`` is this rank's share. Rank and world size are those of
     ``torch.distributed``, if it is initialised when the sampler is used. Under tensor, context or pipeline parallelism
     pass the data-parallel part of the mesh, or its group. As each epoch begins, ranks compare digests of key, arguments
-    and weights, except where ``rank`` and ``num_replicas`` say who they are. Lightning, Fabric, Ray Train and plain
-    DDP or FSDP leave the sampler alone. Accelerate and Hugging Face's Trainer deal out batches themselves: pass
-    ``rank=0, num_replicas=1``; global batches are the same then as with the others. As in torch's sampler, a generator
-    that they make and synchronise will do in place of a key.
+    and weights, so all of them must draw; where ``rank`` and ``num_replicas`` say who they are, none waits for another
+    and nothing is compared. Lightning, Fabric, Ray Train and plain DDP or FSDP leave the sampler alone. Accelerate and
+    Hugging Face's Trainer deal out batches themselves: pass ``rank=0, num_replicas=1``; global batches are the same
+    then as with the others. As in torch's sampler, a generator that they make and synchronise will do in place of a
+    key.
 
     Args:
         weights: [N] non-negative and finite, any array or list of numbers; a list becomes float64. Copied.
