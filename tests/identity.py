@@ -389,23 +389,45 @@ def usage_select_(r: Random) -> Call:
     return Call("usage_select_", (counts, first, second, mix, *penalty(r), k, groups, quotas, key, None))
 
 
+def weights(r: Random, *shape: int) -> tuple[Tensor, bool, Tensor]:
+    """Weights, whether they are logarithms, and which are not 0: at least one in a row."""
+    log_weights, dtype = r.random() < 0.3, r.float_dtype()
+    w = r.normal(*shape) * r.choice((0.0, 1.0, 1.0, 10.0))
+    nothing = r.somewhere(w, r.choice((0.0, 0.0, 0.3, 0.99)))
+    nothing[..., r.randrange(shape[-1])] = False
+    w = w.to(dtype) if log_weights else w.double().exp().clamp(0, torch.finfo(dtype).max / 2).to(dtype)
+    w[nothing] = -math.inf if log_weights else 0.0
+    return r.laid_out(w), log_weights, w > (-math.inf if log_weights else 0)
+
+
 @op
 def weighted_sample(r: Random) -> Call:
     B, n = r.matrix()
-    log_weights, replacement, dtype = r.random() < 0.3, r.random() < 0.4, r.float_dtype()
-    w = r.normal(*r.choice(((n,), (B, n)))) * r.choice((0.0, 1.0, 1.0, 10.0))
-    nothing = r.somewhere(w, r.choice((0.0, 0.0, 0.3, 0.99)))
-    nothing[..., r.randrange(n)] = False
-    w = w.to(dtype) if log_weights else w.double().exp().clamp(0, torch.finfo(dtype).max / 2).to(dtype)
-    w[nothing] = -math.inf if log_weights else 0.0
-    positive = int((w > (-math.inf if log_weights else 0)).sum(-1).min())
+    w, log_weights, positive = weights(r, *r.choice(((n,), (B, n))))
+    replacement, least = r.random() < 0.4, int(positive.sum(-1).min())
     most = max(1, r.largest // (B if w.dim() == 2 else 1))
-    k = r.size(min(2 * n, most)) if replacement and positive else r.count(min(positive, most))
+    k = r.size(min(2 * n, most)) if replacement and least else r.count(min(least, most))
     order, groups, quotas = r.choice(("draw", "index", "shuffled")), None, None
     if w.dim() == 1 and not replacement:
-        k, groups, quotas = grouped(r, k, w > (-math.inf if log_weights else 0))
-    args = (r.laid_out(w), k, replacement, log_weights, order, groups, quotas, r.key(), r.start(), None)
+        k, groups, quotas = grouped(r, k, positive)
+    args = (w, k, replacement, log_weights, order, groups, quotas, r.key(), r.start(), None)
     return Call("weighted_sample", args)
+
+
+@op
+def race_keys(r: Random) -> Call:
+    return Call("race_keys", (*weights(r, r.size(r.largest))[:2], r.key(), r.start()))
+
+
+@op
+def fixed_weights(r: Random) -> Call:
+    w, log_weights, _ = weights(r, r.size(r.largest))
+    return Call("fixed_weights", (w, log_weights, float(w.max()), w.numel() * r.choice((1, 5, 2**20))))
+
+
+@op
+def draw_targets(r: Random) -> Call:
+    return Call("draw_targets", (r.key(), r.start(), r.size(r.largest), r.word()))
 
 
 def make(seed: int, number: int, largest: int = LARGEST) -> Call:
@@ -486,7 +508,8 @@ def difference(case: Call, got: list[Tensor], wanted: list[Tensor]) -> str:
 def native(case: Call, device: str) -> Callable[..., Any]:
     if device == "simt":
         simt.load()
-        return getattr(torch.ops.pysel_simt, case.op)
+        if hasattr(torch.ops.pysel_simt, case.op):  # else there is no kernel to interpret
+            return getattr(torch.ops.pysel_simt, case.op)
     return getattr(torch.ops.pysel, case.op)
 
 
