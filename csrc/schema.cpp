@@ -5,6 +5,7 @@
 STABLE_TORCH_LIBRARY(pysel, m) {
   // random streams
   m.def("random_words(Tensor key, int stream, int start, int n) -> Tensor");
+  m.def("words64(Tensor key, int stream, Tensor items) -> Tensor");
   m.def("noise(Tensor bits, str kind, bool double_precision) -> Tensor");
   m.def("split(Tensor key, int n) -> Tensor");
   m.def("fold_in(Tensor key, int data) -> Tensor");

@@ -36,6 +36,11 @@ def noise(bits: Tensor, kind: str, double_precision: bool) -> Tensor:
 
 
 @fake
+def words64(key: Tensor, stream: int, items: Tensor) -> Tensor:
+    return items.new_empty(items.shape)
+
+
+@fake
 def split(key: Tensor, n: int) -> Tensor:
     return key.new_empty((n, 2), dtype=torch.int64)
 

@@ -12,7 +12,6 @@ Derive keys with :func:`split` or :func:`fold_in` only: adding 1 to an offset sh
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from pysel import _checks
 
 __all__ = ["fold_in", "gumbel_at", "key", "split"]
 
-_HIGH, _LOW, _ORDER = 0, 1, 2  # streams, see csrc/common/philox.h
+_HIGH, _LOW = 0, 1  # streams, see csrc/common/philox.h
 
 # Tagged so that two draws in one compiled graph are never merged into one.
 torch.library.define("pysel::draw_key", "(Device device) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
@@ -179,38 +178,6 @@ def fold_in(key: Tensor | int, data: int) -> Tensor:
     return torch.ops.pysel.fold_in(key, data)
 
 
-def words_at(items: Tensor, key: Tensor) -> Tensor:
-    """The 64-bit words by which ties are ordered.
-
-    Args:
-        items: int64 [n], ascending: numbers of elements.
-        key: int64 [2].
-
-    Returns:
-        int64 [n] with the bits of the unsigned words, on the device of ``items``.
-
-    Example:
-        >>> import pysel
-        >>> words_at(torch.tensor([3]), pysel.key(0)).shape
-        torch.Size([1])
-    """
-    key = key.to(items.device)
-    words = torch.empty_like(items)
-    for at, start, stop in _runs(items):
-        pair = torch.ops.pysel.random_words(key, _ORDER, 2 * start, 2 * (stop - start)).view(-1, 2)
-        high, low = pair[items[at] - start].unbind(1)
-        words[at] = high << 32 | low
-    return words
-
-
-def _runs(items: Tensor) -> Iterator[tuple[slice, int, int]]:
-    """Runs of ascending items: where they are, and the range they lie in. Words come in runs, too."""
-    piece = 1 << 20
-    for first in torch.unique(items // piece).tolist():
-        low, high = torch.searchsorted(items, items.new_tensor([first * piece, (first + 1) * piece])).tolist()
-        yield slice(low, high), int(items[low]), int(items[high - 1]) + 1
-
-
 def gumbel_at(elements: Tensor, key: Tensor, dtype: torch.dtype) -> Tensor:
     """The Gumbel noise of single elements of a key's stream.
 
@@ -231,7 +198,11 @@ def gumbel_at(elements: Tensor, key: Tensor, dtype: torch.dtype) -> Tensor:
     """
     key = key.to(elements.device)
     words = torch.empty_like(elements)
-    for at, start, stop in _runs(elements):
-        high, low = (torch.ops.pysel.random_words(key, stream, start, stop - start) for stream in (_HIGH, _LOW))
-        words[at] = high[elements[at] - start] << 32 | low[elements[at] - start]
+    piece = 1 << 20
+    for first in torch.unique(elements // piece).tolist():  # words come in runs: those of the pieces that are asked for
+        low, high = torch.searchsorted(elements, elements.new_tensor([first * piece, (first + 1) * piece])).tolist()
+        start, stop = int(elements[low]), int(elements[high - 1]) + 1
+        run = [torch.ops.pysel.random_words(key, stream, start, stop - start) for stream in (_HIGH, _LOW)]
+        at = elements[low:high] - start
+        words[low:high] = run[0][at] << 32 | run[1][at]
     return torch.ops.pysel.noise(words, "gumbel", dtype == torch.float64)

@@ -379,3 +379,13 @@ def test_worker_processes_draw_the_same(start_method):
     for i, got in enumerate(loader):
         for name, value in data[i].items():
             assert torch.equal(got[name], value), name
+
+
+@pytest.mark.parametrize("stream", range(6))
+def test_words_by_number_are_those_of_the_stream(stream, key):
+    items = torch.tensor([[5, 0, 2**40], [5, 7, 2**62 - 1]])
+    got = torch.ops.pysel.words64(key, stream, items)
+    assert torch.equal(got, reference.OPS["words64"](key, stream, items))
+    pairs = torch.ops.pysel.random_words(key, stream, 2 * 5, 6).view(3, 2)
+    assert got[0, 0] == got[1, 0] == pairs[0, 0] << 32 | pairs[0, 1]
+    assert got[1, 1] == pairs[2, 0] << 32 | pairs[2, 1]

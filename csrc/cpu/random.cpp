@@ -23,6 +23,24 @@ Tensor random_words(Tensor key, int64_t stream, int64_t start, int64_t n) {
   return out;
 }
 
+// 64-bit words of a stream by number, as int64.
+Tensor words64(Tensor key, int64_t stream, Tensor items) {
+  constexpr const char* op = "words64";
+  const Key k = read_key(op, key);
+  check_value(0 <= stream && stream <= static_cast<int64_t>(Stream::permutation), op,
+              ": stream must be between 0 and 5, got ", stream);
+  check_dtype(op, "items", items, ScalarType::Long, "int64");
+  const Tensor items_c = torch::stable::contiguous(items);
+  const auto* item = static_cast<const int64_t*>(items_c.data_ptr());
+  Tensor out = empty_cpu(sizes(items), ScalarType::Long);
+  auto* word = static_cast<uint64_t*>(out.data_ptr());
+  parallel_for(items.numel(), kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      word[i] = k.word64(static_cast<Stream>(stream), static_cast<uint64_t>(item[i]));
+  });
+  return out;
+}
+
 void write_key(Key key, int64_t* out) {
   out[0] = static_cast<int64_t>(key.seed);
   out[1] = static_cast<int64_t>(key.offset);
@@ -50,6 +68,7 @@ Tensor fold_in(Tensor key, int64_t data) {
 
 STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
   m.impl("random_words", PYSEL_OP(&pysel::random_words));
+  m.impl("words64", PYSEL_OP(&pysel::words64));
   m.impl("split", PYSEL_OP(&pysel::split));
   m.impl("fold_in", PYSEL_OP(&pysel::fold_in));
 }

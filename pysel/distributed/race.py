@@ -8,15 +8,16 @@ each group into bins, all ranks add up how many elements they have in each, and 
     |  won  |  won  | CUT | lost | won | CUT | lost | lost |
                     ^pivots
 
-What lies in a bin that is cut goes on to the next round, with finer pivots from among it: few by then, and sorted, so
-that each rank's pivots are spaced by rank and narrow down any distribution, ties included. Half of them are even, and
-half are where the cut would be if all shards were alike. When the remainder fits into a message all ranks get all of
-it. The first round has no order yet: without groups its pivots are the values
-of a key's 16 leading bits, with groups they are keys at random places.
+What lies in a bin that is cut goes on to the next round, with finer pivots from among it. The first round has no order
+yet: it takes a random sample, and of each group two pivots from it between which the cut lies but for bad luck, which
+costs time and nothing else. What is left then is little and gets sorted, so that each rank's pivots are spaced by rank
+and narrow down any distribution, ties included. Half of them are even, and half are where the cut would be if all
+shards were alike. When the remainder fits into a message all ranks get all of it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -25,40 +26,66 @@ from torch import Tensor
 
 from pysel import _checks, ops
 from pysel.distributed.agree import Meeting, add, gather
-from pysel.random import words_at
 
 PIECE = 1 << 22  # elements whose keys exist at a time
-_DIGIT = 16
+_ORDER_STREAM = 2  # see csrc/common/philox.h
+_RUN = 32  # neighbours in a sample
 _BYTES = 3 << 18  # of all ranks' pivots together
 _INDEX_BITS = 42  # in a message; the other 21 are the group's
 _LEAST = torch.iinfo(torch.int64).min
 
 
 class Piece(NamedTuple):
-    """Some elements of a shard that may win."""
+    """Some elements of a shard."""
 
     rows: Tensor  # int64 [m] where they are, ascending
-    keys: Tensor  # int64 [m] smallest first
-    groups: Tensor  # int64 [m]
+    values: Tensor  # [m]
+    groups: Tensor | None  # [m]
 
 
-def pieces_of(
-    n: int,
-    device: torch.device,
-    groups: Tensor | None,
-    keys_of: Callable[[slice], Tensor],
-    can_win: Callable[[slice], Tensor] | None = None,
-) -> Iterator[Piece]:
-    """A shard of n rows, a few million at a time; at least one piece, be it empty."""
-    for first in range(0, max(n, 1), PIECE):
-        part = slice(first, min(n, first + PIECE))
-        rows = torch.arange(part.start, part.stop, device=device)
-        of = torch.zeros_like(rows) if groups is None else groups[part].long()
-        keys = keys_of(part)
-        if can_win is not None:
-            inside = can_win(part)
-            rows, keys, of = rows[inside], keys[inside], of[inside]
-        yield Piece(rows, keys, of)
+class Shard(NamedTuple):
+    """What a rank has to offer."""
+
+    rows: int
+    largest: bool  # whether the largest values come first
+    values: Callable[[slice], Tensor]  # [m] of a part of the rows
+    can_win: Callable[[slice], Tensor] | None  # bool [m] of a part; None: all of them
+    groups: Tensor | None  # int64 or int32 [rows]
+    offset: int  # rows of the shards before
+    key: Tensor | None  # equal values go by its words; None: by index
+
+    def pieces(self) -> Iterator[Piece]:
+        """All elements that can win, a few million rows at a time; at least one piece, be it empty."""
+        return (self.piece(slice(first, min(self.rows, first + PIECE))) for first in range(0, max(self.rows, 1), PIECE))
+
+    def piece(self, part: slice) -> Piece:
+        """Those of a part of the rows."""
+        values = self.values(part)
+        rows = torch.arange(part.start, part.stop, device=values.device)
+        groups = None if self.groups is None else self.groups[part]
+        inside = None if self.can_win is None else self.can_win(part)
+        if inside is not None and not bool(inside.all()):
+            rows, values, groups = rows[inside], values[inside], None if groups is None else groups[inside]
+        return Piece(rows, values, groups)
+
+    def sample(self, size: int) -> Piece:
+        """Elements of random rows, in short runs; all of them where there are no more."""
+        if self.rows <= size:
+            return self.piece(slice(0, self.rows))
+        runs = ops.permutation(self.rows // _RUN, key=0, stop=size // _RUN).sort().values.tolist()
+        return joined([self.piece(slice(_RUN * run, _RUN * (run + 1))) for run in runs])
+
+    def ties(self, rows: Tensor) -> Tensor:
+        """int64 that ascend as equal elements come."""
+        index = rows + self.offset
+        return index if self.key is None else torch.ops.pysel.words64(self.key, _ORDER_STREAM, index) ^ _LEAST
+
+
+def joined(pieces: list[Piece]) -> Piece:
+    """All of them in one."""
+    groups = [piece.groups for piece in pieces if piece.groups is not None]
+    rows, values = torch.cat([piece.rows for piece in pieces]), torch.cat([piece.values for piece in pieces])
+    return Piece(rows, values, torch.cat(groups) if groups else None)
 
 
 def check_groups(op: str, groups: Tensor | None, quotas: Tensor | None, k: int, like_name: str, like: Tensor) -> None:
@@ -102,20 +129,11 @@ def ascending(x: Tensor, largest: bool) -> Tensor:
     return ~keys if largest else keys
 
 
-def winners(
-    op: str,
-    meeting: Meeting,
-    pieces: Callable[[], Iterator[Piece]],
-    quotas: Tensor,
-    key: Tensor | None,
-    size_name: str,
-) -> Tensor:
+def winners(op: str, meeting: Meeting, shard: Shard, quotas: Tensor, size_name: str) -> Tensor:
     """How many of each group's first ``quotas`` are in this rank's shard.
 
     Args:
-        pieces: the shard's elements, the same each time.
         quotas: int64 [G], on the CPU.
-        key: orders equal keys by its words; None by index.
         size_name: what messages call the number of a group's elements.
 
     Returns:
@@ -124,12 +142,12 @@ def winners(
     Raises:
         ValueError: a quota is above the number of elements; on all ranks.
     """
-    device = next(pieces()).keys.device
-    need = quotas.to(device)
-    edges = _edges(meeting, pieces, len(quotas), device)
-    mine = _count(pieces, edges)
-    cut, won = _cut(edges.groups, mine, need, meeting, lambda size: _check(op, size_name, quotas, size))
-    held = _collect(pieces, edges, cut.split, meeting, key)
+    need = quotas.to(shard.values(slice(0, 0)).device)
+    device = need.device
+    bins = (_Bracket if shard.groups is None else _Pivots)(meeting, shard, need)
+    mine = bins.count()
+    cut, won = _cut(bins.groups, mine, need, meeting, lambda size: _check(op, size_name, quotas, size))
+    held = _sorted(bins.inside(cut.split), shard)
     while bool(cut.split.any()):
         capacity = _BYTES // (8 * (len(held) - 1) * meeting.world)
         size = held.size(1)
@@ -143,11 +161,11 @@ def winners(
             return (won + _last(parts, cut.need, meeting.rank)).cpu()
         pivots = torch.cat([_starts(held, len(quotas)), *parts], 1)
         pivots = pivots[:, _order(pivots)]
-        bins = _bins(pivots, held)
-        mine = torch.bincount(bins, minlength=pivots.size(1))
+        bin_of = _bin_of(pivots, held)
+        mine = torch.bincount(bin_of, minlength=pivots.size(1))
         cut, more = _cut(pivots[0], mine, cut.need, meeting)
         won += more
-        held = held[:, cut.split[bins]]
+        held = held[:, cut.split[bin_of]]
     return won.cpu()
 
 
@@ -176,64 +194,133 @@ def _cut(
     return _Cut(split, rest, held), won
 
 
-class _Edges(NamedTuple):
-    """The first round's bins: ascending lower edges of ``_leading``, and the group of each bin."""
+class _Bracket:
+    """The first round's bins without groups: before two pivots, from one to the other, and after."""
 
-    lower: Tensor  # int64 [bins]; empty: bins are digits
-    groups: Tensor  # int64 [bins]
+    def __init__(self, meeting: Meeting, shard: Shard, need: Tensor) -> None:
+        self._shard = shard
+        self.groups = torch.zeros(3, dtype=torch.int64, device=need.device)
+        capacity = _BYTES // (16 * meeting.world)
+        sample = shard.sample(capacity)
+        count = len(sample.rows)
+        message = torch.zeros(2, capacity + 1, dtype=torch.int64, device=need.device)
+        message[0, 0] = count
+        message[0, 1 : count + 1] = ascending(sample.values, shard.largest)
+        message[1, 1 : count + 1] = shard.ties(sample.rows)
+        told = gather(message, meeting.group)
+        counts = told[:, 0, 0].tolist()
+        drawn = torch.cat([part[:, 1 : n + 1] for part, n in zip(told, counts, strict=True)], 1)
+        # an element that was drawn stands for so many
+        share = [rows / max(min(rows, capacity // _RUN * _RUN), 1) for rows in meeting.rows]
+        weight = need.new_tensor(share, dtype=torch.float64).repeat_interleave(need.new_tensor(counts))
+        order = _order(drawn)
+        drawn, upto = drawn[:, order], weight[order].cumsum(0)
+        size, wanted = max(float(weight.sum()), 1.0), float(need[0])
+        typical = float(weight.square().sum()) / size
+        margin = 12 * math.sqrt(max(wanted * (1 - wanted / size), 0.0) * typical) + 2 * typical
+        low, high = torch.searchsorted(upto, upto.new_tensor([wanted - margin, wanted + margin])).tolist()
+        self._low, self._high = self._pivot(drawn, low - 1), self._pivot(drawn, high)
+        self._between: list[Piece] = []
+
+    def _pivot(self, drawn: Tensor, at: int) -> tuple[Tensor, int] | None:
+        """Value and tie of an element, or None beyond the first and the last."""
+        if not 0 <= at < drawn.size(1):
+            return None
+        like = self._shard.values(slice(0, 0))
+        return _value(drawn[0, at], like.dtype, self._shard.largest), int(drawn[1, at])
+
+    def _outside(self, piece: Piece) -> tuple[Tensor, Tensor]:
+        """bool [m]: what comes before the low pivot, and what after the high one."""
+        masks = []
+        for pivot, before in ((self._low, True), (self._high, False)):
+            if pivot is None:
+                masks.append(torch.zeros_like(piece.rows, dtype=torch.bool))
+                continue
+            value, tie = pivot
+            mask = piece.values > value if before == self._shard.largest else piece.values < value
+            equal = (piece.values == value).nonzero().flatten()
+            if len(equal):
+                ties = self._shard.ties(piece.rows[equal])
+                mask[equal] = ties < tie if before else ties > tie
+            masks.append(mask)
+        return masks[0], masks[1]
+
+    def count(self) -> Tensor:
+        """int64 [3]: this rank's elements in each bin."""
+        mine = torch.zeros_like(self.groups)
+        for piece in self._shard.pieces():
+            before, after = self._outside(piece)
+            between = ~(before | after)
+            self._between.append(Piece(piece.rows[between], piece.values[between], None))
+            mine += torch.stack([before.count_nonzero(), between.count_nonzero(), after.count_nonzero()])
+        return mine
+
+    def inside(self, split: Tensor) -> Piece:
+        """The elements in the bin that is cut: but for bad luck the middle one, which is there."""
+        if bool(split[1]) or not bool(split.any()):
+            return joined(self._between)
+        which = 0 if bool(split[0]) else 1
+        wanted = [self._outside(piece)[which] for piece in self._shard.pieces()]
+        pieces = zip(self._shard.pieces(), wanted, strict=True)
+        return joined([Piece(piece.rows[mask], piece.values[mask], None) for piece, mask in pieces])
 
 
-def _leading(piece: Piece) -> Tensor:
-    """Group and the upper half of the key in one integer: coarser, but in the same order."""
-    return (piece.groups << 32) + ((piece.keys >> 32) + (1 << 31))
+class _Pivots:
+    """The first round's bins with groups: from each element of a sample to the next, by group and half a key."""
+
+    def __init__(self, meeting: Meeting, shard: Shard, need: Tensor) -> None:
+        self._shard = shard
+        capacity = (1 << 15) // meeting.world
+        sample = shard.sample(capacity)
+        message = need.new_full((capacity,), torch.iinfo(torch.int64).max)
+        message[: len(sample.rows)] = self._leading(sample)
+        starts = torch.arange(len(need), device=need.device) << 32
+        lower = torch.unique(torch.cat([starts, gather(message, meeting.group).flatten()]))
+        self._lower = lower[lower < len(need) << 32]
+        self.groups = self._lower >> 32
+
+    def _leading(self, piece: Piece) -> Tensor:
+        assert piece.groups is not None
+        return (piece.groups.long() << 32) + ((ascending(piece.values, self._shard.largest) >> 32) + (1 << 31))
+
+    def _bins(self, piece: Piece) -> Tensor:
+        return torch.searchsorted(self._lower, self._leading(piece), right=True) - 1
+
+    def count(self) -> Tensor:
+        """int64 [bins]: this rank's elements in each."""
+        mine = torch.zeros_like(self.groups)
+        for piece in self._shard.pieces():
+            mine += torch.bincount(self._bins(piece), minlength=len(mine))
+        return mine
+
+    def inside(self, split: Tensor) -> Piece:
+        """The elements in bins that are cut."""
+        found = []
+        for piece in self._shard.pieces():
+            assert piece.groups is not None
+            wanted = split[self._bins(piece)].nonzero().flatten()
+            found.append(Piece(piece.rows[wanted], piece.values[wanted], piece.groups[wanted]))
+        return joined(found)
 
 
-def _edges(meeting: Meeting, pieces: Callable[[], Iterator[Piece]], num_groups: int, device: torch.device) -> _Edges:
-    if num_groups == 1:
-        nothing = torch.empty(0, dtype=torch.int64, device=device)
-        return _Edges(nothing, torch.zeros(1 << _DIGIT, dtype=torch.int64, device=device))
-    capacity = _BYTES // (8 * meeting.world)
-    sample = torch.full((capacity,), torch.iinfo(torch.int64).max, dtype=torch.int64, device=device)
-    n = meeting.rows[meeting.rank]
-    at = ops.permutation(n, key=0, stop=min(n, capacity)).to(device).sort().values
-    first = 0
-    for piece in pieces():  # what is drawn and cannot win is missing
-        here = torch.isin(piece.rows, at, assume_unique=True)
-        keys = _leading(piece)[here]
-        sample[first : first + len(keys)] = keys
-        first += len(keys)
-    starts = torch.arange(num_groups, device=device) << 32
-    lower = torch.unique(torch.cat([starts, gather(sample, meeting.group).flatten()]))
-    lower = lower[lower < num_groups << 32]
-    return _Edges(lower, lower >> 32)
+def _value(key: Tensor, dtype: torch.dtype, largest: bool) -> Tensor:
+    """The number that `ascending` makes a key of."""
+    key = ~key if largest else key
+    if not dtype.is_floating_point:
+        return (key >> (64 - 8 * dtype.itemsize)).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    bits = (key >> (64 - 8 * wide.itemsize)).to(torch.int64 if wide == torch.float64 else torch.int32)
+    bits = bits ^ ((bits >> (8 * bits.element_size() - 1)) & torch.iinfo(bits.dtype).max)
+    return bits.view(wide).to(dtype)
 
 
-def _bin_of(piece: Piece, edges: _Edges) -> Tensor:
-    if edges.lower.numel() == 0:
-        return (piece.keys >> (64 - _DIGIT)) + (1 << (_DIGIT - 1))
-    return torch.searchsorted(edges.lower, _leading(piece), right=True) - 1
-
-
-def _count(pieces: Callable[[], Iterator[Piece]], edges: _Edges) -> Tensor:
-    counts = torch.zeros_like(edges.groups)
-    for piece in pieces():
-        counts += torch.bincount(_bin_of(piece, edges), minlength=len(counts))
-    return counts
-
-
-def _collect(
-    pieces: Callable[[], Iterator[Piece]], edges: _Edges, split: Tensor, meeting: Meeting, key: Tensor | None
-) -> Tensor:
-    """The elements in bins that are cut, sorted: rows of group, key, the key's word if there is one, and index."""
-    found = []
-    for piece in pieces():
-        inside = split[_bin_of(piece, edges)]
-        found.append(torch.stack([piece.groups[inside], piece.keys[inside], piece.rows[inside]]))
-    groups, keys, rows = torch.cat(found, 1)
-    index = rows + meeting.offset
-    columns = [groups, keys, index]
-    if key is not None:
-        columns.insert(2, words_at(index, key) ^ _LEAST)  # their order as unsigned numbers
+def _sorted(piece: Piece, shard: Shard) -> Tensor:
+    """Elements as sorted columns: group, key, the key's word if there is one, and index."""
+    index = piece.rows + shard.offset
+    groups = torch.zeros_like(index) if piece.groups is None else piece.groups.long()
+    columns = [groups, ascending(piece.values, shard.largest), index]
+    if shard.key is not None:
+        columns.insert(2, shard.ties(piece.rows))
     held = torch.stack(columns)
     return held[:, _order(held)]
 
@@ -278,11 +365,13 @@ def _order(columns: Tensor) -> Tensor:
     """The order of elements by their first row, then by the second, and so on."""
     order = torch.arange(columns.size(1), device=columns.device)
     for column in columns.flip(0):
-        order = order[column[order].sort(stable=True).indices]
+        ordered = column[order]
+        if bool((ordered[1:] < ordered[:-1]).any()):
+            order = order[ordered.sort(stable=True).indices]
     return order
 
 
-def _bins(pivots: Tensor, held: Tensor) -> Tensor:
+def _bin_of(pivots: Tensor, held: Tensor) -> Tensor:
     """The last of ascending ``pivots`` that is not above each of the ascending elements."""
     order = _order(torch.cat([pivots, held], 1))
     is_pivot = order < pivots.size(1)

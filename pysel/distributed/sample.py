@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from pysel import _checks, ops
 from pysel.distributed.agree import Meeting, gather, meet
-from pysel.distributed.race import PIECE, Piece, ascending, check_groups, pieces_of, winners
+from pysel.distributed.race import PIECE, Shard, check_groups, winners
 from pysel.random import resolve
 
 
@@ -97,15 +96,14 @@ def weighted_sample(
     if k > total:
         raise IndexError(f"{op}: k must be between 0 and {total}, got {k}")
 
-    def pieces() -> Iterator[Piece]:
-        def keys_of(part: slice) -> Tensor:
-            start = meeting.offset + part.start
-            return ascending(torch.ops.pysel.race_keys(weights[part], log_weights, resolved, start), True)
-
-        return pieces_of(weights.numel(), weights.device, groups, keys_of, lambda part: weights[part] > least)
+    def race_keys(part: slice) -> Tensor:
+        return torch.ops.pysel.race_keys(weights[part], log_weights, resolved, meeting.offset + part.start)
 
     wanted = torch.tensor([k], device="cpu") if quotas is None else quotas.cpu()
-    mine = winners(op, meeting, pieces, wanted, resolved, "the number of nonzero weights")
+    shard = Shard(
+        weights.numel(), True, race_keys, lambda part: weights[part] > least, groups, meeting.offset, resolved
+    )
+    mine = winners(op, meeting, shard, wanted, "the number of nonzero weights")
     return ops.weighted_sample(
         weights,
         int(mine.sum()),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pysel import _checks, ops
 from pysel.distributed.agree import meet
-from pysel.distributed.race import Piece, ascending, check_groups, pieces_of, winners
+from pysel.distributed.race import Shard, check_groups, winners
 from pysel.random import resolve
 
 
@@ -73,11 +71,9 @@ def select(
     if not 0 <= k <= total:
         raise IndexError(f"{op}: k must be between 0 and {total}, got {k}")
 
-    def pieces() -> Iterator[Piece]:
-        return pieces_of(scores.numel(), scores.device, groups, lambda rows: ascending(scores[rows], largest))
-
     wanted = torch.tensor([k], device="cpu") if quotas is None else quotas.cpu()
-    mine = winners(op, meeting, pieces, wanted, resolved, "the size")
+    shard = Shard(scores.numel(), bool(largest), scores.__getitem__, None, groups, meeting.offset, resolved)
+    mine = winners(op, meeting, shard, wanted, "the size")
     return ops.select(
         scores,
         int(mine.sum()),

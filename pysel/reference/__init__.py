@@ -19,7 +19,7 @@ from pysel.reference.gumbel import (
     gumbel_softmax_backward,
 )
 from pysel.reference.permutation import permutation
-from pysel.reference.random import fold_in, noise, random_words, split
+from pysel.reference.random import fold_in, noise, random_words, split, words64
 from pysel.reference.sample import draw_targets, fixed_weights, race_keys, weighted_sample
 from pysel.reference.select import select
 from pysel.reference.topk import (
@@ -64,6 +64,7 @@ OPS: dict[str, Callable[..., Any]] = {
         usage_step_,
         usage_update_,
         weighted_sample,
+        words64,
     )
 }
 """Reference of each op, by the op's name."""

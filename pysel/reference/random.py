@@ -64,11 +64,12 @@ def random_words(key: Tensor, stream: int, start: int, n: int) -> Tensor:
     return words.flatten()[start & 3 : (start & 3) + n].clone()
 
 
-def words64(key: Tensor, stream: int, item: Tensor) -> Tensor:
+def words64(key: Tensor, stream: int, items: Tensor) -> Tensor:
     """64-bit words of a stream by number: int64 of any shape -> the int64 with the same bits."""
-    words = _blocks(key, stream, item.flatten() >> 1)
-    high, low = (words.gather(1, (2 * (item.flatten() & 1) + j).unsqueeze(1)).squeeze(1) for j in (0, 1))
-    return ((high << 32) | low).view(item.shape)
+    item = items.flatten()
+    words = _blocks(key, stream, item >> 1)
+    high, low = (words.gather(1, (2 * (item & 1) + j).unsqueeze(1)).squeeze(1) for j in (0, 1))
+    return ((high << 32) | low).view(items.shape)
 
 
 def unsigned_order(x: Tensor) -> Tensor:
