@@ -508,7 +508,7 @@ def difference(case: Call, got: list[Tensor], wanted: list[Tensor]) -> str:
 def native(case: Call, device: str) -> Callable[..., Any]:
     if device == "simt":
         simt.load()
-        if hasattr(torch.ops.pysel_simt, case.op):  # else there is no kernel to interpret
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"pysel_simt::{case.op}", "CPU"):  # one to interpret
             return getattr(torch.ops.pysel_simt, case.op)
     return getattr(torch.ops.pysel, case.op)
 
