@@ -140,7 +140,7 @@ Chosen = Tensor | Callable[[nn.Module, Tensor, Any], Tensor]  # rows, or a weigh
 
 def _asss(setting: Setting, **options: Any) -> Tensor:
     make = ASSS.published if options.pop("published", False) else ASSS
-    labels = setting.labels if "pool" in options else None
+    labels = setting.labels if options.pop("stratified", False) else None
     fitted = make(setting.keep_ratio, key=setting.key, **options)
     return fitted.fit(setting.task.train_x, setting.task.train_y, setting.network, labels=labels).select()
 
@@ -231,6 +231,8 @@ METHODS: dict[str, Method] = {
     "ASSS, lookahead": Method(partial(_asss, fidelity="lookahead")),
     "ASSS, lookahead, last layer": Method(partial(_asss, fidelity="lookahead", layers="last")),
     "ASSS, pool of 80 %": Method(partial(_asss, pool=0.8)),
+    "ASSS, pool of 80 %, stratified": Method(partial(_asss, pool=0.8, stratified=True), classes_only=True),
+    "ASSS, normalised, pool of 80 %": Method(partial(_asss, normalise=True, pool=0.8)),
     "ASSS, input, pool of 80 %": Method(partial(_asss, attenuation="input", pool=0.8)),
     "ASSS, lookahead, pool of 80 %": Method(partial(_asss, fidelity="lookahead", pool=0.8)),
     "ASSS, adversarial": Method(partial(_asss, game="adversarial")),
