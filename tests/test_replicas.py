@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pysel.selection import ASSS
+from pysel.selection import ASSS, MetaWeighter
 from pysel.selection.learned.replicas import Replicas
 from tests.ranks import Ranks, ranks
 from tests.test_asss import linear_network, noisy_task
@@ -66,6 +66,22 @@ def test_two_ranks_are_one(two: Ranks, options: dict[str, Any]) -> None:
         torch.testing.assert_close(one, alone, atol=2e-3, rtol=1e-3)
     for one, alone in zip(first[2], wanted[2], strict=True):
         assert one["task_loss"] == pytest.approx(alone["task_loss"], abs=1e-4)
+
+
+def weighed(rank: int, group: Any) -> list[Tensor]:
+    model, weighter = linear_network(0)(), MetaWeighter(lr=0.1, key=0)
+    x, y, _ = noisy_task(rank, n=20)  # other samples on each
+    for _ in range(3):
+        weighter.meta_step(model, (x, y), (x[:5], y[:5]), 0.1, process_group=group)
+    return [parameter.detach() for parameter in weighter.parameters()]
+
+
+def test_a_weighter_stays_the_same_on_all_ranks(two: Ranks) -> None:
+    first, second = two(weighed, 2)
+    assert isinstance(first, list), first
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    alone = weighed(0, None)
+    assert not torch.equal(first[0], alone[0]), "it has learned from both"
 
 
 def means(rank: int, group: Any) -> tuple[Tensor, Tensor, Tensor, float]:

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from pysel import _checks, _inputs
 from pysel.nn import normal
 from pysel.random import as_key, fold_in
 from pysel.selection.learned.lookahead import Loss, default_loss, lookahead
+from pysel.selection.learned.replicas import Replicas
 
 
 class MetaWeighter(nn.Module):
@@ -155,6 +157,7 @@ class MetaWeighter(nn.Module):
         *,
         loss: Loss | None = None,
         trusted: float = 1.0,
+        process_group: ProcessGroup | None = None,
     ) -> Tensor:
         """Move the weighter by what a step of the model on the weighted batch would do to the meta loss.
 
@@ -168,6 +171,8 @@ class MetaWeighter(nn.Module):
             loss: from outputs and targets to a loss per sample; default cross-entropy for integer targets, squared
                 error for real ones.
             trusted: the meta loss is the mean over this share of each class, those of the smallest losses (ours).
+            process_group: of ranks that train together, each with batches of its own: the weighter's gradients are
+                averaged, so that it stays the same on all of them.
 
         Returns:
             the meta loss after the step, 0-d.
@@ -204,6 +209,7 @@ class MetaWeighter(nn.Module):
                 raise ValueError(f"{op}: loss must be finite, got a meta loss of {float(meta_loss)}")
             self.optimiser.zero_grad()
             (by_weight * scale * w).sum().backward()
+            Replicas(process_group).average_gradients(self.parameters())
             self.optimiser.step()
         return meta_loss
 
