@@ -211,6 +211,20 @@ def test_asss_regression_stratification_and_state() -> None:
         ({"attenuation": "both"}, ValueError, "ASSS: attenuation must be loss or input, got 'both'"),
         ({"game": "zero-sum"}, ValueError, "game must be cooperative or adversarial, got 'zero-sum'"),
         ({"sparsity": "l0"}, ValueError, "ASSS: sparsity must be target, absolute or mean, got 'l0'"),
+        ({"hard": 2}, TypeError, "ASSS: hard must be"),
+        ({"see_labels": "no"}, TypeError, "ASSS: see_labels must be"),
+        ({"see_labels": True}, ValueError, "ASSS: see_labels must be False with selector='table'"),
+        ({"selector": "tree"}, ValueError, "ASSS: selector must be table or network, got 'tree'"),
+        ({"selector": len}, TypeError, "ASSS: selector must be 'table', 'network' or a Module"),
+        ({"tau_schedule": "step"}, ValueError, "ASSS: tau_schedule must be exponential, linear or cosine, got 'step'"),
+        ({"tau_schedule": lambda progress: 2 * progress}, ValueError, r"ASSS: tau_schedule must stay in \[0, 1\], got"),
+        (
+            {"fidelity": "lookahead", "attenuation": "input"},
+            ValueError,
+            "ASSS: fidelity must be 'task' with attenuation",
+        ),
+        ({"patience": 0}, ValueError, "ASSS: patience must be at least 1"),
+        ({"trusted": 0.0}, ValueError, r"ASSS: trusted must be in \(0, 1\]"),
         ({"sparsity": "mean"}, ValueError, "ASSS: sparsity must be 'target' or 'absolute', got 'mean'"),
         ({"normalise": True, "attenuation": "input"}, ValueError, "ASSS: normalise must be False with"),
     ],
@@ -344,7 +358,13 @@ def test_layers_that_learn_their_shape_from_the_data() -> None:
 
 def test_numbers_of_numpy_are_taken_and_leave_a_plain_state(tmp_path: Path) -> None:
     x, y, _ = noisy_task(0, n=64)
-    options = {"epochs": np.int64(3), "batch_size": np.int32(16), "tau": np.float32(0.5), "task_lr": torch.tensor(0.01)}
+    options = {
+        "hard": np.bool_(False),
+        "epochs": np.int64(3),
+        "batch_size": np.int32(16),
+        "tau": np.float32(0.5),
+        "task_lr": torch.tensor(0.01),
+    }
     selector = ASSS(np.float32(0.3), key=np.int64(4), **options).fit(x, y, linear_network(0))
     assert len(selector) == 20, "0.3 and not 0.30000001192092896"
     torch.save(selector.state_dict(), tmp_path / "state.pt")
@@ -426,7 +446,7 @@ class StopHereError(Exception):
     pass
 
 
-@pytest.mark.parametrize("steps", [1, 5, 8, 11, 15])
+@pytest.mark.parametrize("steps", [1, 5, 8, 11, 15, 16])
 @pytest.mark.parametrize(
     "options",
     [
@@ -437,7 +457,7 @@ class StopHereError(Exception):
     ids=str,
 )
 def test_an_interrupted_fit_goes_on_to_the_same_bits(steps: int, options: dict[str, Any], tmp_path: Path) -> None:
-    """4 epochs of 4 batches: in the warm-up, in the middle of epochs, at the end of one, in the last."""
+    """4 epochs of 4 batches: in the warm-up, in the middle of epochs, at the end of one, in the last, after it."""
     x, y, _ = noisy_task(0, n=200)
 
     def make() -> ASSS:
@@ -507,6 +527,24 @@ def test_a_step_between_accumulated_ones_can_be_saved() -> None:
 
     assert torch.equal(run(None).importances().loss, run(3).importances().loss)
     assert torch.equal(run(None).probabilities, run(3).probabilities)
+
+
+def test_one_that_had_settled_does_not_go_on() -> None:
+    x, y, _ = noisy_task(0, n=200)
+
+    def make() -> ASSS:
+        return ASSS(0.5, epochs=50, patience=2, turnover=0.02, key=0)
+
+    def stop(epoch: int, entry: dict[str, float]) -> None:
+        if stopped.settled:
+            raise StopHereError
+
+    wanted, stopped, resumed = make().fit(x, y, linear_network(0)), make(), make()
+    with pytest.raises(StopHereError):
+        stopped.fit(x, y, linear_network(0), progress=stop)
+    resumed.load_state_dict(stopped.state_dict())
+    resumed.fit(x, y, linear_network(1))
+    assert resumed.history == wanted.history and torch.equal(resumed.probabilities, wanted.probabilities)
 
 
 def test_it_stops_when_the_subset_has_settled() -> None:
@@ -640,6 +678,7 @@ def test_a_network_that_is_none(network: Any) -> None:
         ({}, {"loader": lambda x, y: [(x, x, y)]}, TypeError, "with one integer a sample as indices"),
         ({}, {"loader": lambda x, y: [(torch.arange(6) + 1, x, y)]}, ValueError, "must be between 0 and 5, got 6"),
         ({}, {"loader": lambda x, y: [(torch.arange(6), x, y[:3])]}, ValueError, "y of a batch must have 6 rows"),
+        ({}, {"loader": lambda x, y: [(torch.arange(0), x[:0], y[:0])]}, ValueError, "must have at least one sample"),
         ({}, {"loader": lambda x, y: []}, ValueError, "ASSS: x must yield at least one batch"),
     ],
 )

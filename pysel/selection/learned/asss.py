@@ -98,7 +98,7 @@ class ASSS(LearnedSelector):
             the half of the data that its task network is not trained on.
         trusted: the loss on other data is the mean over this share of each class, those of the smallest losses. Wrong
             labels among them must not count: they pull the network towards them as the weighted ones do, and nothing
-            would be learned. 1 where held-out labels are right.
+            would be learned. Default half of the other half of the data, and all of held-out ones.
         layers: "last" takes that step with the network's last ``nn.Linear`` alone.
         game: "cooperative" or "adversarial".
         gate: "sigmoid", gates of their own; or "khot", that add up to ``ceil(pool B)`` in each batch, and need no
@@ -111,7 +111,8 @@ class ASSS(LearnedSelector):
             [0, 1], for a temperature from ``tau``, at 1, to ``tau_min``, at 0.
         hard: gates of 0 or 1 with the soft gate's gradient.
         selector: "table" for one free logit a sample, "network" for a perceptron over the inputs, or your own network
-            from inputs [B, ...] to logits [B] or [B, 1]. Networks can judge samples that they were not fitted on.
+            from inputs [B, ...] to logits [B] or [B, 1], which is trained in place. Networks can judge samples that
+            they were not fitted on.
         hidden: width of the perceptron's one hidden layer.
         see_labels: a network sees the inputs, flattened, and the label beside them: one-hot, or a real target itself.
             A cooperative game may then end with one class kept, the easiest of all tasks: look at ``importances``.
@@ -144,7 +145,7 @@ class ASSS(LearnedSelector):
         normalise: bool = False,
         fidelity: str = "task",
         layers: str = "all",
-        trusted: float = 0.5,
+        trusted: float | None = None,
         game: str = "cooperative",
         gate: str = "sigmoid",
         sparsity: str = "target",
@@ -169,6 +170,7 @@ class ASSS(LearnedSelector):
             raise TypeError(f"ASSS: selector must be 'table', 'network' or a Module, got {type(selector).__name__}")
         elif not any(parameter.requires_grad for parameter in selector.parameters()):
             raise ValueError("ASSS: selector must have parameters that require grad, got a network with none")
+        see_labels = _checks.flag("ASSS", "see_labels", see_labels)
         if see_labels and selector == "table":
             raise ValueError("ASSS: see_labels must be False with selector='table', which sees nothing, got True")
         if selector_lr is None:
@@ -176,7 +178,7 @@ class ASSS(LearnedSelector):
         settings = Settings(**{field.name: given[field.name] for field in fields(Settings)})
         hidden = _checks.in_range("ASSS", "hidden", hidden, 1)
         super().__init__(settings, selector, hidden, see_labels, as_key("ASSS", key))
-        self._make: Callable[..., Game] | None = None  # the game, once there is a batch to look at
+        self._make: Callable[..., Game] | None = None  # the game, once there is a batch to look at; set by start
         self._game: Game | None = None
         self._epoch = 0
         self._training: dict[str, Any] | None = None  # a loaded game that was not over
@@ -278,7 +280,9 @@ class ASSS(LearnedSelector):
         return self
 
     def _train(self, data: Tensors | Loader, progress: Progress | None) -> None:
-        start = 0 if self._training is None else self._training["position"]
+        start = 0
+        if self._training is not None:  # there may be no step left to make the game on
+            start, self._game = self._training["position"], self._first(next(iter(data.all())))
         with tqdm(
             total=self.settings.epochs, desc="ASSS", unit="epoch", disable=None if progress is True else True
         ) as bar:
@@ -446,20 +450,22 @@ class ASSS(LearnedSelector):
                 raise RuntimeError("ASSS: call start first, or fit")
             return self._step(batch_of(batch, self.num_samples))
 
+    def _first(self, batch: Batch) -> Game:
+        assert self._make is not None
+        return self._make(batch)
+
     def _step(self, batch: Batch) -> Tensor:
-        if self._game is None:
-            assert self._make is not None
-            self._game = self._make(batch)
-        self._game.begin(self._epoch)
-        batch = batch.to(self._game.device)
-        return self._game.step(batch._replace(seen=self._seen(batch)))
+        game = self._game = self._first(batch) if self._game is None else self._game
+        game.begin(self._epoch)
+        batch = batch.to(game.device)
+        return game.step(batch._replace(seen=self._seen(batch)))
 
     @property
     def history(self) -> list[dict[str, float]]:
         """An entry an epoch: ``task_loss``, the fidelity; ``mean_probability``, the sparsity; ``information``, what a
         gate tells of its sample, in bits (see `pysel.selection.learned.information`); ``tau``; and, from the second on,
         ``turnover``, the share of the subset that was not in the one before."""
-        return self._history if self._game is None else self._game.history
+        return [dict(entry) for entry in (self._history if self._game is None else self._game.history)]
 
     @property
     def settled(self) -> bool:
@@ -500,7 +506,7 @@ class ASSS(LearnedSelector):
     def _state(self) -> dict[str, Any]:
         return {
             **super()._state(),
-            "history": [dict(entry) for entry in self.history],
+            "history": self.history,
             "training": self._training if self._game is None else self._game.state_dict(),
         }
 

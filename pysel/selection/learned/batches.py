@@ -57,13 +57,15 @@ def batch_of(given: Any, num_samples: int) -> Batch:
         indices = _inputs.integers("ASSS", "the indices of a batch", given[0])
     except (TypeError, ValueError) as error:
         raise TypeError(f"{wanted} with one integer a sample as indices: {error}") from None
+    if indices.numel() == 0:
+        raise ValueError("ASSS: a batch must have at least one sample, got none")
     x, y, *rest = given[1:]
     parts = {"x": x, "y": y, "what the selector sees": rest[0] if rest else x}
     for name, part in parts.items():
         part = parts[name] = as_numbers(name, part)
         if part.dim() == 0 or part.size(0) != indices.numel():
             raise ValueError(f"ASSS: {name} of a batch must have {indices.numel()} rows, got {list(part.shape)}")
-    low, high = (int(indices.min()), int(indices.max())) if indices.numel() else (0, 0)
+    low, high = int(indices.min()), int(indices.max())
     if low < 0 or high >= num_samples:
         raise ValueError(
             f"ASSS: the indices of a batch must be between 0 and {num_samples - 1}, got {low if low < 0 else high}"

@@ -168,7 +168,7 @@ class Game:
                 held_out,
                 lr,
                 layers=self.settings.layers,
-                trusted=self.settings.trusted,
+                trusted=self.settings.trusted or (0.5 if self.held_out is None else 1.0),
             )
             return (by_weight / lr / scale * w).sum()
         with torch.set_grad_enabled(self.settings.attenuation == "input"):  # losses are numbers to the gates

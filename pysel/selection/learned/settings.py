@@ -26,7 +26,7 @@ class Settings:
     normalise: bool
     fidelity: str
     layers: str
-    trusted: float
+    trusted: float | None
     game: str
     gate: str
     sparsity: str
@@ -48,13 +48,13 @@ class Settings:
         if self.patience is not None:
             whole["patience"] = 1
         within = dict.fromkeys(("task_lr", "selector_lr", "tau", "tau_min"), "(0, inf)")
-        within |= dict.fromkeys(("sparsity_weight", "tau_rate"), "[0, inf)") | {
-            "turnover": "[0, 1]",
-            "trusted": "(0, 1]",
-        }
+        within |= dict.fromkeys(("sparsity_weight", "tau_rate"), "[0, inf)") | {"turnover": "[0, 1]"}
+        if self.trusted is not None:
+            within["trusted"] = "(0, 1]"
         taken: dict[str, Any] = {
             name: _checks.in_range(op, name, getattr(self, name), low) for name, low in whole.items()
         }
+        taken |= {name: _checks.flag(op, name, getattr(self, name)) for name in ("normalise", "hard")}
         taken |= {name: _checks.within(op, name, getattr(self, name), interval) for name, interval in within.items()}
         for name, value in taken.items():
             object.__setattr__(self, name, value)
