@@ -3,6 +3,7 @@
 # make test-all  and the CUDA kernels in every order of threads and under sanitizers, ten minutes, as CI does
 # make bench  measure every op against its rivals, 15 minutes on two cores; make bench-quick: 2
 # make experiments  compare selection methods on real data, 90 minutes on two cores; what is there is not done again
+# make subsets  compare subsets chosen once, ASSS's and its rivals', on eight tables, resumably: 90 minutes on two cores
 # make gpu-check  on a machine with an NVIDIA GPU: build, tests, benchmarks; with PYTHON=... in that Python, no .venv
 # make lint   ruff, clang-format and mypy
 # make build  compile the extension into pysel/
@@ -23,7 +24,7 @@ need = @$(1) >/dev/null 2>&1 || { echo 'pysel: $(2)' >&2; exit 1; }
 
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all bench bench-quick experiments gpu-check lint build clean
+.PHONY: subsets demo test test-all bench bench-quick experiments gpu-check lint build clean
 
 demo: .venv/built
 	@$(PY) -m bench.demo $(DEMO_ARGS)
@@ -40,6 +41,9 @@ bench-quick: .venv/built .venv/rivals
 
 experiments: .venv/built
 	@$(PY) -m bench.experiments.run $(EXPERIMENT_ARGS)
+
+subsets: .venv/built
+	@$(PY) -m bench.experiments.subsets $(EXPERIMENT_ARGS)
 
 # The Python that was asked for, as it is; otherwise the one in .venv.
 ASKED := $(if $(filter command environment,$(firstword $(origin PYTHON))),$(PYTHON))

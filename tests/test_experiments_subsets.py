@@ -31,6 +31,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {"classes": lambda: (x, y), "numbers": lambda: (x, x[:, 0] - x[:, 2]), "missing": missing}
     monkeypatch.setattr(tables, "TABLES", made)
     monkeypatch.setattr(subsets, "TABLES", made)
+    subsets._table.cache_clear()
 
 
 @pytest.mark.parametrize("name", ["classes", "numbers"])
@@ -82,6 +83,12 @@ def test_trees_take_subsets() -> None:
         assert subsets.run(setting, "random", "trees")["metric"] > 0.3
 
 
+def test_every_table_has_its_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subsets, "TABLES", ("diamonds", "fashion-mnist"))
+    found = {tuple(name.split("/")[:2]) for name in subsets.names(1)}
+    assert found == {("diamonds", n) for n in ("0.2", "0", "0.4")} | {("fashion-mnist", n) for n in ("0.3", "0")}
+
+
 def test_metrics() -> None:
     assert subsets.metric(torch.tensor([[1.0, 2.0], [2.0, 1.0]]), torch.tensor([1, 1])) == 0.5
     y = torch.tensor([1.0, 2.0, 3.0])
@@ -95,9 +102,9 @@ def test_runs_are_resumed_and_reported(tmp_path: Path, capsys: pytest.CaptureFix
         for n in subsets.names(2)
         if n.split("/")[1:3] == ["0.2", "0.3"] and n.split("/")[3] in ("full data", "random")
     ]
-    subsets.execute(wanted[:3], path, TINY)
+    subsets.execute(wanted[:3], path, TINY, workers=0)
     first = json.loads(path.read_text())["records"]
-    subsets.execute(wanted, path, TINY)
+    subsets.execute(wanted, path, TINY, workers=0)
     results = json.loads(path.read_text())
     assert first.items() <= results["records"].items(), "records are never made twice"
     perceptrons = [n for n in wanted if n.split("/")[0] != "missing" and "perceptron" in n]
@@ -105,7 +112,7 @@ def test_runs_are_resumed_and_reported(tmp_path: Path, capsys: pytest.CaptureFix
     text = subsets.report(results)
     assert "## 30% kept, perceptron" in text and "classes, 20% wrong" in text and " ± " in text
     with pytest.raises(ValueError, match="were made with other settings"):
-        subsets.execute(wanted, path, Settings())
+        subsets.execute(wanted, path, Settings(), workers=0)
     subsets.main(["--only", "classes/0.2/0.3/ASSS/*/0", "--list"])
     assert capsys.readouterr().out.split("\n")[0] == "classes/0.2/0.3/ASSS/perceptron/0"
 
