@@ -33,11 +33,11 @@ def fitted() -> tuple[Tensor, Tensor, ASSS]:
 def test_a_table_by_hand() -> None:
     logits = torch.tensor([2.0, -1.0, 0.5, 0.5, 3.0, 1.0])
     strata = torch.tensor([0, 0, 0, 0, 1, 1], dtype=torch.int32)
-    table = importances(logits, torch.sigmoid(logits), torch.arange(6.0), *[torch.tensor([0, 3, 5])] * 2, strata)
+    table = importances(logits, torch.sigmoid(logits), torch.arange(6.0), *[torch.tensor([0, 3, 5])] * 2, strata, True)
     assert table.rank.tolist() == [2, 6, 5, 4, 1, 3], "of equal ones the kept one comes first"
     assert table.margin.tolist() == [1.5, -1.5, 0.0, 0.0, 2.0, -2.0]
     assert table.selected.tolist() == [True, False, False, True, False, True]
-    everything = importances(logits, torch.sigmoid(logits), logits, torch.arange(6), torch.arange(2), None)
+    everything = importances(logits, torch.sigmoid(logits), logits, torch.arange(6), torch.arange(2), strata, False)
     assert everything.selected.tolist() == [True, True, False, False, False, False]
     assert everything.margin.tolist() == [math.inf] * 6
 
@@ -134,7 +134,7 @@ def test_a_pool_is_found_and_the_subset_is_a_random_part_of_it() -> None:
     assert selector.history[-1]["mean_probability"] == pytest.approx(0.6, abs=0.1), "the pool is the game's target"
     pool = table.margin >= 0
     assert int(pool.sum()) == 360 and int(table.selected.sum()) == 120 and not bool((table.selected & ~pool).any())
-    assert torch.equal(torch.bincount(y[table.selected]), quotas(torch.bincount(y[pool]), 120))
+    assert torch.equal(torch.bincount(y[table.selected]), quotas(torch.bincount(y), 120)), "classes keep their share"
     assert float(wrong[table.selected].float().mean()) < 0.05
     # random in the pool: as many of its better half as of its worse one, 5 standard errors
     ranks = table.rank[table.selected]
@@ -149,6 +149,27 @@ def test_a_pool_is_found_and_the_subset_is_a_random_part_of_it() -> None:
     ):
         with pytest.raises(ValueError, match=f"ASSS: {message}"):
             ASSS(0.2, pool=pool_share)
+
+
+def test_a_class_with_too_few_in_the_pool_is_filled_up_with_its_best() -> None:
+    """Class 1 is noise: hardly any of it is found good, and it must have its share of the subset all the same."""
+    x, y, _ = noisy_task(0, noise=0.0)
+    strange = torch.arange(600) % 3 == 0
+    labels = torch.where(strange, 1, 0)
+    y = torch.where(strange, torch.randint(2, (600,), generator=torch.Generator().manual_seed(1)), y)
+    selector = ASSS(0.5, pool=0.6, batch_size=100, key=0).fit(x, y, linear_network(0), labels=labels)
+    table = selector.importances()
+    pool = table.margin >= 0
+    assert int(pool.sum()) == 360
+    wanted = quotas(torch.bincount(labels), 300)
+    assert torch.equal(torch.bincount(labels[table.selected]), wanted)
+    held = torch.bincount(labels[pool], minlength=2)
+    for c in (0, 1):
+        outside = table.selected & ~pool & (labels == c)
+        assert int(outside.sum()) == max(0, int(wanted[c] - held[c]))
+        left = ~table.selected & (labels == c)
+        if bool(outside.any()):
+            assert float(table.logit[outside].min()) >= float(table.logit[left].max())
 
 
 def test_ties_at_the_cut_go_by_the_key() -> None:

@@ -3,9 +3,9 @@
     python -m bench.experiments.subsets           what is missing from bench/results/subsets.json, for 90 minutes
     python -m bench.experiments.subsets --only "diamonds/*/0.3/*/0" --list
 
-A subset is chosen from each table, 0, 20 or 40 % of whose labels were drawn again (30 % of Fashion-MNIST's), and a final
+A subset is chosen from each table, 0, 20 or 40 % of whose labels were drawn again (30 % of Fashion-MNIST's). A final
 learner is trained on it from scratch: a perceptron, for as many epochs as the full data get, or gradient-boosted trees
-where scikit-learn is installed. All subsets of a size take the same steps, "fewer epochs" too, which uses all of the data.
+where scikit-learn is installed. All subsets of a size take the same steps, and so does "fewer epochs" of everything.
 Weighters train on all of the data for those steps. PRR is the subset's test metric, accuracy or R^2, over the full
 data's; only the second is given all the steps. Nothing is tuned: methods have their defaults.
 """

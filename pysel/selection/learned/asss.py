@@ -230,9 +230,9 @@ class ASSS(LearnedSelector):
                 squared error for floating-point ``y``.
             optimiser: makes the task network's optimiser of its parameters; default Adam.
             selector_inputs: [N, ...] what a selector network sees; default ``x``.
-            labels: [N]. Integers: in the final subset, and in the pool, every class keeps its share. Real numbers, a
-                target of regression for instance: every quantile does. Where labels are wrong and classes uneven, a
-                small class that must keep its share keeps what is wrong in it.
+            labels: [N]. Integers: in the final subset every class keeps its share. Real numbers, a target of regression
+                for instance: every quantile does. A pool is found without regard to classes, and one with too few in it
+                is filled up with its best others.
             quantiles: how many there are.
             held_out: inputs and targets for ``fidelity="lookahead"``.
             num_samples: N, where a loader's data set has no length.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pysel import _checks, _inputs
+from pysel import _checks, _inputs, ops
 from pysel.nn import GumbelSelector
 from pysel.random import as_key, fold_in
 from pysel.selection.learned.batches import Batch, Tensors
@@ -65,21 +65,23 @@ class LearnedSelector(Selector):
         return self
 
     def _pool(self) -> Tensor:
-        """The samples that the subset is drawn from: int64, ascending."""
+        """The samples that the subset is drawn from: int64, ascending. Without ``pool`` that is the subset."""
         n = self._logits.numel()
-        strata = Strata(n, subset_size(self.settings.target, n), self._groups, device=self._logits.device)
+        groups = self._groups if self.settings.pool is None else None
+        strata = Strata(n, subset_size(self.settings.target, n), groups, device=self._logits.device)
         # Logits rank as probabilities do, and do not tie where those have rounded to 1.
         return strata.best(self._logits, key=fold_in(self._key, 2))
 
     def _choose(self) -> Tensor:
-        """The subset: the pool, or a random part of it."""
-        pool, size = self._pool(), subset_size(self.settings.keep_ratio, self._logits.numel())
-        if len(pool) == size:
+        """The subset: the pool, or a random part of it, with the best others of a stratum that has too few there."""
+        pool, n = self._pool(), self._logits.numel()
+        if self.settings.pool is None:
             return pool
-        groups = None if self._groups is None else self._groups[pool]
-        strata = Strata(len(pool), size, groups, device=pool.device)
-        equal = torch.zeros(len(pool), dtype=torch.float32, device=pool.device)
-        return pool[strata.sample(equal, fold_in(self._key, 6))]
+        place = torch.sigmoid(self._logits.double()) - 1  # not above 0, and those of the pool are
+        chance = ops.gumbel_sigmoid(torch.zeros_like(place), key=fold_in(self._key, 6))  # uniform
+        place[pool] = chance[pool]
+        strata = Strata(n, subset_size(self.settings.keep_ratio, n), self._groups, device=place.device)
+        return strata.best(place, key=fold_in(self._key, 2))
 
     @property
     def probabilities(self) -> Tensor:
@@ -137,7 +139,9 @@ class LearnedSelector(Selector):
     def importances(self) -> Importances:
         """What is known of every sample: logit, probability, rank, loss, margin to the cut, stratum, selected."""
         logits, losses = self._fitted()._logits.clone(), self._losses.clone()
-        return importances(logits, self.probabilities, losses, self._pool(), self._subset, self._groups)
+        return importances(
+            logits, self.probabilities, losses, self._pool(), self._subset, self._groups, self.settings.pool is None
+        )
 
     def explain(self, i: int) -> dict[str, Any]:
         """Why a sample is in the subset, or why not.
@@ -147,8 +151,8 @@ class LearnedSelector(Selector):
 
         Returns:
             a dictionary of its row of ``importances``, with its number as ``sample``. ``margin`` is how far its logit
-            is above that of the best of its stratum that is out of the pool (without ``pool``, of the subset) or, if it
-            is out itself, below that of the worst that is in (negative then).
+            is above that of the best that is out of the pool (without ``pool``, of its stratum's that is out of the
+            subset) or, if it is out itself, below that of the worst that is in (negative then).
 
         Raises:
             IndexError: no such sample.

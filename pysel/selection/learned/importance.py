@@ -27,7 +27,8 @@ class Importances(NamedTuple):
     probability: Tensor  # [N]
     rank: Tensor  # int64 [N], 1 is the largest logit; among equal ones those in the pool come first
     loss: Tensor  # [N] of the task network at the end of the game, the input not attenuated; NaN where never seen
-    # [N] logit less that of the best of its stratum out of the pool or, of one that is out, of the worst in it
+    # [N] logit less that of the best out of the pool or, of one that is out, of the worst in it; without ``pool`` it is
+    # the best out of the subset and the worst in it, of its stratum
     margin: Tensor
     stratum: Tensor  # int64 [N], 0 without strata
     selected: Tensor  # bool [N]
@@ -59,9 +60,18 @@ class Importances(NamedTuple):
 
 
 def importances(
-    logits: Tensor, probabilities: Tensor, losses: Tensor, pool: Tensor, subset: Tensor, strata: Tensor | None
+    logits: Tensor,
+    probabilities: Tensor,
+    losses: Tensor,
+    pool: Tensor,
+    subset: Tensor,
+    strata: Tensor | None,
+    stratified: bool,
 ) -> Importances:
-    """The table of a selector that keeps ``subset``, int64 [k], of those in ``pool``, int64 [P], of all N samples."""
+    """The table of a selector that keeps ``subset``, int64 [k], of all N samples.
+
+    ``pool``, int64 [P], are the samples of the largest logits, of each stratum or, unless ``stratified``, of all.
+    """
     n = logits.numel()
     kept, selected = (torch.zeros(n, dtype=torch.bool, device=logits.device) for _ in "12")
     kept[pool] = True
@@ -72,8 +82,9 @@ def importances(
     order = order[logits[order].argsort(descending=True, stable=True)]
     rank = torch.empty_like(order)
     rank[order] = torch.arange(1, n + 1, device=logits.device)
-    count = int(stratum.max()) + 1
-    worst = logits.new_full((count,), torch.inf).scatter_reduce(0, stratum[kept], logits[kept], "amin")
-    best = logits.new_full((count,), -torch.inf).scatter_reduce(0, stratum[~kept], logits[~kept], "amax")
-    margin = logits - torch.where(kept, best[stratum], worst[stratum])
+    within = stratum if stratified else torch.zeros_like(stratum)
+    count = int(within.max()) + 1
+    worst = logits.new_full((count,), torch.inf).scatter_reduce(0, within[kept], logits[kept], "amin")
+    best = logits.new_full((count,), -torch.inf).scatter_reduce(0, within[~kept], logits[~kept], "amax")
+    margin = logits - torch.where(kept, best[within], worst[within])
     return Importances(logits, probabilities, rank, losses, margin, stratum, selected)
