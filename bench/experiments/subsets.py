@@ -236,7 +236,7 @@ METHODS: dict[str, Method] = {
     "ASSS, lookahead, last layer": Method(partial(_asss, fidelity="lookahead", layers="last")),
     "ASSS, pool of 80 %": Method(partial(_asss, pool=0.8)),
     "ASSS, pool of 80 %, stratified": Method(partial(_asss, pool=0.8, stratified=True), classes_only=True),
-    "ASSS, normalised, pool of 80 %": Method(partial(_asss, normalise=True, pool=0.8)),
+    "ASSS, normalised, pool of 80 %, stratified": Method(partial(_asss, normalise=True, pool=0.8, stratified=True)),
     "ASSS, input, pool of 80 %": Method(partial(_asss, attenuation="input", pool=0.8)),
     "ASSS, lookahead, pool of 80 %": Method(partial(_asss, fidelity="lookahead", pool=0.8)),
     "ASSS, adversarial": Method(partial(_asss, game="adversarial")),
