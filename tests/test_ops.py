@@ -562,3 +562,50 @@ def test_autocast_gives_the_dtype_that_softmax_gives(op, dtype, device, key):
 def test_vmap_over_no_examples_says_so():
     with pytest.raises(ValueError, match="vmap must have at least one example, got 0"):
         torch.func.vmap(lambda x: torch.ops.pysel.noise(x, "gumbel", False))(torch.zeros(0, 3, dtype=torch.int64))
+
+
+# --- devices ---
+
+ONES, ZEROS = torch.ones(2, 2), torch.zeros(2, 2, dtype=torch.int64)
+AWAY = {"ones": ONES.to("meta"), "zeros": ZEROS.to("meta")}
+ELSEWHERE = {
+    "usage_penalty: counts must be on the device of scores, meta": lambda: pysel.usage_penalty(
+        AWAY["ones"][0], ONES[0], 0.1
+    ),
+    "usage_update_: selected must be on the device of counts, cpu": lambda: pysel.usage_update_(
+        torch.ones(2), AWAY["zeros"][0]
+    ),
+    "usage_step_: selected must be on the device of counts, cpu": lambda: pysel.usage_step_(
+        torch.ones(2), AWAY["zeros"][0], ONES[0], 0.1
+    ),
+    "usage_select_: first must be on the device of counts, cpu": lambda: pysel.usage_select_(
+        torch.ones(2), AWAY["ones"][0], ONES[0], 0.5, 1, 0.1
+    ),
+    "topk_encode: weight must be on the device of x, cpu": lambda: pysel.topk_encode(ONES, AWAY["ones"], None, 1),
+    "sparse_decode: indices must be on the device of values, cpu": lambda: pysel.sparse_decode(
+        ONES, AWAY["zeros"], ONES
+    ),
+    "sparse_decode: weight must be on the device of values, cpu": lambda: pysel.sparse_decode(
+        ONES, ZEROS, AWAY["ones"]
+    ),
+    "factor_counts: indices must be on the device of values, cpu": lambda: pysel.factor_counts(ONES, AWAY["zeros"], 2),
+    "factor_scores: tables must be on the device of values, cpu": lambda: pysel.factor_scores(
+        ONES, ZEROS, AWAY["ones"][0]
+    ),
+    "select: groups must be on the device of scores, cpu": lambda: pysel.select(
+        ONES[0], 1, groups=AWAY["zeros"][0], quotas=torch.tensor([1])
+    ),
+    "weighted_sample: quotas must be on the device of weights, cpu": lambda: pysel.weighted_sample(
+        ONES[0], 1, groups=ZEROS[0], quotas=AWAY["zeros"][0]
+    ),
+    "gumbel_softmax: key must be on the device of the input, cpu, or on the CPU": lambda: pysel.gumbel_softmax(
+        ONES, key=AWAY["zeros"][0]
+    ),
+    "gumbel_softmax: tau must be on the device of logits, cpu": lambda: pysel.gumbel_softmax(ONES, AWAY["ones"][0, 0]),
+}
+
+
+@pytest.mark.parametrize("message", ELSEWHERE)
+def test_arguments_on_two_devices_are_refused(message):
+    with pytest.raises(ValueError, match=f"^{message}, got (cpu|meta)"):
+        ELSEWHERE[message]()
