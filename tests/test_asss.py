@@ -703,6 +703,15 @@ def test_what_does_not_fit_is_refused_before_training(
         assert torch.equal(made.weight, before.weight) and made.weight.grad is None
 
 
+@pytest.mark.parametrize("options", [{}, {"selector": "network"}], ids=str)
+def test_samples_that_never_come_are_missed(options: dict[str, Any]) -> None:
+    x, y, _ = noisy_task(0, n=50)
+    selector = ASSS(0.5, epochs=3, key=0, **options)
+    with pytest.raises(ValueError, match=r"ASSS: batches must have every one of the 50 samples.*: 2 were in neither"):
+        selector.fit([(torch.arange(48), x[:48], y[:48])], network=linear_network(0), num_samples=50)
+    assert len(selector.finish([(torch.arange(48, 50), x[48:], y[48:])])) == 25
+
+
 def test_losses_that_stop_being_finite() -> None:
     x, y, _ = noisy_task(0, n=64)
     with pytest.raises(ValueError, match=r"ASSS: loss must be finite, got nan in epoch .*a smaller task_lr may help"):

@@ -481,7 +481,7 @@ class ASSS(LearnedSelector):
 
         Raises:
             RuntimeError: nothing has been trained.
-            ValueError: a selector network has never seen some samples.
+            ValueError: some samples have never been seen.
         """
         game = self._game
         if game is None:
@@ -491,9 +491,12 @@ class ASSS(LearnedSelector):
             for given in batches:
                 batch = (given if isinstance(given, Batch) else batch_of(given, self.num_samples)).to(game.device)
                 game.judge(batch._replace(seen=self._seen(batch)))
-        unknown = int(game.logits.isnan().sum())
+        unknown = int((game.losses.isnan() | game.logits.isnan()).sum())
         if unknown:
-            raise ValueError(f"ASSS: batches must have every sample, or those of training: {unknown} were in neither")
+            raise ValueError(
+                f"ASSS: batches must have every one of the {self.num_samples} samples, or those of training: {unknown} "
+                "were in neither; finish with those, and nothing is lost"
+            )
         self._logits, self._losses, self._history = game.logits.clone(), game.losses.clone(), game.history
         self._groups = None if self._groups is None else self._groups.to(game.device)
         self._subset = self._choose()
