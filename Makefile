@@ -1,6 +1,7 @@
 # make demo   the speed of the ops, and training with and without selection: two minutes (DEMO_ARGS=... for bench.demo)
 # make test   run the tests, four minutes on two cores (PYTEST_ARGS=... for pytest)
 # make test-all  and the CUDA kernels in every order of threads and under sanitizers, ten minutes, as CI does
+# make examples  run examples/ in every framework that they are for, three minutes on two cores
 # make bench  measure every op against its rivals, 15 minutes on two cores; make bench-quick: 2
 # make experiments  compare selection methods on real data, 90 minutes on two cores; what is there is not done again
 # make subsets  compare subsets chosen once, ASSS's and its rivals', on eight tables, resumably: 90 minutes on two cores
@@ -24,7 +25,7 @@ need = @$(1) >/dev/null 2>&1 || { echo 'pysel: $(2)' >&2; exit 1; }
 
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: subsets demo test test-all bench bench-quick experiments gpu-check lint build clean
+.PHONY: demo test test-all examples bench bench-quick experiments subsets gpu-check lint build clean
 
 demo: .venv/built
 	@$(PY) -m bench.demo $(DEMO_ARGS)
@@ -32,6 +33,9 @@ demo: .venv/built
 # A file's tests stay together, for they share what they build.
 test test-all: .venv/built .venv/dev
 	@$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(if $(filter test-all,$@),--long) $(PYTEST_ARGS)
+
+examples: .venv/built .venv/dev .venv/frameworks
+	@$(PY) -m pytest tests/test_examples.py tests/test_frameworks.py tests/test_framework_grid.py $(PYTEST_ARGS)
 
 bench: .venv/built .venv/rivals
 	@$(PY) -m bench.run $(BENCH_ARGS)
@@ -78,6 +82,14 @@ clean:
 .venv/rivals: .venv/installed requirements-bench.txt
 	@echo 'pysel: installing the libraries to measure against into .venv'
 	@$(PIP) -r requirements-bench.txt
+	@touch $@
+
+# timm asks for a torchvision, which asks for a torch of its own. Beside a torch for the CPU it cannot be imported, and
+# others import it wherever they find it: so both lie apart.
+.venv/frameworks: .venv/installed requirements-frameworks.txt
+	@echo 'pysel: installing the frameworks that the examples are for into .venv'
+	@$(PIP) -r requirements-frameworks.txt
+	@$(PIP) --no-deps --upgrade --target .venv/timm timm==1.0.31 torchvision==0.28.0
 	@touch $@
 
 # The folders are listed too: their time changes when a file comes or goes.

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="score | select | explain")
 
     score = commands.add_parser("score", help="features -> a selector: representativeness and diversity of each sample")
-    score.add_argument("features", help=".npy, .parquet, .arrow, .feather, or raw numbers (with --dim)")
+    score.add_argument("features", nargs="+", help=".npy, .parquet, .arrow, .feather, or raw numbers (with --dim)")
     score.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where the selector is saved")
     score.add_argument("--keep-ratio", required=True, type=_fraction, help="fraction kept in each epoch")
     score.add_argument("--epochs", required=True, type=int, help="length of training")
@@ -64,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _score(given: argparse.Namespace) -> None:
-    features = files.open_matrix(given.features, column=given.column, dtype=given.dtype, dim=given.dim)
+    paths = given.features if len(given.features) > 1 else given.features[0]
+    features = files.open_matrix(paths, column=given.column, dtype=given.dtype, dim=given.dim)
     selector = DynamicSelector.from_features(
         features,
         given.keep_ratio,

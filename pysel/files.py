@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +23,22 @@ from pysel import _checks, _inputs
 __all__ = ["Selection", "open_matrix", "read_vector", "write_datacomp", "write_parquet", "write_shards"]
 
 _FORMAT = 1  # of a selection's folder
+_PIECE = 8192  # rows
 _TABLES = (".parquet", ".pq", ".arrow", ".feather")
 
 
-def open_matrix(path: str | Path, *, column: str | None = None, dtype: str = "float32", dim: int | None = None) -> Any:
+def open_matrix(
+    path: str | Path | Sequence[str | Path],
+    *,
+    column: str | None = None,
+    dtype: str = "float32",
+    dim: int | None = None,
+) -> Any:
     """A file of features [N, d], for `pysel.selection.DynamicSelector.from_features`: read in parts as it is asked for.
 
     Args:
-        path: ``.npy``; ``.parquet``, ``.arrow`` or ``.feather``; anything else holds numbers alone, row after row.
+        path: ``.npy``; ``.parquet``, ``.arrow`` or ``.feather``; anything else holds numbers alone, row after row. Or
+            several files, whose rows follow each other.
         column: of a table, that with a list of d numbers in each row; default: all of its columns of numbers.
         dtype, dim: of a file of numbers alone.
 
@@ -46,6 +54,8 @@ def open_matrix(path: str | Path, *, column: str | None = None, dtype: str = "fl
         >>> open_matrix(folder / "features.npy").shape
         (3, 3)
     """
+    if not isinstance(path, str | Path):
+        return _Parts([open_matrix(one, column=column, dtype=dtype, dim=dim) for one in path])
     file = _existing("open_matrix", path)
     if file.suffix == ".npy":
         return np.load(file, mmap_mode="r", allow_pickle=False)
@@ -306,6 +316,20 @@ class _Rows:
             else:
                 columns = [batch.column(at).to_numpy(zero_copy_only=False) for at in range(len(self._columns))]
                 yield _floating(np.stack(columns, 1))
+
+
+class _Parts:
+    """The rows of several files, from the start each time; of a long array a piece at a time."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for part in self._parts:
+            if isinstance(part, np.ndarray):
+                yield from (part[at : at + _PIECE] for at in range(0, len(part), _PIECE))
+            else:
+                yield from part
 
 
 def _floating(x: np.ndarray) -> np.ndarray:

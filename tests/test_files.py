@@ -60,6 +60,29 @@ def test_a_matrix_is_read_twice(tmp_path: Path, write: Callable[[Path], Path], o
         assert np.array_equal(torch.cat(list(rows.batches(256))).numpy(), X)
 
 
+def write_parts(folder: Path) -> list[Path]:
+    """A table, and arrays that are longer than a piece, of one row, and of none."""
+    wide = np.tile(X, (9, 1))
+    files = [folder / f"{at}.npy" for at in range(3)]
+    for file, part in zip(files, (wide[700:], wide[:0], wide[:1]), strict=True):
+        np.save(file, part)
+    lists = pa.array(wide[1:700].tolist(), pa.list_(pa.float32()))
+    pyarrow.parquet.write_table(pa.table({"x": lists}), folder / "3.parquet", row_group_size=300)
+    return [files[2], folder / "3.parquet", files[1], files[0]]
+
+
+def test_several_files_are_one_matrix(tmp_path: Path) -> None:
+    rows = Rows(files.open_matrix(write_parts(tmp_path), column="x"), "docs", "features")
+    assert rows.shape == (9000, 3)
+    for _ in range(2):
+        assert np.array_equal(torch.cat(list(rows.batches(256))).numpy(), np.tile(X, (9, 1)))
+    with pytest.raises(FileNotFoundError, match=r"open_matrix: path must be a file, got .*no.npy, which is not there"):
+        files.open_matrix([tmp_path / "0.npy", tmp_path / "no.npy"])
+    np.save(tmp_path / "wide.npy", np.ones((2, 4), np.float32))
+    with pytest.raises(ValueError, match="features must have rows of one width, got 3 in row 0 and 4 in row 8300"):
+        Rows(files.open_matrix([tmp_path / "0.npy", tmp_path / "wide.npy"]), "docs", "features")
+
+
 def test_raw_numbers(tmp_path: Path) -> None:
     X.astype(np.float16).tofile(tmp_path / "features.dat")
     got = files.open_matrix(tmp_path / "features.dat", dtype="float16", dim=3)

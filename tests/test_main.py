@@ -53,6 +53,15 @@ def test_score_select_explain(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert (why["sample"], why["epoch"], why["taken"], why["label"]) == (sample, 4, True, sample % 4)
 
 
+def test_score_takes_features_in_several_files(folder: Path) -> None:
+    x, f = np.load(folder / "features.npy"), str(folder)
+    np.save(folder / "features-0.npy", x[:120])
+    np.save(folder / "features-1.npy", x[120:])
+    assert main(["score", f"{f}/features-0.npy", f"{f}/features-1.npy", "-o", f"{f}/selector", *SCORE]) == 0
+    wanted = DynamicSelector.from_features(x, 0.3, 10, num_factors=16, k=3, key=7)
+    assert torch.equal(DynamicSelector.load(folder / "selector").select(4), wanted.select(4))
+
+
 def test_select_from_scores(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     f = str(folder)
     options = ["--keep-ratio", "0.07", "--smallest", "--labels", f"{f}/labels.npy", "--ids", f"{f}/ids.npy"]
