@@ -31,7 +31,7 @@ def test_full_and_fixed() -> None:
     assert fixed.select(1).tolist() == [1, 3]
     for given in ([3, 1], np.array([3, 1], np.uint8), torch.tensor([3, 1], dtype=torch.int16), pd.Series([3, 1])):
         assert FixedSelector(given).select().tolist() == [1, 3], "in ascending order"
-    assert repr(FixedSelector([3, 1])) == "FixedSelector(num_samples=4)"
+    assert repr(FixedSelector([7, 3, 5])) == "FixedSelector(num_samples=8)"
     assert len(FixedSelector([])) == 0
 
 
