@@ -35,7 +35,8 @@ test test-all: .venv/built .venv/dev
 	@$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(if $(filter test-all,$@),--long) $(PYTEST_ARGS)
 
 examples: .venv/built .venv/dev .venv/frameworks
-	@$(PY) -m pytest tests/test_examples.py tests/test_frameworks.py tests/test_framework_grid.py $(PYTEST_ARGS)
+	@$(PY) -m pytest --numprocesses auto --maxprocesses 4 $(PYTEST_ARGS) \
+		tests/test_examples.py tests/test_frameworks.py tests/test_framework_grid.py
 
 bench: .venv/built .venv/rivals
 	@$(PY) -m bench.run $(BENCH_ARGS)

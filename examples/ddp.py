@@ -26,6 +26,7 @@ def main(folder: Path, steps: int) -> None:
     model = DistributedDataParallel(torch.nn.Linear(8, 1))
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
 
+    folder.mkdir(parents=True, exist_ok=True)
     step, file = 0, folder / "checkpoint.pt"
     if file.exists():
         state = torch.load(file, weights_only=True)

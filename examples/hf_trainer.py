@@ -10,23 +10,13 @@ the callback. Epochs are counted in steps, and steps once: keep the number of pr
 """
 
 import sys
+from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 import pysel
-
-X = torch.randn(96, 8, generator=torch.Generator().manual_seed(0))
-
-
-class Rows(Dataset):
-    def __len__(self) -> int:
-        return len(X)
-
-    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
-        return {"index": torch.tensor(row), "inputs": X[row], "labels": X[row].sum()}
 
 
 class Model(torch.nn.Module):
@@ -40,7 +30,7 @@ class Model(torch.nn.Module):
 
 
 class Selected(Trainer):
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+    def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler:
         return sampler
 
 
@@ -48,13 +38,18 @@ class NameEpoch(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **others) -> None:
         sampler.set_epoch(int(state.epoch))
 
+    def on_step_end(self, args, state, control, **others) -> None:
+        control.should_training_stop |= state.global_step == steps
 
-folder, steps = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else -1
-selector = pysel.selection.DynamicSelector.from_features(X, keep_ratio=0.5, epochs=4, num_factors=32, k=4, key=0)
+
+folder, steps = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
+x = torch.randn(96, 8, generator=torch.Generator().manual_seed(0))
+dataset = [{"index": torch.tensor(row), "inputs": x[row], "labels": x[row].sum()} for row in range(96)]
+selector = pysel.selection.DynamicSelector.from_features(x, keep_ratio=0.5, epochs=4, num_factors=32, k=4, key=0)
 sampler = pysel.SelectionSampler(selector, key=0, rank=0, num_replicas=1)
 arguments = TrainingArguments(
-    folder, per_device_train_batch_size=4, num_train_epochs=3, max_steps=steps, save_steps=2, use_cpu=True,
-    report_to="none", disable_tqdm=True,
+    folder, per_device_train_batch_size=4, num_train_epochs=3, save_steps=2, use_cpu=True, report_to="none",
+    disable_tqdm=True,
 )  # fmt: skip
-trainer = Selected(Model(), arguments, train_dataset=Rows(), callbacks=[NameEpoch()])
-trainer.train(resume_from_checkpoint=get_last_checkpoint(folder))
+trainer = Selected(Model(), arguments, train_dataset=dataset, callbacks=[NameEpoch()])
+trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)

@@ -55,5 +55,6 @@ def train(config: dict) -> None:
 
 if __name__ == "__main__":
     restarts = ray.train.FailureConfig(max_failures=1)
-    run = ray.train.RunConfig(name="run", storage_path=sys.argv[1], failure_config=restarts)
+    folder = Path(sys.argv[1]).resolve()
+    run = ray.train.RunConfig(name="run", storage_path=str(folder), failure_config=restarts)
     ray.train.torch.TorchTrainer(train, scaling_config=ray.train.ScalingConfig(num_workers=2), run_config=run).fit()

@@ -3,9 +3,10 @@
     torchrun --nproc-per-node 2 examples/stateful_dataloader.py RUN 8  # its time is up after 8 steps, within epoch 1
     torchrun --nproc-per-node 2 examples/stateful_dataloader.py RUN    # goes on with the samples left
 
-It asks for the state whenever a batch goes to a worker and keeps it until the loop receives that batch; so nothing
-need be counted. It loads a state as the next pass begins, after the loop has named an epoch: name the sampler's own.
-The number of workers must stay. With batch_sampler= it keeps a state only of a ``pysel.BatchSampler``.
+It takes the state as a batch goes to a worker and keeps it until the loop receives that batch: nothing need be
+counted. The state is loaded as the next pass begins, so name the epoch that it was taken in. After an epoch's last
+batch that is still the same one, with nothing left of it; named the next, the next would be empty. The number of
+workers must stay. With ``batch_sampler=`` a state is kept of a ``pysel.BatchSampler`` alone.
 """
 
 import sys
@@ -29,6 +30,7 @@ def main(folder: Path, steps: int) -> None:
     model = DistributedDataParallel(torch.nn.Linear(8, 1))
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
 
+    folder.mkdir(parents=True, exist_ok=True)
     step, first, file = 0, 0, folder / "checkpoint.pt"
     if file.exists():
         state = torch.load(file, weights_only=True)
