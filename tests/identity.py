@@ -426,6 +426,12 @@ def fixed_weights(r: Random) -> Call:
 
 
 @op
+def words64(r: Random) -> Call:
+    items = r.integers(0, 2**62, r.size(r.largest))
+    return Call("words64", (r.key(), r.randrange(6), items))
+
+
+@op
 def draw_targets(r: Random) -> Call:
     return Call("draw_targets", (r.key(), r.start(), r.size(r.largest), r.word()))
 

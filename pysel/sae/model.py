@@ -333,7 +333,7 @@ class TopKSAE(nn.Module):
 
     def counts(self, values: Tensor, indices: Tensor) -> Tensor:
         """int64 [H], in how many rows of a code each unit is active (not 0)."""
-        values, indices = values.detach().reshape(-1, values.size(-1)), indices.reshape(-1, indices.size(-1))
+        values = values.detach()
         return ops.factor_counts(values.abs() if self.activation == "abs" else values, indices, self.num_factors)
 
     def dead_units(self) -> Tensor:
