@@ -282,9 +282,7 @@ class TopKSAE(nn.Module):
 
     def decode(self, values: Tensor, indices: Tensor) -> Tensor:
         """Rows [..., d] from activations [..., k] of units [..., k]."""
-        k = values.size(-1)
-        rows = ops.sparse_decode(values.reshape(-1, k), indices.reshape(-1, k), self.decoder, self.bias)
-        return rows.reshape(*values.shape[:-1], self.in_features)
+        return ops.sparse_decode(values, indices, self.decoder, self.bias)
 
     def forward(self, x: Tensor, loss: bool = False) -> SAEOutput | Tensor:
         """Encode and decode.
