@@ -1,7 +1,7 @@
 # make demo   the speed of the ops, and training with and without selection: two minutes (DEMO_ARGS=... for bench.demo)
 # make test   run the tests, four minutes on two cores (PYTEST_ARGS=... for pytest)
 # make test-all  and the CUDA kernels in every order of threads and under sanitizers, ten minutes, as CI does
-# make examples  run examples/ in every framework that they are for, three minutes on two cores
+# make examples  run examples/ in the frameworks that they are for, and samplers in all, four minutes on two cores
 # make bench  measure every op against its rivals, 15 minutes on two cores; make bench-quick: 2
 # make experiments  compare selection methods on real data, 90 minutes on two cores; what is there is not done again
 # make subsets  compare subsets chosen once, ASSS's and its rivals', on eight tables, resumably: 90 minutes on two cores
