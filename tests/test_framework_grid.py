@@ -323,9 +323,6 @@ def test_stop_at_the_end_of_an_epoch(loop: Any, make: Any, before: int, after: i
             check(following, wanted[epoch + 1], running)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a pass that begins after set_epoch(1) loads epoch 0's end: no samples (verl #7401)"
-)
 @pytest.mark.parametrize("loop", [Stateful, StatefulBatches])
 def test_the_next_epoch_is_named_after_the_last_batch(loop: Any) -> None:
     """As in loops that take the epoch from the number of steps."""

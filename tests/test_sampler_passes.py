@@ -179,6 +179,21 @@ def test_copies_go_on_where_they_were(make: Any, copied: Any) -> None:
 
 
 @pytest.mark.parametrize("make", MAKERS)
+def test_a_pass_that_was_given_a_finished_state_goes_on_to_the_epoch_that_is_named(make: Any) -> None:
+    """torchdata loads a state into the iterator, before the loop names the epoch."""
+    whole = epochs_of(make)
+    donor = make()
+    running = iter(donor)
+    list(running)
+    for named, wanted in ((0, []), (1, whole[1]), (3, whole[3])):
+        sampler = make()
+        coming = iter(sampler)
+        coming.load_state_dict(running.state_dict())  # type: ignore[attr-defined]
+        sampler.set_epoch(named)
+        assert list(coming) == wanted
+
+
+@pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("world", [1, 3])
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_a_finished_epoch_is_followed_by_the_next(make: Any, world: int, drop_last: bool) -> None:

@@ -64,6 +64,10 @@ class Pass(Iterator[int]):
         sampler, name = self._sampler, type(self._sampler).__name__
         who = ranks.beneath_accelerate(name, sampler._ranks())
         place = self._place or sampler._next_place()
+        if (
+            place.done and sampler._named and sampler._epoch > place.epoch
+        ):  # set_epoch has gone on from a finished state
+            place = sampler._next_place()
         if sampler._compared(place):
             who = who._replace(groups=())
         if not place.done:
