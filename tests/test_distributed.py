@@ -281,8 +281,8 @@ def test_another_function_on_another_rank(four: Ranks) -> None:
         assert "all ranks must call the same function" in str(answer)
 
 
-def spoilt(rank: int, group: Any, name: str, x: Tensor, given: dict[str, Any]) -> Any:
-    good = torch.ones(len(x)).to(x.dtype)
+def spoilt(rank: int, group: Any, name: str, x: Tensor | None, given: dict[str, Any]) -> Any:
+    good = torch.ones(2) if x is None else torch.ones(len(x)).to(x.dtype)
     return getattr(pysel.distributed, name)(x if rank == 1 else good, process_group=group, **given)
 
 
@@ -293,12 +293,15 @@ def spoilt(rank: int, group: Any, name: str, x: Tensor, given: dict[str, Any]) -
         ("select", [[1.0], [2.0]], {"k": 1}, "select: scores must have shape [n], got [2, 1]"),
         ("weighted_sample", [1.0, -1.0], {"k": 1, "key": 0}, "weights must be finite and at least 0, got a negative"),
         ("weighted_sample", [torch.inf], {"k": 1, "key": 0, "log_weights": True}, "weights must be below +inf"),
+        ("select", None, {"k": 1}, "select: scores must be a Tensor, got NoneType"),
+        ("weighted_sample", None, {"k": 1, "key": 0}, "weighted_sample: weights must be a Tensor, got NoneType"),
     ],
 )
-def test_a_shard_that_is_refused(four: Ranks, name: str, x: list[Any], given: dict[str, Any], message: str) -> None:
-    for rank, answer in enumerate(four(spoilt, 3, name, torch.tensor(x), given)):
+def test_a_shard_that_is_refused(four: Ranks, name: str, x: Any, given: dict[str, Any], message: str) -> None:
+    given_x = None if x is None else torch.tensor(x)
+    for rank, answer in enumerate(four(spoilt, 3, name, given_x, given)):
         if rank == 1:
-            assert isinstance(answer, ValueError)
+            assert isinstance(answer, TypeError if x is None else ValueError)
             assert message in str(answer)
         else:
             assert isinstance(answer, RuntimeError)

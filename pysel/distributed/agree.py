@@ -30,33 +30,30 @@ class Meeting(NamedTuple):
 
 
 def meet(
-    op: str,
-    check: Callable[[], int],
-    rows: int,
-    options: dict[str, Any],
-    group: dist.ProcessGroup | None,
-    device: torch.device,
+    op: str, shard: Tensor, prepare: Callable[[], tuple[dict[str, Any], int]], group: dist.ProcessGroup | None
 ) -> Meeting:
     """Compare the ranks' arguments.
 
     Args:
         op: name of the function, for messages.
-        check: raises what this rank has to refuse of its shard; returns an integer that all are to know.
-        rows: of this rank's shard.
-        options: the arguments that must be equal on all ranks, by name.
+        shard: this rank's; messages live on its device, as the group's backend wants.
+        prepare: raises what this rank has to refuse, so that the others need not wait for it. Returns the arguments
+            that must be equal on all ranks, by name, and an integer that all are to know.
         group: the ranks; None are all.
-        device: where messages live: that of the shards, as the group's backend wants.
 
     Raises:
         RuntimeError: there is no process group, or another rank has refused its shard.
-        ValueError: ranks differ in an option; what ``check`` raises.
+        ValueError: ranks differ in an argument. And what ``prepare`` raises.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(f"{op}: torch.distributed must be initialised first, by init_process_group")
     own: Exception | None = None
-    note = 0
+    options: dict[str, Any] = {}
+    rows, note, device = 0, 0, torch.device("cpu")
     try:
-        note = check()
+        if isinstance(shard, Tensor):
+            rows, device = shard.size(0) if shard.dim() else 0, shard.device
+        options, note = prepare()
     except (ValueError, TypeError, IndexError, RuntimeError) as error:
         own = error
     values = [_hash(op), rows, int(own is not None), note, *map(_hash, options.values())]

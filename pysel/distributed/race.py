@@ -90,16 +90,9 @@ def joined(pieces: list[Piece]) -> Piece:
 
 def check_groups(op: str, groups: Tensor | None, quotas: Tensor | None, k: int, like_name: str, like: Tensor) -> None:
     """Refuse groups and quotas that do not fit this rank's shard, or ``k``."""
-    if groups is None and quotas is None:
+    _checks.groups(op, groups, quotas, like_name, like)
+    if groups is None or quotas is None:
         return
-    for name, value, other in (("groups", groups, "quotas"), ("quotas", quotas, "groups")):
-        if value is None:
-            raise ValueError(f"{op}: {name} must be given with {other}, got None")
-    assert groups is not None
-    assert quotas is not None
-    _checks.tensor(op, "groups", groups, (torch.int64, torch.int32))
-    _checks.tensor(op, "quotas", quotas, (torch.int64,))
-    _checks.same_device(op, "groups", groups, like_name, like)
     if groups.shape != like.shape:
         raise ValueError(
             f"{op}: groups must have the shape of {like_name}, {list(like.shape)}, got {list(groups.shape)}"

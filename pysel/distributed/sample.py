@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -61,35 +62,30 @@ def weighted_sample(
     Source: as `pysel.weighted_sample`; sharding as in `pysel.distributed.select`.
     """
     op = "weighted_sample"
-    _checks.tensor(op, "weights", weights)
-    k = _checks.in_range(op, "k", k, 0)
-    if key is None:
-        raise ValueError(f"{op}: key must be given, the same on all ranks, got None")
-    weights = weights.detach()
-    resolved = resolve(op, key, None, weights.device)
     least = -math.inf if log_weights else 0.0
+    resolved = torch.empty(0, dtype=torch.int64, device="cpu")
 
-    def check() -> int:
+    def prepare() -> tuple[dict[str, Any], int]:
+        nonlocal weights, k, resolved
+        _checks.tensor(op, "weights", weights)
+        k, weights = _checks.in_range(op, "k", k, 0), weights.detach()
+        if key is None:
+            raise ValueError(f"{op}: key must be given, the same on all ranks, got None")
+        resolved = resolve(op, key, None, weights.device)
         if weights.dim() != 1:
             raise ValueError(f"{op}: weights must have shape [n], got {list(weights.shape)}")
-        if replacement and groups is not None:
+        if _checks.flag(op, "replacement", replacement) and groups is not None:
             raise ValueError(f"{op}: replacement must be False with groups, got True")
         check_groups(op, groups, quotas, k, "weights", weights)
-        if log_weights and bool((weights.isnan() | (weights == math.inf)).any()):
+        if _checks.flag(op, "log_weights", log_weights) and bool((weights.isnan() | (weights == math.inf)).any()):
             raise ValueError(f"{op}: weights must be below +inf and not NaN (log_weights=True), got +inf or NaN")
         if not log_weights and bool((~torch.isfinite(weights) | (weights < 0)).any()):
             raise ValueError(f"{op}: weights must be finite and at least 0, got a negative, infinite or NaN weight")
-        return _as_bits(float(weights.max()) if weights.numel() else least)
+        options = {"k": k, "replacement": replacement, "log_weights": log_weights, "quotas": quotas, "key": resolved}
+        most = float(weights.max()) if weights.numel() else least
+        return {**options, "weights' dtype": str(weights.dtype)}, _as_bits(most)
 
-    options = {
-        "k": k,
-        "replacement": bool(replacement),
-        "log_weights": bool(log_weights),
-        "quotas": quotas,
-        "key": resolved,
-        "weights' dtype": str(weights.dtype),
-    }
-    meeting = meet(op, check, weights.numel(), options, process_group, weights.device)
+    meeting = meet(op, weights, prepare, process_group)
     if replacement:
         return _inversion(op, meeting, weights, k, log_weights, resolved)
     total = sum(meeting.rows)

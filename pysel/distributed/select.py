@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -29,7 +31,7 @@ def select(
         k: of all ranks together, between 0 and N.
         largest: select the largest; else the smallest.
         groups: int64 or int32 [n], in [0, G): the group of each element of the shard. Together with ``quotas``.
-        quotas: int64 [G], how many of each group over all ranks, which sum to ``k``; on the CPU or the shard's device.
+        quotas: int64 [G], how many of each group over all ranks, which sum to ``k``.
         key: int64 [2] or an int: orders ties at random; without one they go to the lowest index.
         process_group: the ranks, in whose order the shards follow each other; default all.
 
@@ -52,27 +54,28 @@ def select(
     Source: the idea of rounds of pivots is that of Huebschle-Schneider, Sanders and Mueller, arXiv 1502.03942.
     """
     op = "select"
-    _checks.tensor(op, "scores", scores, (*_checks.FLOATING, torch.int64, torch.int32))
-    k = _checks.integer(op, "k", k)
-    scores = scores.detach()
+    resolved: Tensor | None = None
 
-    def check() -> int:
+    def prepare() -> tuple[dict[str, Any], int]:
+        nonlocal scores, k, resolved
+        _checks.tensor(op, "scores", scores, (*_checks.FLOATING, torch.int64, torch.int32))
+        k, scores = _checks.integer(op, "k", k), scores.detach()
         if scores.dim() != 1:
             raise ValueError(f"{op}: scores must have shape [n], got {list(scores.shape)}")
         if scores.is_floating_point() and bool(scores.isnan().any()):
             raise ValueError(f"{op}: scores must not be NaN, got NaN")
         check_groups(op, groups, quotas, k, "scores", scores)
-        return 0
+        resolved = None if key is None else resolve(op, key, None, scores.device)
+        options = {"k": k, "largest": _checks.flag(op, "largest", largest), "quotas": quotas, "key": resolved}
+        return {**options, "scores' dtype": str(scores.dtype)}, 0
 
-    resolved = None if key is None else resolve(op, key, None, scores.device)
-    options = {"k": k, "largest": bool(largest), "quotas": quotas, "key": resolved, "scores' dtype": str(scores.dtype)}
-    meeting = meet(op, check, scores.numel(), options, process_group, scores.device)
+    meeting = meet(op, scores, prepare, process_group)
     total = sum(meeting.rows)
     if not 0 <= k <= total:
         raise IndexError(f"{op}: k must be between 0 and {total}, got {k}")
 
     wanted = torch.tensor([k], device="cpu") if quotas is None else quotas.cpu()
-    shard = Shard(scores.numel(), bool(largest), scores.__getitem__, None, groups, meeting.offset, resolved)
+    shard = Shard(scores.numel(), largest, scores.__getitem__, None, groups, meeting.offset, resolved)
     mine = winners(op, meeting, shard, wanted, "the size")
     return ops.select(
         scores,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.distributed as dist
 from torch import Tensor
 
@@ -48,17 +50,17 @@ def usage_step_(
         >>> torch.distributed.destroy_process_group()
     """
     op = "usage_step_"
-    _checks.tensor(op, "counts", counts, COUNTS)
-    updated = counts.clone()
-    penalised = scores
+    updated = penalised = counts
 
-    def check() -> int:
-        nonlocal penalised
+    def prepare() -> tuple[dict[str, Any], int]:
+        nonlocal updated, penalised
+        _checks.tensor(op, "counts", counts, COUNTS)
+        updated = counts.clone()
         penalised = ops.usage_step_(updated, selected, scores, gamma, decay, form, step)
-        return 0
+        options = {"gamma": gamma, "decay": decay, "form": form, "step": step}
+        return {**options, "counts' dtype": str(counts.dtype)}, 0
 
-    options = {"gamma": gamma, "decay": decay, "form": form, "step": step, "counts' dtype": str(counts.dtype)}
-    meet(op, check, counts.numel(), options, process_group, counts.device)
+    meet(op, counts, prepare, process_group)
     counts.copy_(updated)
     return penalised
 
@@ -90,11 +92,10 @@ def factor_counts(
     op = "factor_counts"
     counted = values
 
-    def check() -> int:
+    def prepare() -> tuple[dict[str, Any], int]:
         nonlocal counted
         counted = ops.factor_counts(values, indices, num_factors, groups=groups, num_groups=num_groups)
-        return 0
+        return {"num_factors": num_factors, "num_groups": num_groups}, 0
 
-    options = {"num_factors": num_factors, "num_groups": num_groups}
-    meet(op, check, values.size(0) if values.dim() else 0, options, process_group, values.device)
+    meet(op, values, prepare, process_group)
     return add(counted, process_group)
