@@ -35,7 +35,7 @@ test test-all: .venv/built .venv/dev
 	@$(PY) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(if $(filter test-all,$@),--long) $(PYTEST_ARGS)
 
 examples: .venv/built .venv/dev .venv/frameworks
-	@$(PY) -m pytest --numprocesses auto --maxprocesses 4 $(PYTEST_ARGS) \
+	@$(PY) -m pytest --numprocesses auto --maxprocesses 4 --long $(PYTEST_ARGS) \
 		tests/test_examples.py tests/test_frameworks.py tests/test_framework_grid.py
 
 bench: .venv/built .venv/rivals

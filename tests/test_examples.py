@@ -17,6 +17,8 @@ import torch
 
 import pysel
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 TIMM = Path(os.environ.get("PYSEL_TIMM", ROOT / ".venv" / "timm"))  # apart, see the Makefile
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))

@@ -21,7 +21,7 @@ from tests.test_frameworks import BATCH, N, Rows, selection, through_a_file, var
 EPOCHS = 4
 STOPS = 0, 2  # epochs within or after which a run stops
 
-pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")]
 
 
 def distinct(**options: Any) -> WeightedSampler:
