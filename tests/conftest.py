@@ -7,7 +7,7 @@ import pysel
 from tests.tensors import DEVICES, DTYPES, LAYOUTS, name
 
 TIERS = {
-    "long": "the CUDA kernels in all orders of threads and under sanitizers, all frameworks: ten minutes, make test-all",
+    "long": "the CUDA kernels in all orders and under sanitizers, all frameworks: ten minutes, make test-all",
     "slow": "minutes or gigabytes for one promise",
 }
 
