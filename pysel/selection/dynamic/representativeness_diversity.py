@@ -52,7 +52,7 @@ class DynamicSelector(Selector):
 
     What it is worth, measured by us with small networks and principal components as features, all methods at the same
     number of steps (bench/results/EXPERIMENTS.md). On even classes it is within 0.3 points of `DynamicRandom`, on
-    either side, and 0.3 to 1 point below `InfoBatch`, which needs the losses. Representativeness is what costs, the
+    either side, and 0.2 to 0.9 points below `InfoBatch`, which needs the losses. Representativeness is what costs, the
     usage penalty is what one cannot do without; ``schedule=0.0``, diversity alone, is mostly a little better than the
     published mix. On uneven classes ``balance`` decides, and more than any score: with ``balance_losses`` it is worth
     7 points where test classes are even, and costs 2 to 4 where they are as uneven as in training; there take
