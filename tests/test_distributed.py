@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import pysel
 import pysel.distributed
+from pysel.distributed import race
 from tests.ranks import Ranks, ranks
 
 WORLD = 4
@@ -128,6 +130,26 @@ def test_weighted_sample_of_groups(four: Ranks, how: str) -> None:
     assert torch.equal(got, pysel.weighted_sample(w, order="index", **given))
 
 
+def biased(rank: int, group: Any, best: bool, x: Tensor, at: list[int], arguments: dict[str, Any]) -> Tensor:
+    """A call whose sample is of the shard's first rows or its last, which are its best and its worst."""
+    fair = race.Shard.sample
+    race.Shard.sample = lambda self, size: self.piece(slice(0, size) if best else slice(self.rows - size, self.rows))
+    try:
+        return call(rank, group, "select", x, at, arguments)
+    finally:
+        race.Shard.sample = fair
+
+
+@pytest.mark.parametrize("best", [True, False])
+@pytest.mark.parametrize("kind", ["wild", "few"])
+def test_a_sample_that_misses_the_cut_costs_time_alone(four: Ranks, best: bool, kind: str) -> None:
+    n = 100_000  # of which a rank draws not quite half
+    x = torch.cat([part.sort(descending=True).values for part in numbers(torch.float32, n, kind).split(n // 2)])
+    for k in (n // 2, n // 3):
+        answers = four(biased, 2, best, x, cuts(n, 2, "even"), {"k": k, "key": 3})
+        assert torch.equal(torch.cat(answers), pysel.select(x, k, key=3))
+
+
 # --- what it costs ---
 
 
@@ -201,6 +223,22 @@ def test_usage_step(four: Ranks) -> None:
     wanted = pysel.usage_step_(counts, selected, scores, 0.3)
     assert torch.equal(torch.cat([penalised for penalised, _ in answers]), wanted)
     assert torch.equal(torch.cat([updated for _, updated in answers]), counts)
+
+
+def numbers_of_any_kind(rank: int, group: Any) -> Any:
+    gamma, step = [(1, 2), (1.0, np.int64(2)), (np.float64(1), torch.tensor(2))][rank]
+    penalised = pysel.distributed.usage_step_(
+        torch.ones(3), torch.tensor([1]), torch.ones(3), gamma, form="rate", step=step, process_group=group
+    )
+    size = [5, np.int64(5), torch.tensor(5)][rank]
+    values, indices = torch.ones(2, 1), torch.tensor([[0], [4]])
+    return penalised, pysel.distributed.factor_counts(values, indices, size, process_group=group)
+
+
+def test_equal_numbers_of_different_kinds_are_equal(four: Ranks) -> None:
+    for penalised, counts in four(numbers_of_any_kind, 3):
+        assert penalised.tolist() == [0.5, 0.0, 0.5]
+        assert counts.tolist() == [3, 0, 0, 0, 3]
 
 
 def bad_step(rank: int, group: Any) -> Any:

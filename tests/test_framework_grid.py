@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from pysel import BatchSampler, SelectionSampler, WeightedSampler
 from pysel.selection import DynamicRandom
-from tests.test_frameworks import BATCH, N, Rows, selection, through_a_file, varying, weighted
+from tests.epochs import through_a_file
+from tests.test_frameworks import BATCH, N, Rows, selection, varying, weighted
 
 EPOCHS = 4
 STOPS = 0, 2  # epochs within or after which a run stops

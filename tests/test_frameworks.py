@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from itertools import islice
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 import pysel
 from pysel import BatchSampler, SelectionSampler, WeightedSampler
 from pysel.selection import DynamicSelector
+from tests.epochs import epochs_of, through_a_file
 
 N, EPOCHS, BATCH = 103, 4, 8
 
@@ -65,21 +65,6 @@ MAKERS = [pytest.param(make, id=make.__name__) for make in (weighted, without_ke
 KEYED = [pytest.param(make, id=make.__name__) for make in (weighted, selection, varying)]
 
 
-def epochs_of(make: Any, **options: Any) -> list[list[int]]:
-    sampler, seen = make(**options), []
-    for epoch in range(EPOCHS):
-        sampler.set_epoch(epoch)
-        seen.append(list(sampler))
-    return seen
-
-
-def through_a_file(state: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
 def flat(batches: Any) -> list[int]:
     return [i for batch in batches for i in batch.tolist()]
 
@@ -109,7 +94,7 @@ def test_stateful_loader(make: Any, workers: int, how: str, named: bool) -> None
         return iter(one)
 
     torch.manual_seed(0)
-    whole = epochs_of(make)
+    whole = epochs_of(make, EPOCHS)
     if how == "drop_last":
         whole = [epoch[: len(epoch) // BATCH * BATCH] for epoch in whole]
     keyed = make is not without_key
@@ -140,7 +125,7 @@ def test_stateful_loader(make: Any, workers: int, how: str, named: bool) -> None
 
 def test_stateful_loader_iterated_before_the_state_is_loaded() -> None:
     loaders = pytest.importorskip("torchdata.stateful_dataloader")
-    whole = epochs_of(selection)
+    whole = epochs_of(selection, EPOCHS)
     for workers in (0, 2):
         one = loaders.StatefulDataLoader(Rows(), BATCH, sampler=selection(), num_workers=workers)
         one.sampler.set_epoch(2)
@@ -196,7 +181,7 @@ def test_accelerate_drops_a_loaded_position_with_a_warning() -> None:
     loader = prepared(weighted, 0, 1)
     loader.batch_sampler.sampler.load_state_dict(donor.state_dict())
     loader.set_epoch(3)
-    assert begun + [i for batch in loader for i in batch.tolist()] == epochs_of(weighted)[3]
+    assert begun + [i for batch in loader for i in batch.tolist()] == epochs_of(weighted, EPOCHS)[3]
 
 
 def test_accelerate_and_ranks_would_deal_out_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +200,7 @@ def test_accelerate_and_ranks_would_deal_out_twice(monkeypatch: pytest.MonkeyPat
 def test_accelerate_skips_batches_of_the_epoch_that_the_sampler_was_told() -> None:
     """On several processes its own set_epoch does not reach a sampler beneath skip_first_batches."""
     accelerate = pytest.importorskip("accelerate.data_loader")
-    whole = epochs_of(selection)[3]
+    whole = epochs_of(selection, EPOCHS)[3]
     seen = []
     for process in range(2):
         loader = prepared(selection, process, 2, even_batches=False)
@@ -241,7 +226,7 @@ def test_accelerate_resumes_on_more_processes(make: Any) -> None:
         loader.batch_sampler.batch_sampler.sampler.load_state_dict(state)
         loader.set_epoch(1)
         seen += flat(loader)
-    assert sorted(begun + seen) == sorted(epochs_of(make)[1])
+    assert sorted(begun + seen) == sorted(epochs_of(make, EPOCHS)[1])
 
 
 # --- Lightning ---
@@ -297,7 +282,7 @@ def lightning_loader(make: Any, stateful: bool, workers: int) -> Any:
 def test_lightning_resumes(make: Any, workers: int, stateful: bool, tmp_path: Any) -> None:
     """From the end of an epoch, and with torchdata's loader from within one."""
     lightning = pytest.importorskip("lightning.pytorch")
-    whole = epochs_of(make)
+    whole = epochs_of(make, EPOCHS)
     straight = module(make, stateful=stateful, workers=workers)
     trainer(tmp_path, EPOCHS).fit(straight)
     assert straight.seen == dict(enumerate(whole))
@@ -334,4 +319,4 @@ def test_lightning_cuts_growing_epochs_and_the_sampler_says_so(tmp_path: Any) ->
     assert [len(one.seen[epoch]) for epoch in range(3)] == [20, 24, 24]
     one = module(varying)
     trainer(tmp_path, 3, reload_dataloaders_every_n_epochs=1).fit(one)
-    assert one.seen == dict(enumerate(epochs_of(varying)[:3]))
+    assert one.seen == dict(enumerate(epochs_of(varying, EPOCHS)[:3]))

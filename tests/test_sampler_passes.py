@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader
 import pysel
 from pysel import BatchSampler, SelectionSampler, WeightedSampler
 from pysel.selection import DynamicSelector, InfoBatch, Selector
+from tests.epochs import epochs_of, through_a_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is yielded again", "ignore:torch.distributed is disabled")
 
@@ -44,21 +44,6 @@ def keyless(**options: Any) -> WeightedSampler:
 
 
 MAKERS = [pytest.param(make, id=make.__name__) for make in (weighted, without_replacement, selection)]
-
-
-def epochs_of(make: Any, count: int = 5, **options: Any) -> list[list[int]]:
-    sampler, seen = make(**options), []
-    for epoch in range(count):
-        sampler.set_epoch(epoch)
-        seen.append(list(sampler))
-    return seen
-
-
-def through_a_file(state: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 # --- the position belongs to the pass ---

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from itertools import islice
 from typing import Any
 
@@ -17,6 +16,7 @@ import pysel
 from pysel import SelectionSampler, WeightedSampler
 from pysel.samplers import passes
 from pysel.selection import DynamicSelector, FixedSelector, Full
+from tests.epochs import through_a_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is yielded again")
 
@@ -122,13 +122,6 @@ def test_more_ranks_than_samples() -> None:
     assert [len(list(sampler)) for sampler in ranks] == [1] * 5
     dropping = SelectionSampler(Full(2), key=pysel.key(0), rank=0, num_replicas=5, drop_last=True)
     assert list(dropping) == [] and len(dropping) == 0
-
-
-def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @pytest.mark.parametrize("make", SAMPLERS)

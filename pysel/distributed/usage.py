@@ -57,8 +57,10 @@ def usage_step_(
         _checks.tensor(op, "counts", counts, COUNTS)
         updated = counts.clone()
         penalised = ops.usage_step_(updated, selected, scores, gamma, decay, form, step)
-        options = {"gamma": gamma, "decay": decay, "form": form, "step": step}
-        return {**options, "counts' dtype": str(counts.dtype)}, 0
+        numbers = {
+            name: _checks.number(op, name, x) for name, x in (("gamma", gamma), ("decay", decay), ("step", step))
+        }
+        return {**numbers, "form": form, "counts' dtype": str(counts.dtype)}, 0
 
     meet(op, counts, prepare, process_group)
     counts.copy_(updated)
@@ -95,7 +97,8 @@ def factor_counts(
     def prepare() -> tuple[dict[str, Any], int]:
         nonlocal counted
         counted = ops.factor_counts(values, indices, num_factors, groups=groups, num_groups=num_groups)
-        return {"num_factors": num_factors, "num_groups": num_groups}, 0
+        of = None if num_groups is None else _checks.integer(op, "num_groups", num_groups)
+        return {"num_factors": _checks.integer(op, "num_factors", num_factors), "num_groups": of}, 0
 
     meet(op, values, prepare, process_group)
     return add(counted, process_group)
