@@ -53,6 +53,10 @@ class BatchSampler(torch.utils.data.BatchSampler):
         """Name the epoch of the next pass; see `WeightedSampler.set_epoch`."""
         self.sampler.set_epoch(epoch)
 
+    def stats(self) -> dict[str, int | float]:
+        """The sampler's figures, see `WeightedSampler.stats`; what ``drop_last`` leaves out here is not among them."""
+        return self.sampler.stats()
+
     def state_dict(self) -> dict[str, Any]:
         """The sampler's state, see `WeightedSampler.state_dict`."""
         return self.sampler.state_dict()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,6 +35,32 @@ class Place:
         return 0 < self.length <= self.position
 
 
+class Watch:
+    """Adds up the seconds that are spent within it; what is spent within it twice over counts once."""
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.unclaimed = 0.0  # by a pass
+        self._since, self._depth = 0.0, 0
+
+    def __enter__(self) -> None:
+        if self._depth == 0:
+            self._since = perf_counter()
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            spent = perf_counter() - self._since
+            self.total += spent
+            self.unclaimed += spent
+
+    def claim(self) -> float:
+        """The seconds that nobody has claimed yet."""
+        seconds, self.unclaimed = self.unclaimed, 0.0
+        return seconds
+
+
 class Pass(Iterator[int]):
     """One rank's way through one epoch. It begins with its first sample, and knows its place whatever else goes on."""
 
@@ -43,15 +70,16 @@ class Pass(Iterator[int]):
         self.begun = False
         self._elements: Elements | None = None
         self._piece: Iterator[int] = iter(())
-        self._rank, self._world = 0, 1
-        self.first = self._stop = 0  # the global positions at which it begins and ends
+        self.rank, self.world = 0, 1
+        self.first = self.stop = 0  # the global positions at which it begins and ends
+        self.seconds = 0.0  # spent on its samples, what was spent before it began included
 
     def __iter__(self) -> Iterator[int]:
         return self
 
     def __next__(self) -> int:
         for index in self._piece:
-            self._place.position += self._world  # type: ignore[union-attr]
+            self._place.position += self.world  # type: ignore[union-attr]
             return index
         if not self.begun:
             self._begin()
@@ -72,12 +100,13 @@ class Pass(Iterator[int]):
             who = who._replace(groups=())
         if not place.done:
             try:
-                self._elements, length = sampler._sequence(place)
-                if place.length not in (0, length):
-                    raise ValueError(
-                        f"{name}: epoch {place.epoch} has {length} samples, the loaded state's had {place.length}"
-                    )
-                digests = sampler._digests(place) if who.groups else {}
+                with sampler._watch:
+                    self._elements, length = sampler._sequence(place)
+                    if place.length not in (0, length):
+                        raise ValueError(
+                            f"{name}: epoch {place.epoch} has {length} samples, the loaded state's had {place.length}"
+                        )
+                    digests = sampler._digests(place) if who.groups else {}
             except Exception as error:
                 ranks.compare(name, who, error)  # the others are waiting
                 raise
@@ -85,22 +114,29 @@ class Pass(Iterator[int]):
             place.length = length
         left = place.length - place.position
         self._place, self.begun = place, True
-        self._rank, self._world = who.rank, who.world
+        self.rank, self.world = who.rank, who.world
         self.first = place.position
-        self._stop = place.position + sampler._share(left, who.world) * who.world
+        self.stop = place.position + sampler._share(left, who.world) * who.world
         sampler._began(self)
+        self.seconds += sampler._watch.claim()
 
     def _next_piece(self) -> list[int]:
-        place, world = self._place, self._world
+        with self._sampler._watch:
+            piece = self._made()
+        self.seconds += self._sampler._watch.claim()
+        return piece
+
+    def _made(self) -> list[int]:
+        place, world = self._place, self.world
         assert place is not None
         if self._elements is None:  # the sequence has changed, or a copy was made of this pass
             self._elements, _ = self._sampler._sequence(place)
         n, first = place.length, place.position
-        last = min(first + max(_PIECE // world, 1) * world, self._stop)
-        piece = self._elements(slice(min(first + self._rank, n), min(last, n), world))
+        last = min(first + max(_PIECE // world, 1) * world, self.stop)
+        piece = self._elements(slice(min(first + self.rank, n), min(last, n), world))
         if len(piece) < (last - first) // world:  # padding: the sequence's first samples again
             begin = self._sampler._padding_from(place)
-            again = begin + (last - world + self._rank - begin) % (n - begin)
+            again = begin + (last - world + self.rank - begin) % (n - begin)
             piece = torch.cat([piece, self._elements(slice(again, again + 1, 1))])
         return piece.tolist()
 
@@ -114,7 +150,7 @@ class Pass(Iterator[int]):
         """Whether this rank has yielded all of its share."""
         if self._place is None:
             return False
-        return self._place.position >= self._stop if self.begun else self._place.done
+        return self._place.position >= self.stop if self.begun else self._place.done
 
     def place(self, yielded: int | None = None) -> Place:
         """Where it is, or was when this rank had ``yielded`` so many samples."""
@@ -125,12 +161,12 @@ class Pass(Iterator[int]):
         position = self._place.position
         if yielded is not None:
             least, most = (
-                -(-(end - self.first) // self._world) for end in (self._sampler._padding_from(self._place), position)
+                -(-(end - self.first) // self.world) for end in (self._sampler._padding_from(self._place), position)
             )
             yielded = _checks.in_range(type(self._sampler).__name__, "yielded", yielded, max(least, 0), most)
-            position = self.first + yielded * self._world
+            position = self.first + yielded * self.world
         # what drop_last leaves over counts as passed
-        return replace(self._place, position=position if position < self._stop else self._place.length)
+        return replace(self._place, position=position if position < self.stop else self._place.length)
 
     def changed(self, place: Place) -> None:
         """The sequence is another one from here on."""

@@ -14,7 +14,7 @@ from pysel import _checks
 from pysel.random import as_key
 from pysel.random import key as new_key
 from pysel.samplers import ranks
-from pysel.samplers.passes import Elements, Pass, Place
+from pysel.samplers.passes import Elements, Pass, Place, Watch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -58,6 +58,7 @@ class RankedSampler(DistributedSampler[int]):
         self._latest: Pass | None = None  # the pass that began last
         self._usual = 0  # samples in the first epoch seen
         self._warned: set[str] = set()
+        self._watch = Watch()  # runs while samples are picked
 
     # --- what a sampler defines ---
 
@@ -215,6 +216,52 @@ class RankedSampler(DistributedSampler[int]):
         if what not in self._warned:
             self._warned.add(what)
             warnings.warn(f"{type(self).__name__}: {message}", stacklevel=5)
+
+    # --- figures ---
+
+    def stats(self) -> dict[str, int | float]:
+        """Figures of the pass that began last; before there is one, of the coming one, whose length is found as by len.
+
+        They are this process's own: no rank waits for another, and they are no part of the state.
+
+        Returns:
+            ``epoch``; ``position``, how many samples of it all ranks together have been given; ``num_samples`` in it
+            for all ranks together; ``rank`` and ``num_replicas``; how many samples are ``padded``, that is repeated so
+            that all ranks have equally many, and how many ``dropped`` to that end; ``selection_seconds``, spent in this
+            process on picking or drawing the epoch's samples, comparing them between ranks not included, and
+            ``selection_seconds_total``, over all epochs so far.
+
+        Example:
+            >>> import pysel
+            >>> sampler = pysel.WeightedSampler([1.0, 2.0, 3.0], 5, key=0, rank=0, num_replicas=2)
+            >>> sampler.set_epoch(4)
+            >>> share = list(sampler)
+            >>> stats = sampler.stats()
+            >>> stats["epoch"], stats["position"], stats["num_samples"], stats["padded"]
+            (4, 5, 5, 1)
+            >>> 0 < stats["selection_seconds"] <= stats["selection_seconds_total"]
+            True
+        """
+        latest, watch = self._latest, self._watch
+        place = self._resumes() if latest is None else latest.place()
+        epoch, position, length = (place.epoch, place.position, place.length) if place else (self._epoch, 0, 0)
+        if latest is not None and latest.begun:
+            rank, world, stop, seconds = latest.rank, latest.world, latest.stop, latest.seconds
+        else:
+            rank, world, _ = self._ranks()
+            length = length or self._length()
+            stop, seconds = position + self._share(length - position, world) * world, watch.unclaimed
+        return {
+            "epoch": epoch,
+            "position": position,
+            "num_samples": length,
+            "rank": rank,
+            "num_replicas": world,
+            "padded": max(stop - length, 0),
+            "dropped": max(length - stop, 0),
+            "selection_seconds": seconds,
+            "selection_seconds_total": watch.total,
+        }
 
     # --- state ---
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Generator, Tensor
@@ -107,9 +109,10 @@ class SelectionSampler(RankedSampler):
         if self._picked is None or self._picked[0] != epoch:
             what = f"what {type(self.selector).__name__}.select returns"
             known = getattr(self.selector, "num_samples", None)
-            subset = self.selector.select(epoch)
-            subset = _inputs.indices("SelectionSampler", what, subset, known if isinstance(known, int) else 2**63)
-            self._picked = epoch, subset.cpu().clone()
+            with self._watch:
+                subset = self.selector.select(epoch)
+                subset = _inputs.indices("SelectionSampler", what, subset, known if isinstance(known, int) else 2**63)
+                self._picked = epoch, subset.cpu().clone()
         return self._picked[1]
 
     def _sequence(self, place: Place) -> tuple[Elements, int]:
@@ -139,6 +142,37 @@ class SelectionSampler(RankedSampler):
             "subset": digest(self._subset(place.epoch)),
         }
 
+    def stats(self, *, selector: bool = True) -> dict[str, int | float]:
+        """Figures of the pass that began last, as of `WeightedSampler.stats`, and of the selector.
+
+        Args:
+            selector: ask the selector, too, which may take longer: `pysel.selection.DynamicSelector` goes through all
+                samples' uses and, if it was made from features, encodes its subset. The sampler's own figures cost
+                nothing.
+
+        Returns:
+            beside those of every sampler ``realised_ratio``, if the selector has a ``num_samples``: the samples that
+            all ranks together yield in the epoch, with padding, over those that there are. With ``selector`` the
+            numbers in its ``stats()``, if it has any, as ``selector/...``; its lists are left out.
+
+        Example:
+            >>> import pysel
+            >>> selector = pysel.selection.DynamicRandom(10, keep_ratio=0.3, key=0)
+            >>> sampler = SelectionSampler(selector, key=0, rank=0, num_replicas=2)
+            >>> samples = list(sampler)
+            >>> stats = sampler.stats()
+            >>> stats["num_samples"], stats["padded"], stats["realised_ratio"], stats["selector/realised_ratio"]
+            (3, 1, 0.4, 0.3)
+        """
+        stats = super().stats()
+        there = getattr(self.selector, "num_samples", None)
+        if isinstance(there, int) and there > 0:
+            stats["realised_ratio"] = (stats["num_samples"] + stats["padded"] - stats["dropped"]) / there
+        own = getattr(self.selector, "stats", None)
+        if selector and callable(own):
+            stats |= _numbers("selector", own())
+        return stats
+
     def state_dict(self, *, yielded: int | None = None) -> dict[str, Any]:
         """Epoch, position and the selector's own state; see `WeightedSampler.state_dict`."""
         return {**super().state_dict(yielded=yielded), "selector": self.selector.state_dict()}
@@ -158,3 +192,12 @@ class SelectionSampler(RankedSampler):
         if not isinstance(state["selector"], dict):
             got = type(state["selector"]).__name__
             raise ValueError(f"SelectionSampler: state_dict['selector'] must be a dictionary, got {got}")
+
+
+def _numbers(name: str, value: Any) -> dict[str, int | float]:
+    """The numbers in dictionaries within one another, by the way to each."""
+    if isinstance(value, Mapping):
+        return {path: x for entry, one in value.items() for path, x in _numbers(f"{name}/{entry}", one).items()}
+    if isinstance(value, Integral):
+        return {name: int(value)}
+    return {name: float(value)} if isinstance(value, Real) else {}

@@ -149,10 +149,11 @@ class WeightedSampler(RankedSampler):
         now = self._checked(now)
         running = self._latest if self._latest is not None and not self._latest.done else None
         mark = self._mark if self._latest is None else None
-        if running is not None:
-            running.changed(self._redrawn(running.place()))
-        elif mark is not None and not mark.done:
-            self._mark = self._redrawn(mark)
+        with self._watch:
+            if running is not None:
+                running.changed(self._redrawn(running.place()))
+            elif mark is not None and not mark.done:
+                self._mark = self._redrawn(mark)
         self._weights, self._digest = now, ""
         self._version += 1
 
