@@ -36,7 +36,7 @@ test test-all: .venv/built .venv/dev
 
 examples: .venv/built .venv/dev .venv/frameworks
 	@$(PY) -m pytest --numprocesses auto --maxprocesses 4 --long $(PYTEST_ARGS) \
-		tests/test_examples.py tests/test_frameworks.py tests/test_framework_grid.py
+		tests/test_examples.py tests/test_frameworks.py tests/test_framework_grid.py tests/test_selection_log.py
 
 bench: .venv/built .venv/rivals
 	@$(PY) -m bench.run $(BENCH_ARGS)

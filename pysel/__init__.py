@@ -23,10 +23,11 @@ from pysel.ops import (
     weighted_sample,
 )
 from pysel.random import fold_in, key, split
-from pysel.samplers import BatchSampler, SelectionSampler, WeightedSampler
+from pysel.samplers import BatchSampler, SelectionLog, SelectionSampler, WeightedSampler
 
 __all__ = [
     "BatchSampler",
+    "SelectionLog",
     "SelectionSampler",
     "WeightedSampler",
     "build_info",
