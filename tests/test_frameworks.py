@@ -165,6 +165,17 @@ def test_accelerate_trains_the_global_batches_of_other_loops(make: Any) -> None:
             assert together == sorted(i for one in wanted for i in one[step * BATCH : (step + 1) * BATCH])
 
 
+def test_accelerate_repeats_nothing_where_epochs_are_rounded() -> None:
+    """Of 52 selected samples two processes with batches of 8 get 64, 12 of them twice, or 48, each once."""
+    for round_to, size, distinct in ((1, 64, 52), (2 * BATCH, 48, 48)):
+
+        def make(round_to: int = round_to, **options: Any) -> SelectionSampler:
+            return selection(round_to=round_to, **options)
+
+        seen = [i for process in range(2) for i in flat(prepared(make, process, 2))]
+        assert (len(seen), len(set(seen))) == (size, distinct)
+
+
 def test_accelerate_synchronises_the_generator_of_a_sampler_without_a_key() -> None:
     loader = prepared(without_key, 0, 2)
     assert isinstance(loader.batch_sampler.batch_sampler.sampler.generator, torch.Generator)

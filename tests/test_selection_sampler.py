@@ -207,3 +207,85 @@ def test_a_refused_state_changes_neither_sampler_nor_selector() -> None:
     with pytest.raises(ValueError, match="Own: no"):
         sampler.load_state_dict({**state, "epoch": 3, "selector": {"refuse": True}})
     assert sampler.epoch == 0 and selector.state == {"loaded": 0}
+
+
+# --- whole rounds of batches ---
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("round_to", [1, 2, 8, 23, 52])
+def test_an_epoch_is_a_multiple(round_to: int, shuffle: bool) -> None:
+    """The largest that the subset of 52 holds, in the order that it has without rounding."""
+    plain, sampler = selection(shuffle=shuffle), selection(shuffle=shuffle, round_to=round_to)
+    for epoch in (0, 2, 5):
+        plain.set_epoch(epoch)
+        sampler.set_epoch(epoch)
+        size = len(plain) // round_to * round_to
+        subset = sampler.selector.select(epoch).tolist()
+        yielded = list(sampler)
+        assert len(sampler) == sampler.num_samples == len(sampler.dataset) == len(yielded) == size
+        assert set(yielded) <= set(subset) and len(set(yielded)) == size
+        assert yielded == (list(plain)[:size] if shuffle else sorted(yielded))
+        stats = sampler.stats()
+        assert (stats["num_samples"], stats["dropped"], stats["padded"]) == (size, len(subset) - size, 0)
+        assert stats["realised_ratio"] == size / N
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_what_rounding_leaves_out_is_random(shuffle: bool) -> None:
+    """Each of 10 samples stays out of 800 epochs of 4,000, give or take five standard deviations of 25.3."""
+    out = torch.zeros(10, dtype=torch.int64)
+    sampler = SelectionSampler(Full(10), key=0, shuffle=shuffle, round_to=4)
+    for epoch in range(4000):
+        sampler.set_epoch(epoch)
+        out[torch.ones(10, dtype=torch.bool).index_fill(0, torch.tensor(list(sampler)), False)] += 1
+    assert int(out.sum()) == 8000 and bool(((out - 800).abs() < 127).all())
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_rounded_epochs_have_whole_rounds_on_every_rank_and_resume(shuffle: bool) -> None:
+    world, batch = 3, 4
+    ranks = [selection(rank=r, num_replicas=world, round_to=world * batch, shuffle=shuffle) for r in range(world)]
+    whole = list(selection(round_to=world * batch, shuffle=shuffle))
+    shares = [list(sampler) for sampler in ranks]
+    assert [len(share) for share in shares] == [16] * 3 and 16 % batch == 0
+    assert [index for row in zip(*shares, strict=True) for index in row] == whole
+    stopped = selection(round_to=world * batch, shuffle=shuffle)
+    begun = list(islice(iter(stopped), 7))
+    resumed = selection(round_to=world * batch, shuffle=shuffle)
+    resumed.load_state_dict(stopped.state_dict())
+    assert resumed.stats()["dropped"] == 4 and begun + list(resumed) == whole
+    other = selection(round_to=5, shuffle=shuffle)
+    other.load_state_dict(stopped.state_dict())
+    with pytest.raises(ValueError, match="epoch 0 has 50 samples, the loaded state's had 48"):
+        list(other)
+
+
+def test_what_is_dropped_is_of_the_running_epoch() -> None:
+    asked = []
+
+    def select(epoch: int) -> Tensor:
+        asked.append(epoch)
+        return torch.arange(10 + epoch)
+
+    sampler = SelectionSampler(Own(select), key=0, round_to=4)
+    assert sampler.stats()["dropped"] == 2
+    list(sampler)
+    sampler.set_epoch(1)
+    assert len(sampler) == 8 and sampler.stats()["dropped"] == 2
+    list(sampler)
+    assert sampler.stats()["dropped"] == 3 and asked == [0, 1]
+
+
+def test_round_to_refuses() -> None:
+    for bad, error, message in (
+        (0, ValueError, "round_to must be at least 1, got 0"),
+        (2.0, TypeError, "round_to must be an int, got float"),
+    ):
+        with pytest.raises(error, match=f"SelectionSampler: {message}"):
+            SelectionSampler(Full(10), key=0, round_to=bad)  # type: ignore[arg-type]
+    sampler = SelectionSampler(Full(10), key=0, round_to=11)
+    for use in (len, list):
+        with pytest.raises(ValueError, match="round_to must be at most 10, the size of the subset, got 11"):
+            use(sampler)
+    assert list(SelectionSampler(Own(torch.empty(0, dtype=torch.int64)), key=0, round_to=4)) == []

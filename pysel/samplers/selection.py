@@ -53,6 +53,10 @@ class SelectionSampler(RankedSampler):
     or dropped with ``drop_last=True``. Every rank runs the same selector, in the same state (same scores, same key):
     this is compared as each epoch begins. Rank and world size are found as `WeightedSampler` says.
 
+    Loaders and trainers fill or cut the last round of batches: with W ranks and batches of B, an epoch has up to
+    W B - 1 samples more or fewer than were selected. ``round_to=W * B`` leaves nothing for them to do: the largest
+    multiple that the subset holds is yielded, and what is beyond it stays out, other samples at random each epoch.
+
     Args:
         selector: a `pysel.selection.Selector`, for instance `pysel.selection.DynamicSelector`, or any object with
             ``select(epoch)``, ``__len__``, ``state_dict`` and ``load_state_dict``.
@@ -62,11 +66,13 @@ class SelectionSampler(RankedSampler):
         generator: where keys come from; not with ``key``.
         rank, num_replicas, mesh, process_group: see `WeightedSampler`.
         drop_last: drop instead of padding.
+        round_to: samples of an epoch, over all ranks together, are a multiple of this, at most as many as are selected.
+            It is part of what an epoch is: within one, a state is resumed with the same.
 
     Raises:
         TypeError: ``selector`` lacks a method, or another argument has the wrong type.
         ValueError: an argument out of range, or several ranks with neither key nor generator. In iteration: what
-            ``select`` gave is not a set of indices, or ranks differ.
+            ``select`` gave is not a set of indices, or has fewer than ``round_to`` of them, or ranks differ.
 
     Example:
         >>> import pysel
@@ -93,6 +99,7 @@ class SelectionSampler(RankedSampler):
         mesh: DeviceMesh | None = None,
         process_group: ProcessGroup | None = None,
         drop_last: bool = False,
+        round_to: int = 1,
     ) -> None:
         if not isinstance(selector, Selects):
             raise TypeError(
@@ -102,7 +109,9 @@ class SelectionSampler(RankedSampler):
         super().__init__(key, generator, rank, num_replicas, mesh, process_group, drop_last)
         self.selector = selector
         self.shuffle = _checks.flag("SelectionSampler", "shuffle", shuffle)
+        self.round_to = _checks.in_range("SelectionSampler", "round_to", round_to, 1)
         self._picked: tuple[int, Tensor] | None = None  # an epoch and its subset
+        self._left_out = 0  # by rounding, of the epoch whose sequence was made last
 
     def _subset(self, epoch: int) -> Tensor:
         """What the selector picks, checked, and asked for once."""
@@ -117,13 +126,28 @@ class SelectionSampler(RankedSampler):
 
     def _sequence(self, place: Place) -> tuple[Elements, int]:
         subset = self._subset(place.epoch)
-        if not self.shuffle:
-            return subset.__getitem__, subset.numel()
-        n, key = subset.numel(), fold_in(fold_in(place.key, _ORDER), place.epoch)
-        return lambda part: subset[ops.permutation(n, key=key, start=part.start, stop=part.stop)[:: part.step]], n
+        n, rounded = subset.numel(), self._rounded(subset)
+        self._left_out = n - rounded
+        key = fold_in(fold_in(place.key, _ORDER), place.epoch)
+        if self.shuffle:
+            return lambda part: subset[
+                ops.permutation(n, key=key, start=part.start, stop=part.stop)[:: part.step]
+            ], rounded
+        if rounded < n:
+            subset = subset[ops.permutation(n, key=key, stop=rounded).sort().values]
+        return subset.__getitem__, rounded
+
+    def _rounded(self, subset: Tensor) -> int:
+        """How many samples of a subset are yielded."""
+        n = subset.numel()
+        if 0 < n < self.round_to:
+            raise ValueError(
+                f"SelectionSampler: round_to must be at most {n}, the size of the subset, got {self.round_to}"
+            )
+        return n - n % self.round_to
 
     def _length(self) -> int:
-        return self._subset(self.epoch).numel()
+        return self._rounded(self._subset(self.epoch))
 
     @property
     def num_samples(self) -> int:  # type: ignore[override]
@@ -137,7 +161,7 @@ class SelectionSampler(RankedSampler):
         return {
             "epoch and position": digest([place.epoch, place.position]),
             "key": digest(place.key),
-            "arguments": digest([type(self.selector).__qualname__, self.shuffle, self.drop_last]),
+            "arguments": digest([type(self.selector).__qualname__, self.shuffle, self.drop_last, self.round_to]),
             "selector": digest(self.selector.state_dict()),
             "subset": digest(self._subset(place.epoch)),
         }
@@ -151,8 +175,9 @@ class SelectionSampler(RankedSampler):
                 nothing.
 
         Returns:
-            beside those of every sampler ``realised_ratio``, if the selector has a ``num_samples``: the samples that
-            all ranks together yield in the epoch, with padding, over those that there are. With ``selector`` the
+            beside those of every sampler, where ``round_to`` is among the reasons to be ``dropped``,
+            ``realised_ratio``, if the selector has a ``num_samples``: the samples that all ranks together yield in the
+            epoch, with padding, over those that there are. With ``selector`` the
             numbers in its ``stats()``, if it has any, as ``selector/...``; its lists are left out.
 
         Example:
@@ -168,6 +193,9 @@ class SelectionSampler(RankedSampler):
         there = getattr(self.selector, "num_samples", None)
         if isinstance(there, int) and there > 0:
             stats["realised_ratio"] = (stats["num_samples"] + stats["padded"] - stats["dropped"]) / there
+        begun = self._latest is not None and self._latest.begun
+        left_out = self._left_out if begun else self._subset(int(stats["epoch"])).numel() % self.round_to
+        stats["dropped"] += left_out
         own = getattr(self.selector, "stats", None)
         if selector and callable(own):
             stats |= _numbers("selector", own())
