@@ -66,19 +66,28 @@ def matrix(op: str, name: str, value: Any) -> Tensor:
     return x
 
 
-def vector(op: str, name: str, value: Any, size: int | None = None, *, may_be_infinite: bool = False) -> Tensor:
+def vector(
+    op: str,
+    name: str,
+    value: Any,
+    size: int | None = None,
+    *,
+    may_be_infinite: bool = False,
+    may_be_empty: bool = False,
+) -> Tensor:
     """Scores, losses or weights [N], N > 0, floating point: half types stay, whole numbers become float64.
 
     Args:
         size: the N that is wanted.
         may_be_infinite: refuse NaN alone.
+        may_be_empty: as a rank's shard may.
 
     Raises:
         TypeError: not real numbers.
         ValueError: another shape, or a number that is not finite.
     """
     x = tensor(op, name, value)
-    if x.dim() != 1 or x.numel() == 0 or (size is not None and x.numel() != size):
+    if x.dim() != 1 or (x.numel() == 0 and not may_be_empty) or (size is not None and x.numel() != size):
         raise ValueError(f"{op}: {name} must be [{size or 'N'}]{'' if size else ' with N > 0'}, got {list(x.shape)}")
     x = x if x.is_floating_point() else x.to(torch.float64)
     finite(op, name, x, may_be_infinite)

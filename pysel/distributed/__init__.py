@@ -10,8 +10,9 @@ rank is lost in the middle, gloo raises on the others after the group's timeout,
 the process.
 """
 
+from pysel.distributed.dynamic import ShardedDynamicSelector
 from pysel.distributed.sample import weighted_sample
 from pysel.distributed.select import select
 from pysel.distributed.usage import factor_counts, usage_step_
 
-__all__ = ["factor_counts", "select", "usage_step_", "weighted_sample"]
+__all__ = ["ShardedDynamicSelector", "factor_counts", "select", "usage_step_", "weighted_sample"]

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 _OP, _ROWS, _REFUSED, _NOTE = range(4)  # of a header; the options follow
-_OPTIONS = 12
+_OPTIONS = 16
 
 
 class Meeting(NamedTuple):

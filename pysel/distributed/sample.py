@@ -92,13 +92,27 @@ def weighted_sample(
     if k > total:
         raise IndexError(f"{op}: k must be between 0 and {total}, got {k}")
 
+    return drawn(op, meeting, weights, k, log_weights, groups, quotas, resolved)
+
+
+def drawn(
+    op: str,
+    meeting: Meeting,
+    weights: Tensor,
+    k: int,
+    log_weights: bool,
+    groups: Tensor | None,
+    quotas: Tensor | None,
+    key: Tensor,
+) -> Tensor:
+    """What `weighted_sample` returns without replacement, once the ranks have met with arguments that are right."""
+    least = -math.inf if log_weights else 0.0
+
     def race_keys(part: slice) -> Tensor:
-        return torch.ops.pysel.race_keys(weights[part], log_weights, resolved, meeting.offset + part.start)
+        return torch.ops.pysel.race_keys(weights[part], log_weights, key, meeting.offset + part.start)
 
     wanted = torch.tensor([k], device="cpu") if quotas is None else quotas.cpu()
-    shard = Shard(
-        weights.numel(), True, race_keys, lambda part: weights[part] > least, groups, meeting.offset, resolved
-    )
+    shard = Shard(weights.numel(), True, race_keys, lambda part: weights[part] > least, groups, meeting.offset, key)
     mine = winners(op, meeting, shard, wanted, "the number of nonzero weights")
     return ops.weighted_sample(
         weights,
@@ -107,7 +121,7 @@ def weighted_sample(
         order="index",
         groups=groups,
         quotas=None if groups is None else mine.to(weights.device),
-        key=resolved,
+        key=key,
         start=meeting.offset,
     )
 

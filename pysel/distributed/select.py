@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pysel import _checks, ops
-from pysel.distributed.agree import meet
+from pysel.distributed.agree import Meeting, meet
 from pysel.distributed.race import Shard, check_groups, winners
 from pysel.random import resolve
 
@@ -74,8 +74,22 @@ def select(
     if not 0 <= k <= total:
         raise IndexError(f"{op}: k must be between 0 and {total}, got {k}")
 
+    return chosen(op, meeting, scores, k, largest, groups, quotas, resolved)
+
+
+def chosen(
+    op: str,
+    meeting: Meeting,
+    scores: Tensor,
+    k: int,
+    largest: bool,
+    groups: Tensor | None,
+    quotas: Tensor | None,
+    key: Tensor | None,
+) -> Tensor:
+    """What `select` returns, once the ranks have met with arguments that are right."""
     wanted = torch.tensor([k], device="cpu") if quotas is None else quotas.cpu()
-    shard = Shard(scores.numel(), largest, scores.__getitem__, None, groups, meeting.offset, resolved)
+    shard = Shard(scores.numel(), largest, scores.__getitem__, None, groups, meeting.offset, key)
     mine = winners(op, meeting, shard, wanted, "the size")
     return ops.select(
         scores,
@@ -83,6 +97,6 @@ def select(
         largest,
         groups=groups,
         quotas=None if groups is None else mine.to(scores.device),
-        key=resolved,
+        key=key,
         start=meeting.offset,
     )

@@ -6,6 +6,7 @@ kept but the features that `DynamicSelector.explain` reads from.
 """
 
 from pysel.selection import features, schedule
+from pysel.selection.bitmap import Bitmap
 from pysel.selection.dynamic import (
     DynamicRandom,
     DynamicSelector,
@@ -36,6 +37,7 @@ StaticRandomSelector = StaticRandom
 
 __all__ = [
     "ASSS",
+    "Bitmap",
     "DynamicRandom",
     "DynamicRandomSelector",
     "DynamicSelector",

@@ -170,12 +170,18 @@ def to_unit_interval(scores: Any, how: str | None = "minmax", *, quantile: float
         last = size.cumsum(0) - 1
         mean_rank = last.double() - (size - 1).double() / 2
         return (mean_rank / (scores.numel() - 1))[group].to(scores.dtype)
-    unit = power_of_two(torch.maximum(low.abs(), high.abs()))  # differences must neither overflow nor vanish
-    scores, low, high = scores / unit, low / unit, high / unit
+    ends = low, high
     if how == "clip":
         beyond = math.floor(clipped * scores.numel())  # on either side
         ordered = scores.sort().values
-        low, high = ordered[beyond], ordered[-1 - beyond]
+        ends = ordered[beyond], ordered[-1 - beyond]
+    return rescale(scores, torch.maximum(low.abs(), high.abs()), *ends)
+
+
+def rescale(scores: Tensor, most: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Scores [N] from [low, high] to [0, 1], what is beyond clipped; ``most`` is the largest magnitude of all."""
+    unit = power_of_two(most)  # differences must neither overflow nor vanish
+    scores, low, high = scores / unit, low / unit, high / unit
     if low == high:
         return (scores > high).to(scores.dtype)  # "clip": what is above the one value that nearly all have
     return ((scores - low) / (high - low)).clamp_(0, 1)

@@ -25,16 +25,16 @@ from pysel.random import as_key, fold_in, split
 from pysel.sae import SAEReport, TopKSAE, train_sae
 from pysel.sae.rows import Rows
 from pysel.selection.dynamic.factors import FactorTables, check_model, check_options, factor_tables, to_unit_interval
-from pysel.selection.protocol import Selector, lasting
-from pysel.selection.schedule import Schedule, full_epochs, resolve
-from pysel.selection.schedule import balance as checked_weight
-from pysel.selection.subset import Strata, loss_weights, subset_size
+from pysel.selection.dynamic.plan import Planned
+from pysel.selection.protocol import lasting
+from pysel.selection.schedule import Schedule
+from pysel.selection.subset import Strata
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class DynamicSelector(Selector):
+class DynamicSelector(Planned):
     """Picks each epoch's subset by representativeness, diversity and how often a sample has been used.
 
     Algorithm 1 of arXiv 2603.04981; this module's docstring has the formulas and says what is ours. Build it with
@@ -129,21 +129,20 @@ class DynamicSelector(Selector):
             raise ValueError(
                 f"{name}: diversity must have shape [{n}] like representativeness, got [{diversity.numel()}]"
             )
-        self._size = subset_size(keep_ratio, n, op=name)
-        self.keep_ratio = float(keep_ratio)
-        self.epochs = _checks.in_range(name, "epochs", epochs, 1)
-        self.gamma = _checks.within(name, "gamma", gamma, "[0, inf)")
-        self.temperature = None if temperature is None else _checks.within(name, "temperature", temperature, "(0, inf)")
-        self.schedule = resolve(schedule, op=name)
-        tail = _checks.written(name, "refine", refine, "[0, 1]")
-        self._first_full = self.epochs - full_epochs(tail, self.epochs) if tail else None
-        _checks.choice(name, "penalty", penalty, ("log", "linear", "exp", "rate"))
-        self.penalty = penalty
-        if balance is not None:
-            _checks.choice(name, "balance", balance, ("equal", "proportional"))
-        if normalise is not None:
-            _checks.choice(name, "normalise", normalise, ("minmax", "clip", "rank"))
-        else:
+        super().__init__(
+            n,
+            keep_ratio,
+            epochs,
+            balance=balance,
+            gamma=gamma,
+            penalty=penalty,
+            schedule=schedule,
+            refine=refine,
+            balance_losses=balance_losses,
+            normalise=normalise,
+            temperature=temperature,
+        )
+        if normalise is None:
             for argument, table in (("representativeness", representativeness), ("diversity", diversity)):
                 low, high = float(table.min()), float(table.max())
                 if low < 0 or high > 1:
@@ -155,25 +154,9 @@ class DynamicSelector(Selector):
         self._strata = Strata(
             n, self._size, ranked, balance=balance or "proportional", device=device, op=name, name="keep_ratio"
         )
-        self._loss_weights: tuple[Tensor, Tensor] | None = None  # [C], of subsets and of all samples
-        if balance is not None and balance_losses and self._strata.quotas is not None:
-            sizes = self._strata.sizes
-            self._loss_weights = loss_weights(self._strata.quotas, sizes, balance), loss_weights(sizes, sizes, balance)
-        super().__init__(
-            n,
-            {
-                "keep_ratio": keep_ratio,
-                "epochs": self.epochs,
-                "balance": balance,
-                "gamma": self.gamma,
-                "penalty": penalty,
-                "schedule": schedule,
-                "refine": refine,
-                "balance_losses": bool(balance_losses),
-                "normalise": normalise,
-                "temperature": self.temperature,
-            },
-        )
+        self._loss_weights: tuple[Tensor, Tensor] | None = None
+        if self._strata.quotas is not None:
+            self._loss_weights = self._class_weights(self._strata.quotas, self._strata.sizes)
         self._set_tables(representativeness, diversity)
         self._set_key(as_key(name, key))
 
@@ -278,37 +261,7 @@ class DynamicSelector(Selector):
         selector.sae, selector.factors, selector._rows = sae, tables, rows
         return selector
 
-    # --- sizes ---
-
-    def _is_full(self, epoch: int) -> bool:
-        return self._first_full is not None and epoch >= self._first_full
-
-    def size(self, epoch: int) -> int:
-        """Samples in an epoch's subset."""
-        return self.num_samples if self._is_full(epoch) else self._size
-
-    def __len__(self) -> int:
-        """Samples in the subset of the epoch that was selected last; before any, in the first."""
-        return self.size(max(self._epoch, 0))
-
-    @property
-    def realised_ratio(self) -> float:
-        """Samples that training sees over those that full data would take, over all epochs planned."""
-        return sum(map(self.size, range(self.epochs))) / (self.num_samples * self.epochs)
-
-    def total_steps(self, batch_size: int, drop_last: bool = False) -> int:
-        """Batches in all epochs planned: what a learning-rate schedule runs over."""
-        batch_size = _checks.in_range(f"{type(self).__name__}.total_steps", "batch_size", batch_size, 1)
-        sizes = [self.size(epoch) for epoch in range(self.epochs)]
-        return sum(size // batch_size if drop_last else -(-size // batch_size) for size in sizes)
-
     # --- selection ---
-
-    def weight(self, epoch: int) -> float:
-        """alpha(t), the schedule's weight of representativeness in an epoch (t is ``epoch + 1``)."""
-        name = type(self).__name__
-        epoch = _checks.in_range(name, "epoch", epoch, 0)
-        return checked_weight(self.schedule, min((epoch + 1) / self.epochs, 1.0), op=name)
 
     @lasting
     def select(self, epoch: int = 0) -> Tensor:

@@ -1,0 +1,347 @@
+"""Dynamic selection over more samples than one process holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pysel import _checks, _inputs, ops
+from pysel.distributed import shards
+from pysel.distributed.agree import Meeting, add, meet
+from pysel.distributed.race import PIECE
+from pysel.distributed.sample import drawn
+from pysel.distributed.select import chosen
+from pysel.random import as_key, fold_in
+from pysel.selection.bitmap import Bitmap, packed
+from pysel.selection.dynamic.plan import Planned
+from pysel.selection.protocol import _like, lasting
+from pysel.selection.schedule import Schedule
+from pysel.selection.subset import quotas
+
+
+class ShardedDynamicSelector(Planned):
+    """`pysel.selection.DynamicSelector` of which each rank holds a shard: in each epoch the same subset, bit for bit.
+
+    Shards are consecutive parts of the data set in the order of the ranks, of any lengths, empty ones included. Every
+    rank makes the selector from its shard and equal other arguments, and asks for the same epochs; making it, asking
+    for another epoch than the last and loading a state are collective, the rest is not. `pysel.SelectionSampler` takes
+    it as it is: each rank then yields samples of the whole data set, the same as with one process's selector.
+
+    For each sample of its shard a rank holds two scores (8 bytes in float32), how often it was used (1 byte for up to
+    255 epochs, 2 for up to 32,767, else 4), with labels its class (4), and while it selects a third score. For each
+    sample of the whole every rank holds the epoch's subset, as a `pysel.selection.Bitmap` (a bit, and an eighth of one
+    for finding the j-th), which is exchanged once an epoch.
+
+    Args:
+        representativeness: [n] floating point, this rank's shard, tensor or numpy array; n may differ and be 0.
+        diversity: [n].
+        keep_ratio, epochs: see `DynamicSelector`; the same on all ranks, as all that follow.
+        labels: integers [n], those of the shard; on all ranks or on none.
+        balance, gamma, penalty, schedule, refine, balance_losses, normalise, temperature: see `DynamicSelector`.
+        key: int64 [2] or an int, for the order of equal scores and the draws.
+        process_group: the ranks, in whose order the shards follow each other; default all.
+
+    Raises:
+        TypeError, ValueError: as `DynamicSelector`, on the rank that holds the cause; ranks that differ in an argument,
+            on all.
+        RuntimeError: torch.distributed is not initialised, or another rank has refused its shard.
+
+    Example:
+        >>> import tempfile, torch, pysel.distributed
+        >>> store = torch.distributed.FileStore(tempfile.mktemp(), 1)
+        >>> torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        >>> common = torch.tensor([0.9, 0.1, 0.5, 0.2])
+        >>> selector = pysel.distributed.ShardedDynamicSelector(common, 1 - common, 0.5, epochs=10, key=0)
+        >>> selector.select(0), selector.bitmap(1)
+        (tensor([0, 2]), Bitmap(2 of 4))
+        >>> torch.distributed.destroy_process_group()
+
+    Source: as `DynamicSelector`; sharding as in `pysel.distributed.select`.
+    """
+
+    def __init__(
+        self,
+        representativeness: Any,
+        diversity: Any,
+        keep_ratio: float,
+        epochs: int,
+        *,
+        labels: Any = None,
+        balance: str | None = "equal",
+        gamma: float = 0.2,
+        penalty: str = "log",
+        schedule: str | float | Schedule = "sigmoid",
+        refine: float = 0.15,
+        balance_losses: bool = True,
+        normalise: str | None = "minmax",
+        temperature: float | None = None,
+        key: Tensor | int,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        name = type(self).__name__
+        plan: dict[str, Any] = {
+            "balance": balance,
+            "gamma": gamma,
+            "penalty": penalty,
+            "schedule": schedule,
+            "refine": refine,
+            "balance_losses": balance_losses,
+            "normalise": normalise,
+            "temperature": temperature,
+        }
+        tables: list[Tensor] = []
+        own_key = torch.empty(0, dtype=torch.int64, device="cpu")
+        own_classes: _inputs.Classes | None = None
+
+        def prepare() -> tuple[dict[str, Any], int]:
+            nonlocal own_key, own_classes
+            Planned.__init__(self, 1, keep_ratio, epochs, **plan)  # looks at the arguments alone
+            if key is None:
+                raise ValueError(f"{name}: key must be given, the same on all ranks, got None")
+            own_key = as_key(name, key)
+            tables.extend(_shard(name, representativeness, diversity, normalise))
+            if labels is not None:
+                own_classes = _classes(name, labels, tables[0])
+            shown = {"key": own_key, "labels (given or not)": labels is not None}
+            dtypes = {"representativeness' dtype": str(tables[0].dtype), "diversity's dtype": str(tables[1].dtype)}
+            return {**self._described(), **shown, **dtypes}, len(tables[0])
+
+        given = representativeness if isinstance(representativeness, Tensor) else torch.empty(0, device="cpu")
+        meeting = meet(name, given, prepare, process_group)
+        meeting = meeting._replace(rows=meeting.notes)
+        n = sum(meeting.rows)
+        if n == 0:
+            raise ValueError(f"{name}: representativeness must be [n] with n > 0 on some rank, got [0] on all")
+        super().__init__(n, keep_ratio, epochs, **plan)
+        self._group, self._rank, self._offset, self._rows = process_group, meeting.rank, meeting.offset, len(tables[0])
+        self._key, self._epoch, self._bitmap = own_key, -1, _none_of(n)
+        dtype = next(t for t in (torch.uint8, torch.int16, torch.int32) if self.epochs <= torch.iinfo(t).max)
+        with torch.inference_mode(False):  # it is written to, wherever the caller is then
+            self._uses = torch.zeros(self._rows, dtype=dtype, device=tables[0].device)  # the subset is in it
+
+        self._groups: Tensor | None = None  # int32 [n], the class of each sample of the shard among all ranks
+        self._quotas: Tensor | None = None  # int64 [C]
+        self._labels: Tensor | None = None  # int64 [C], ascending
+        self._loss_weights: tuple[Tensor, Tensor] | None = None
+        if own_classes is not None and balance is not None:
+            self._groups, self._labels, sizes = shards.classes(own_classes, meeting)
+            self._quotas = quotas(sizes, self._size, balance, op=name, name="keep_ratio")
+            self._loss_weights = self._class_weights(self._quotas, sizes)
+        self.representativeness = shards.unit_interval(name, meeting, tables[0], normalise)
+        self.diversity = shards.unit_interval(name, meeting, tables[1], normalise).to(self.representativeness.dtype)
+        self._tables = {"representativeness": self.representativeness, "diversity": self.diversity}
+        if self._groups is not None:
+            self._tables["classes"] = self._groups
+        self._digest = shards.fingerprint(self._tables, meeting)
+
+    # --- selection ---
+
+    @lasting
+    def bitmap(self, epoch: int = 0) -> Bitmap:
+        """The subset of an epoch, of all ranks. Collective where it is another epoch than the last.
+
+        Raises:
+            TypeError, ValueError: ``epoch`` is not an int of 0 or more, or not the same on all ranks; nothing has
+                changed.
+        """
+        name = type(self).__name__
+        if epoch == self._epoch >= 0 and not isinstance(epoch, bool):
+            return self._bitmap
+
+        def prepare() -> tuple[dict[str, Any], int]:
+            asked = _checks.in_range(name, "epoch", epoch, 0, torch.iinfo(self._uses.dtype).max - 1)
+            return {"epoch": asked, "the epoch before": self._epoch}, 0
+
+        meeting = meet(name, self._uses, prepare, self._group)
+        if epoch < self._epoch:
+            first, uses = 0, torch.zeros_like(self._uses)
+        else:
+            first = self._epoch + 1
+            uses = (
+                self._uses if first == epoch else self._uses.clone()
+            )  # changed by the last step alone, after all else
+        self._uses, self._bitmap = self._played(meeting, uses, first, int(epoch), self._key)
+        self._epoch = int(epoch)
+        return self._bitmap
+
+    @lasting
+    def select(self, epoch: int = 0) -> Tensor:
+        """The rows of this rank's shard that are in an epoch's subset: int64 ascending. Collective as `bitmap` is."""
+        rows = self.bitmap(epoch).between(self._offset, self._offset + self._rows) - self._offset
+        return rows.to(self._uses.device)
+
+    def _played(self, meeting: Meeting, uses: Tensor, first: int, last: int, key: Tensor) -> tuple[Tensor, Bitmap]:
+        """Select epochs ``first`` to ``last``, counting in ``uses``; the counts and the last epoch's subset.
+
+        The last epoch is counted after the last collective.
+        """
+        for epoch in range(first, last + 1):
+            rows = None if self._is_full(epoch) else self._choose(meeting, uses, epoch, fold_in(key, epoch))
+            if epoch == last:
+                bitmap = self._exchanged(meeting, rows)
+            if rows is None:
+                uses += 1
+            else:
+                uses.index_add_(0, rows, uses.new_ones(()).expand(len(rows)))
+        return uses, bitmap
+
+    def _choose(self, meeting: Meeting, uses: Tensor, epoch: int, key: Tensor) -> Tensor:
+        """The rows of this shard in the subset of an epoch before which samples have been used so often."""
+        name = type(self).__name__
+        scores = self._scored(epoch, uses)
+        if self.temperature is None:
+            return chosen(name, meeting, scores, self._size, True, self._groups, self._quotas, key)
+        scores.div_(self.temperature)
+        return drawn(name, meeting, scores, self._size, True, self._groups, self._quotas, key)
+
+    def _scored(self, epoch: int, uses: Tensor) -> Tensor:
+        """H [n], in the arithmetic of `DynamicSelector`: counts are float32 there."""
+        mix = 1 - self.weight(epoch)
+        first, second = self.diversity.new_tensor([1 - mix, mix])
+        scores = torch.empty_like(self.diversity)
+        for at in range(0, self._rows, PIECE):
+            part = slice(at, at + PIECE)
+            scores[part] = self.representativeness[part] * first + self.diversity[part] * second
+            counts = uses[part].float()
+            ops.usage_penalty(scores[part], counts, self.gamma, self.penalty, max(epoch, 1), out=scores[part])
+        return scores
+
+    def _exchanged(self, meeting: Meeting, rows: Tensor | None) -> Bitmap:
+        """The subset of which this rank has chosen ``rows``; None are all."""
+        if rows is None:
+            return Bitmap(None, self.num_samples)
+        octets = packed(rows, self._offset, self._rows, self.num_samples)
+        # a bit is set on one rank at most, so that the sum has them all
+        return Bitmap(add(octets, meeting.group).cpu().view(torch.int64), self.num_samples)
+
+    @lasting
+    def weights(self, indices: Any, labels: Any = None) -> Tensor:
+        """Factors for the losses of samples of the current subset, see `DynamicSelector.weights`.
+
+        Args:
+            indices: integers [B], samples of the whole data set.
+            labels: integers [B], theirs: a rank knows those of its shard alone. Needed with ``balance_losses``.
+
+        Raises:
+            ValueError: no labels where they are needed, or one that no sample has; with a ``temperature``, whose
+                factors need the scores of all ranks.
+        """
+        name = type(self).__name__
+        if self.temperature is not None:
+            raise ValueError(f"{name}: temperature must be None for weights, got {self.temperature}")
+        weights = super().weights(indices)
+        if self._loss_weights is None or self._labels is None:
+            return weights
+        if labels is None:
+            raise ValueError(f"{name}: labels must be given with balance_losses, got None")
+        labels = _inputs.integers(f"{name}.weights", "labels", labels, len(weights)).to(self._labels.device).long()
+        of = torch.searchsorted(self._labels, labels).clamp_max(len(self._labels) - 1)
+        unknown = self._labels[of] != labels
+        if bool(unknown.any()):
+            raise ValueError(f"{name}: labels must be those of samples, got {int(labels[unknown][0])}")
+        return self._loss_weights[self._is_full(max(self._epoch, 0))][of].to(weights.device)
+
+    @property
+    def uses(self) -> Tensor:
+        """int64 [n]: how many epochs have used each sample of the shard, the current one included."""
+        return self._uses.long()
+
+    def stats(self) -> dict[str, Any]:
+        """``epochs`` so far and the ``realised_ratio``: what a rank knows without the others."""
+        epochs = self._epoch + 1
+        seen = sum(map(self.size, range(epochs)))
+        return {"epochs": epochs, "realised_ratio": seen / (self.num_samples * max(epochs, 1))}
+
+    # --- state ---
+
+    def _state(self) -> dict[str, Any]:
+        before = self._uses.clone()  # the current epoch
+        if self._epoch >= 0:
+            before[self.select(self._epoch)] -= 1
+        uses = shards.VectorShard(before, self._offset, self.num_samples)
+        return {"epoch": self._epoch, "key": self._key.clone(), "uses": uses}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`; collective, and costs the selection of one epoch.
+
+        A state loads at any world size and in any layout through torch.distributed.checkpoint, which brings each rank
+        the counts of its shard.
+
+        Raises:
+            TypeError, ValueError: see `Selector.load_state_dict`; the state's counts are those of another shard, or do
+                not add up to the subsets of its epochs. Nothing has changed then, on any rank.
+            RuntimeError: another rank has refused its part.
+        """
+        name = type(self).__name__
+        epoch, key, uses = -1, self._key, self._uses
+
+        def prepare() -> tuple[dict[str, Any], int]:
+            nonlocal epoch, key, uses
+            self._check_origin(state_dict, ("epoch", "key", "uses"))
+            most = torch.iinfo(self._uses.dtype).max - 1
+            epoch = _checks.in_range(name, "state_dict['epoch']", state_dict["epoch"], -1, most)
+            key = _like(name, "key", state_dict["key"], self._key)
+            part = state_dict["uses"]
+            if not isinstance(part, shards.VectorShard):
+                raise TypeError(f"{name}: state_dict['uses'] must be a VectorShard, got {type(part).__name__}")
+            if (part.offset, part.total) != (self._offset, self.num_samples):
+                raise ValueError(
+                    f"{name}: state_dict['uses'] must begin at sample {self._offset} of {self.num_samples}, "
+                    f"got {part.offset} of {part.total}: torch.distributed.checkpoint loads it at another world size"
+                )
+            uses = _like(name, "uses", part.local, self._uses)
+            if self._rows and not 0 <= int(uses.min()) <= int(uses.max()) <= max(epoch, 0):
+                raise ValueError(
+                    f"{name}: state_dict['uses'] must be between 0 and {max(epoch, 0)} before epoch {epoch}, "
+                    f"got {int(uses.min())} to {int(uses.max())}"
+                )
+            return {"state_dict['epoch']": epoch, "state_dict['key']": key}, int(uses.sum(dtype=torch.int64))
+
+        meeting = meet(f"{name}.load_state_dict", self._uses, prepare, self._group)
+        wanted, got = sum(map(self.size, range(epoch))), sum(meeting.notes)
+        if got != wanted:
+            raise ValueError(
+                f"{name}: state_dict['uses'] must add up to {wanted}, the subsets before epoch {epoch}, got {got}"
+            )
+        with torch.inference_mode(False):
+            bitmap = _none_of(self.num_samples)
+            if epoch >= 0:
+                uses, bitmap = self._played(meeting, uses, epoch, epoch, key)
+        self._uses, self._bitmap, self._epoch, self._key = uses, bitmap, epoch, key
+
+
+def _none_of(num_samples: int) -> Bitmap:
+    return Bitmap(torch.zeros(-(-num_samples // 64), dtype=torch.int64, device="cpu"), num_samples)
+
+
+def _shard(name: str, representativeness: Any, diversity: Any, normalise: str | None) -> list[Tensor]:
+    """The two tables of this rank, checked."""
+    first = _inputs.vector(name, "representativeness", representativeness, may_be_empty=True)
+    second = _inputs.vector(name, "diversity", diversity, may_be_empty=True)
+    _checks.same_device(name, "diversity", second, "representativeness", first)
+    if second.shape != first.shape:
+        raise ValueError(
+            f"{name}: diversity must have shape [{len(first)}] like representativeness, got [{len(second)}]"
+        )
+    for argument, table in (("representativeness", first), ("diversity", second)):
+        if normalise is None and len(table) and not 0 <= float(table.min()) <= float(table.max()) <= 1:
+            raise ValueError(
+                f"{name}: {argument} must lie in [0, 1], got {float(table.min()):g} to {float(table.max()):g} "
+                "(normalise=None)"
+            )
+    return [first, second]
+
+
+def _classes(name: str, labels: Any, like: Tensor) -> _inputs.Classes:
+    """The classes of this rank's labels, which may be none, on the tables' device."""
+    if len(like):
+        return _inputs.Classes(*(x.to(like.device) for x in _inputs.classes(name, "labels", labels, len(like))))
+    given = _inputs.tensor(name, "labels", labels)
+    if given.shape != (0,):
+        raise ValueError(f"{name}: labels must have shape [0], got {list(given.shape)}")
+    none = torch.zeros(0, dtype=torch.int64, device=like.device)
+    return _inputs.Classes(none.int(), none, none)

@@ -1,0 +1,250 @@
+"""ShardedDynamicSelector: on any number of ranks, however the data lie, DynamicSelector's subsets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import pysel
+from pysel.distributed import ShardedDynamicSelector
+from tests.ranks import Ranks, ranks
+from tests.test_distributed import LAYOUTS, cuts, shard
+
+WORLD = 6
+EPOCHS = 8
+
+
+@pytest.fixture(scope="module")
+def six() -> Iterator[Ranks]:
+    with ranks(WORLD) as started:
+        yield started
+
+
+def tables(n: int = 1003, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Two scores with many ties."""
+    at = torch.arange(n)
+    return (at * 7919 % 101).to(dtype) * 3.7 - 50, (at * 104729 % 37).to(dtype) / 7
+
+
+def labels(n: int = 1003) -> Tensor:
+    """Uneven classes, in runs, so that shards know few of them."""
+    return (torch.arange(n).double() / n * 5).exp().long() * 3 - 7
+
+
+def make(rank: int, group: Any, at: list[int], given: dict[str, Any]) -> ShardedDynamicSelector:
+    given = {"keep_ratio": 0.3, "epochs": EPOCHS, "key": 5, **given}
+    rep, div = given.pop("tables", None) or tables()
+    whole = given.pop("labels", None)
+    of = shard(whole, at, rank)
+    return ShardedDynamicSelector(shard(rep, at, rank), shard(div, at, rank), labels=of, process_group=group, **given)
+
+
+def one(given: dict[str, Any]) -> pysel.selection.DynamicSelector:
+    given = {"keep_ratio": 0.3, "epochs": EPOCHS, "key": 5, **given}
+    return pysel.selection.DynamicSelector(*(given.pop("tables", None) or tables()), **given)
+
+
+def run(rank: int, group: Any, at: list[int], given: dict[str, Any], epochs: list[int]) -> Any:
+    selector = make(rank, group, at, given)
+    found = [(selector.select(epoch) + at[rank], selector.bitmap(epoch)[:], selector.uses) for epoch in epochs]
+    return found, (len(selector), selector.num_samples, selector.realised_ratio, selector.fingerprint)
+
+
+def together(six: Ranks, world: int, how: str, given: dict[str, Any], epochs: list[int]) -> None:
+    n = len(given["tables"][0] if "tables" in given else tables()[0])
+    answers = six(run, world, cuts(n, world, how), given, epochs)
+    for answer in answers:
+        assert isinstance(answer, tuple), answer
+    whole = one(given)
+    for at, epoch in enumerate(epochs):
+        wanted = whole.select(epoch)
+        assert torch.equal(torch.cat([found[at][0] for found, _ in answers]), wanted), (epoch, "rows")
+        assert torch.equal(torch.cat([found[at][2] for found, _ in answers]), whole.uses), (epoch, "uses")
+        for found, _ in answers:
+            assert torch.equal(found[at][1], wanted), (epoch, "bitmap")
+    assert {figures[:3] for _, figures in answers} == {(len(whole), n, whole.realised_ratio)}
+    assert len({figures[3] for _, figures in answers}) == 1
+
+
+FIVE = [(1, "even"), (2, "all on one"), (2, "random"), (3, "even"), (4, "random"), (4, "all on one"), (4, "even")]
+
+
+@pytest.mark.parametrize(("world", "how"), FIVE)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"labels": labels()},
+        {"labels": labels(), "balance": "proportional", "penalty": "rate", "schedule": "cosine"},
+        {"penalty": "linear", "gamma": 0.9, "refine": 0.0, "normalise": "clip"},
+        {"temperature": 0.3, "labels": labels(), "normalise": "rank"},
+        {"temperature": 0.3, "penalty": "exp", "schedule": 0.0, "tables": tables(dtype=torch.float64)},
+        {"labels": labels(), "balance": None, "keep_ratio": 1.0},
+        {"tables": (torch.full((70,), 2.0), torch.full((70,), -3.0)), "keep_ratio": 0.07, "normalise": "clip"},
+        {"tables": (torch.full((70,), 2.0), torch.arange(70.0)), "normalise": "rank"},
+        {"tables": (torch.linspace(0, 1, 3), torch.linspace(0, 1, 3)), "normalise": None},
+    ],
+)
+def test_the_subsets_of_one_process(six: Ranks, world: int, how: str, given: dict[str, Any]) -> None:
+    together(six, world, how, given, [0, 1, 5, EPOCHS + 1, 3])
+
+
+@pytest.mark.parametrize("how", LAYOUTS)
+def test_more_ranks_than_samples(six: Ranks, how: str) -> None:
+    together(six, 6, how, {"tables": (torch.tensor([3.0, 1.0, 2.0]), torch.tensor([0.0, 1.0, 0.5]))}, [0, 1, 2, 3])
+
+
+def test_all_dtypes_of_tables(six: Ranks) -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.int64):
+        together(six, 3, "random", {"tables": tables(dtype=dtype)}, [0, 3])
+    wide, narrow = tables()[0].double(), tables()[1]
+    together(six, 3, "random", {"tables": (wide, narrow)}, [0, 3])
+    together(six, 3, "random", {"tables": (narrow, wide)}, [0, 3])
+
+
+def count_type(rank: int, group: Any, epochs: int) -> Any:
+    selector = make(rank, group, [0, 2, 4], {"tables": tables(4), "epochs": epochs})
+    return selector._uses.dtype
+
+
+def test_the_smallest_type_of_counts(six: Ranks) -> None:
+    for epochs, dtype in ((255, torch.uint8), (256, torch.int16), (32767, torch.int16), (32768, torch.int32)):
+        assert six(count_type, 2, epochs) == [dtype] * 2
+
+
+def far(rank: int, group: Any) -> Any:
+    selector = make(rank, group, [0, 2, 4], {"tables": tables(4)})
+    selector.bitmap(254)
+    return selector.bitmap(255)
+
+
+def test_an_epoch_beyond_the_type_of_counts(six: Ranks) -> None:
+    for answer in six(far, 2):
+        assert "ShardedDynamicSelector: epoch must be between 0 and 254, got 255" in str(answer)
+
+
+def fingerprints(rank: int, group: Any, at: list[int], given: dict[str, Any]) -> int:
+    return make(rank, group, at, given).fingerprint
+
+
+def test_a_fingerprint_is_of_the_tables_and_not_of_the_layout(six: Ranks) -> None:
+    rep, div = tables(dtype=torch.float64)
+    other = div.clone()
+    other[517] = torch.nextafter(other[517], other[0] + 9)
+    swapped = div.clone()
+    swapped[[3, 900]] = div[[900, 3]]
+    assert swapped[3] != div[3]
+    kinds = [{}, {"tables": (rep, div)}, {"tables": (rep, other)}, {"tables": (rep, swapped)}, {"labels": labels()}]
+    found = [
+        {answer for world, how in FIVE for answer in six(fingerprints, world, cuts(1003, world, how), given)}
+        for given in kinds
+    ]
+    assert [len(one) for one in found] == [1] * len(kinds)
+    assert len(set.union(*found)) == len(kinds)
+
+
+# --- what is refused ---
+
+
+def differing(rank: int, group: Any, argument: str, values: list[Any]) -> Any:
+    return make(rank, group, [0, 300, 600, 1003], {argument: values[rank]})
+
+
+@pytest.mark.parametrize(
+    ("argument", "values"),
+    [
+        ("keep_ratio", [0.3, 0.3, 0.4]),
+        ("epochs", [8, 9, 8]),
+        ("balance", ["equal", "equal", None]),
+        ("gamma", [0.2, 0.3, 0.2]),
+        ("penalty", ["log", "exp", "log"]),
+        ("schedule", ["cosine", "cosine", "linear"]),
+        ("refine", [0.1, 0.1, 0]),
+        ("balance_losses", [True, True, False]),
+        ("normalise", ["minmax", "clip", "clip"]),
+        ("temperature", [None, None, 1.0]),
+        ("key", [1, 1, 2]),
+    ],
+)
+def test_ranks_that_disagree_are_named(six: Ranks, argument: str, values: list[Any]) -> None:
+    other = next(r for r, value in enumerate(values) if value != values[0])
+    wanted = f"ShardedDynamicSelector: {argument} must be the same on all ranks, but differs between rank 0 and rank"
+    for answer in six(differing, 3, argument, values):
+        assert isinstance(answer, ValueError), answer
+        assert f"{wanted} {other}" in str(answer)
+
+
+def spoilt(rank: int, group: Any, given: dict[str, Any]) -> Any:
+    rep, div = torch.linspace(0, 1, 4), torch.linspace(0, 1, 4)
+    given = {"representativeness": rep, "diversity": div, "keep_ratio": 0.5, "epochs": 3, "key": 0} | (
+        given if rank == 1 else {}
+    )
+    return ShardedDynamicSelector(**given, process_group=group)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"representativeness": [0.0, 1.0, 0.5, torch.nan]}, "representativeness must be finite, got nan in row 3"),
+        ({"diversity": torch.ones(3)}, "diversity must have shape [4] like representativeness, got [3]"),
+        ({"diversity": torch.ones(4, 1)}, "diversity must be [N] with N > 0, got [4, 1]"),
+        ({"labels": torch.ones(3, dtype=torch.int64)}, "labels must"),
+        ({"keep_ratio": 1.5}, "keep_ratio, the fraction kept, must be in (0, 1], got 1.5"),
+        ({"normalise": None, "diversity": torch.arange(4.0)}, "diversity must lie in [0, 1], got 0 to 3"),
+        ({"key": None}, "key must be given, the same on all ranks, got None"),
+    ],
+)
+def test_a_shard_that_is_refused(six: Ranks, given: dict[str, Any], message: str) -> None:
+    for rank, answer in enumerate(six(spoilt, 3, given)):
+        if rank == 1:
+            assert isinstance(answer, ValueError), answer
+            assert message in str(answer)
+        else:
+            assert isinstance(answer, RuntimeError), answer
+            assert "ShardedDynamicSelector: refused on rank 1, whose own error says why" in str(answer)
+
+
+def two_epochs(rank: int, group: Any, epochs: list[int]) -> Any:
+    selector = make(rank, group, [0, 300, 600, 1003], {})
+    selector.select(1)
+    try:
+        selector.select(epochs[rank])
+    except (ValueError, RuntimeError) as error:
+        return str(error), selector.select(2), selector.uses
+
+
+@pytest.mark.parametrize(
+    ("epochs", "message"),
+    [
+        ([2, 2, 3], "epoch must be the same on all ranks"),
+        ([0, -1, 0], "refused on rank 1"),
+        ([3, 0, 3], "epoch must be"),
+    ],
+)
+def test_another_epoch_on_another_rank(six: Ranks, epochs: list[int], message: str) -> None:
+    at, whole = [0, 300, 600, 1003], one({})
+    answers = six(two_epochs, 3, epochs)
+    assert message in answers[0][0]
+    assert torch.equal(torch.cat([rows + at[rank] for rank, (_, rows, _) in enumerate(answers)]), whole.select(2))
+    assert torch.equal(torch.cat([uses for _, _, uses in answers]), whole.uses)
+
+
+def weigh(rank: int, group: Any, indices: Tensor, of: Tensor | None, given: dict[str, Any]) -> Any:
+    selector = make(rank, group, [0, 300, 1003], {"labels": labels(), **given})
+    return [(selector.bitmap(epoch), selector.weights(indices, of))[1] for epoch in (0, EPOCHS)]
+
+
+def test_weights_of_losses(six: Ranks) -> None:
+    indices = torch.tensor([0, 500, 1002, 700, 0])
+    for given in ({}, {"balance": "proportional"}, {"balance_losses": False}):
+        whole = one({"labels": labels(), **given})
+        wanted = [(whole.select(epoch), whole.weights(indices))[1] for epoch in (0, EPOCHS)]
+        for answer in six(weigh, 2, indices, labels()[indices], given):
+            assert all(map(torch.equal, answer, wanted)), answer
+    for of, message in ((None, "labels must be given"), (labels()[indices] + 1, "labels must be those of samples")):
+        assert all(message in str(answer) for answer in six(weigh, 2, indices, of, {}))
+    assert all("temperature must be None" in str(a) for a in six(weigh, 2, indices, None, {"temperature": 1.0}))
