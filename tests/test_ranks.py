@@ -117,7 +117,7 @@ def process(rank: int, folder: str) -> None:
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
     seen["mesh"] = [list(weighted(mesh=mesh)), raised(lambda: list(weighted(mesh=mesh, key=rank)))]
     parallel = init_device_mesh("cpu", (1, 2), mesh_dim_names=("dp", "tp"))
-    seen["whole mesh"] = raised(lambda: weighted(mesh=parallel))
+    seen["tensor mesh"] = raised(lambda: weighted(mesh=parallel["tp"]))
     seen["same samples"] = list(weighted(mesh=parallel["dp"]))
     group, alone = dist.new_group([0, 1]), dist.new_group([0])
     seen["group"] = list(weighted(process_group=group))
@@ -192,7 +192,7 @@ def test_ranks_come_from_torch_distributed(two: list[dict[str, Any]]) -> None:
         ("resumed apart", "ValueError: .*rank 1 in key"),
         ("generators apart", "ValueError: .*rank 1 in key"),
         ("keyless", "ValueError: WeightedSampler: key must be given with num_replicas=2, or a generator"),
-        ("whole mesh", "ValueError: WeightedSampler: mesh must have data-parallel dimensions only, got 'tp'"),
+        ("tensor mesh", "ValueError: WeightedSampler: mesh must have a data-parallel dimension, got tp: pass"),
     ],
 )  # fmt: skip
 def test_ranks_that_differ_are_named_on_all(two: list[dict[str, Any]], name: str, message: str) -> None:

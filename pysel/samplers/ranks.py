@@ -17,6 +17,8 @@ How the samplers work::
   Composer) ask ``isinstance(sampler, torch.utils.data.DistributedSampler)``: hence the base class. Those that deal out
   batches themselves, whatever the sampler is (Accelerate, Hugging Face's Trainer), need one that yields the whole
   sequence; dealing it out twice is refused.
+- Processes along a mesh's tensor, context and pipeline dimensions have the same rank here, and the same samples. Where
+  the whole mesh is given they are compared with all others, as each epoch begins.
 - Who this process is, is asked anew at each ``len`` and with each pass, since samplers are made before process groups.
 """
 
@@ -38,8 +40,8 @@ if TYPE_CHECKING:
 
 # dimensions of a mesh along which all processes work on the same samples
 _SAME_SAMPLES = frozenset(
-    "tp cp pp sp tensor context pipeline sequence "
-    "tensor_parallel context_parallel pipeline_parallel sequence_parallel".split()
+    "tp cp pp sp mp tensor context pipeline sequence model "
+    "tensor_parallel context_parallel pipeline_parallel sequence_parallel model_parallel".split()
 )
 
 
@@ -48,7 +50,7 @@ class Ranks(NamedTuple):
 
     rank: int
     world: int
-    groups: tuple[ProcessGroup | None, ...] = ()  # over which they are compared, one for each dimension; None: all
+    groups: tuple[ProcessGroup | None, ...] = ()  # of all that are compared, one for each dimension; None: the world
 
 
 class Where(NamedTuple):
@@ -71,15 +73,20 @@ def where(
     ways = (rank is not None or num_replicas is not None, mesh is not None, process_group is not None)
     if sum(ways) > 1:
         raise ValueError(f"{name}: give rank and num_replicas, or mesh, or process_group")
-    for dimension in (mesh.mesh_dim_names or ()) if mesh is not None else ():
-        if dimension in _SAME_SAMPLES:
-            raise ValueError(
-                f"{name}: mesh must have data-parallel dimensions only, got {dimension!r}: pass a part of it, "
-                'for instance mesh["dp"]'
-            )
+    if mesh is not None and not _split(mesh):
+        raise ValueError(
+            f"{name}: mesh must have a data-parallel dimension, got {', '.join(mesh.mesh_dim_names or ())}: pass the "
+            "whole mesh, or rank=0, num_replicas=1 where all processes work on the same samples"
+        )
     if rank is not None and (num_replicas is not None or not dist_ready()):
         _within(name, rank, num_replicas or 1)
     return Where(rank, num_replicas, mesh, process_group)
+
+
+def _split(mesh: DeviceMesh) -> list[int]:
+    """The dimensions of a mesh along which samples are split."""
+    names = mesh.mesh_dim_names or ("",) * mesh.ndim
+    return [dimension for dimension, name in enumerate(names) if name not in _SAME_SAMPLES]
 
 
 def dist_ready() -> bool:
@@ -102,10 +109,11 @@ def find(name: str, told: Where) -> Ranks:
         place = told.mesh.get_coordinate()
         if place is None:
             raise ValueError(f"{name}: mesh must contain this process, got {told.mesh}")
-        rank = 0
-        for dimension, coordinate in enumerate(place):
-            rank = rank * told.mesh.size(dimension) + coordinate
-        return Ranks(rank, told.mesh.size(), tuple(told.mesh.get_all_groups()))
+        rank, world = 0, 1
+        for dimension in _split(told.mesh):
+            size = told.mesh.size(dimension)
+            rank, world = rank * size + place[dimension], world * size
+        return Ranks(rank, world, tuple(told.mesh.get_all_groups()))
     if told.process_group is not None:
         rank = dist.get_rank(told.process_group)
         if rank < 0:
@@ -157,15 +165,16 @@ def beneath_accelerate(name: str, who: Ranks) -> Ranks:
 
 
 def compare(name: str, ranks: Ranks, report: dict[str, str] | Exception) -> None:
-    """Raise on every rank, and name those that differ, unless all have the same report.
+    """Raise on every rank, and name those that differ by their numbers in the world, unless all have the same report.
 
-    A collective over ``ranks.groups``. A rank on which making the samples has failed takes part, too, so that the
-    others need not wait for it.
+    A collective over ``ranks.groups``: those that split an epoch, and those with the same samples. A rank on which
+    making the samples has failed takes part, too, so that the others need not wait for it.
 
     Args:
         report: digests by what they are of, or what went wrong.
     """
-    reports = [report if isinstance(report, dict) else {"error": f"{type(report).__name__}: {report}"}]
+    own = report if isinstance(report, dict) else {"error": f"{type(report).__name__}: {report}"}
+    reports = [(dist.get_rank() if dist_ready() else 0, own)]
     for group in reversed(ranks.groups):
         size = dist.get_world_size(group)
         if size > 1:
@@ -174,17 +183,16 @@ def compare(name: str, ranks: Ranks, report: dict[str, str] | Exception) -> None
             reports = [one for part in gathered for one in part]
     if isinstance(report, Exception):
         raise report
-    for rank, one in enumerate(reports):
+    for rank, one in reports:
         if "error" in one:
             raise RuntimeError(f"{name}: rank {rank} has failed with {one['error']}")
-    different = {
-        what: [rank for rank, one in enumerate(reports) if one.get(what) != value] for what, value in reports[0].items()
-    }
+    first, wanted = reports[0]
+    different = {what: [rank for rank, one in reports if one.get(what) != value] for what, value in wanted.items()}
     if any(different.values()):
         found = "; ".join(
             f"rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd))} in {what}" for what, odd in different.items() if odd
         )
-        raise ValueError(f"{name}: all ranks must have the same samples, but from rank 0 differ {found}")
+        raise ValueError(f"{name}: all ranks must have the same samples, but from rank {first} differ {found}")
 
 
 def digest(value: Any) -> str:

@@ -42,12 +42,15 @@ class WeightedSampler(RankedSampler):
     Over ranks the ``num_samples`` draws are split evenly. What does not divide is padded with the first draws of the
     epoch, or dropped with ``drop_last=True``. ``len`` is this rank's share. Rank and world size are those of
     ``torch.distributed``, if it is initialised when the sampler is used. Under tensor, context or pipeline parallelism
-    pass the data-parallel part of the mesh, or its group. As each epoch begins, ranks compare digests of key, arguments
-    and weights, so all of them must draw; where ``rank`` and ``num_replicas`` say who they are, none waits for another
-    and nothing is compared. Lightning, Fabric, Ray Train and plain DDP or FSDP leave the sampler alone. Accelerate and
-    Hugging Face's Trainer deal out batches themselves: pass ``rank=0, num_replicas=1``; global batches are the same
-    then as with the others. As in torch's sampler, a generator that they make and synchronise will do in place of a
-    key.
+    pass the mesh: ranks along its dimensions of those names (tp, cp, pp, sp, mp, or tensor_parallel and so on) have the
+    same samples, the others split them. As each epoch begins, ranks compare digests of key, arguments and weights, and
+    all name those that differ; so all ranks of the mesh must draw. Where only some do and hand on what they have, pass
+    the data-parallel part, ``mesh["dp"]``, or its group: each such part is compared by itself. Where ``rank`` and
+    ``num_replicas`` say who they are, none waits for another and nothing is compared.
+
+    Lightning, Fabric, Ray Train and plain DDP or FSDP leave the sampler alone. Accelerate and Hugging Face's Trainer
+    deal out batches themselves: pass ``rank=0, num_replicas=1``; global batches are the same then as with the others.
+    As in torch's sampler, a generator that they make and synchronise will do in place of a key.
 
     Args:
         weights: [N] non-negative and finite, any array or list of numbers; a list becomes float64. Copied.
@@ -57,7 +60,7 @@ class WeightedSampler(RankedSampler):
         key: int64 [2] or an int. Copied.
         order: "shuffled", "draw" or "index" (ascending), see `pysel.weighted_sample`.
         rank, num_replicas: this process and the number of processes that split an epoch.
-        mesh: a ``DeviceMesh`` of data-parallel dimensions, in place of these.
+        mesh: a ``DeviceMesh`` with at least one data-parallel dimension, in place of these.
         process_group: the data-parallel group, in place of these.
         drop_last: drop instead of padding.
 
