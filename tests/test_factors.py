@@ -1,4 +1,4 @@
-"""pysel/selection/dynamic/factors.py: the tables are the formulas, unit by unit."""
+"""pysel/sae/factors.py: the tables are the formulas, unit by unit; pysel/selection/dynamic/unit_interval.py."""
 
 from __future__ import annotations
 

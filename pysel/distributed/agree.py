@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,8 @@ from torch import Tensor
 
 _OP, _ROWS, _REFUSED, _NOTE = range(4)  # of a header; the options follow
 _OPTIONS = 16
+
+_Result = TypeVar("_Result")
 
 
 class Meeting(NamedTuple):
@@ -30,13 +32,13 @@ class Meeting(NamedTuple):
 
 
 def meet(
-    op: str, shard: Tensor, prepare: Callable[[], tuple[dict[str, Any], int]], group: dist.ProcessGroup | None
+    op: str, shard: Tensor | None, prepare: Callable[[], tuple[dict[str, Any], int]], group: dist.ProcessGroup | None
 ) -> Meeting:
     """Compare the ranks' arguments.
 
     Args:
         op: name of the function, for messages.
-        shard: this rank's; messages live on its device, as the group's backend wants.
+        shard: this rank's; messages live on its device, as the group's backend wants. None if it is no tensor.
         prepare: raises what this rank has to refuse, so that the others need not wait for it. Returns the arguments
             that must be equal on all ranks, by name, and an integer that all are to know.
         group: the ranks; None are all.
@@ -49,12 +51,13 @@ def meet(
         raise RuntimeError(f"{op}: torch.distributed must be initialised first, by init_process_group")
     own: Exception | None = None
     options: dict[str, Any] = {}
-    rows, note, device = 0, 0, torch.device("cpu")
+    rows, note = 0, 0
+    device = shard.device if isinstance(shard, Tensor) else message_device(group)
     try:
         if isinstance(shard, Tensor):
-            rows, device = shard.size(0) if shard.dim() else 0, shard.device
+            rows = shard.size(0) if shard.dim() else 0
         options, note = prepare()
-    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+    except Exception as error:  # whatever it is, the others wait
         own = error
     values = [_hash(op), rows, int(own is not None), note, *map(_hash, options.values())]
     header = torch.zeros(_NOTE + 1 + _OPTIONS, dtype=torch.int64, device="cpu")
@@ -76,6 +79,29 @@ def meet(
                 f"(here it is {_shown(value)})"
             )
     return Meeting(group, dist.get_rank(group), len(told), told[:, _ROWS].tolist(), told[:, _NOTE].tolist())
+
+
+def together(op: str, work: Callable[[], _Result], group: dist.ProcessGroup | None) -> _Result:
+    """What ``work`` gives on this rank, once it has been done on all.
+
+    Raises:
+        RuntimeError: it has failed on another rank. And what it raises.
+    """
+    done: list[_Result] = []
+
+    def prepare() -> tuple[dict[str, Any], int]:
+        done.append(work())
+        return {}, 0
+
+    meet(op, None, prepare, group)
+    return done[0]
+
+
+def message_device(group: dist.ProcessGroup | None) -> torch.device:
+    """Where messages that are of no tensor's device live: on the CPU, unless the group's backend does not reach it."""
+    if "cpu" in dist.get_backend_config(group):
+        return torch.device("cpu")
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
 def gather(row: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -13,7 +13,7 @@ from pysel import _inputs
 from pysel.distributed.agree import Meeting, gather
 from pysel.distributed.select import chosen
 from pysel.random import fold_in, key
-from pysel.selection.dynamic.factors import rescale
+from pysel.selection.dynamic.unit_interval import rescale
 
 _PIECE = 1 << 22
 _WORDS = 0  # the stream of a fingerprint's factors, under a key of its own

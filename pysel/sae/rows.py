@@ -48,6 +48,7 @@ class Rows:
     """
 
     shape: tuple[int, int]
+    dtype: torch.dtype  # in which the rows come
     device: torch.device
 
     def __init__(self, source: Any, op: str, name: str) -> None:
@@ -82,8 +83,8 @@ class Rows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """All rows in order, ``batch_size`` at a time however the source is cut.
+    def batches(self, batch_size: int, first: int | None = None) -> Iterator[Tensor]:
+        """All rows in order, ``batch_size`` at a time however the source is cut, the first time ``first``.
 
         Yields:
             [B, d] float32, or float64 for float64; the last batch may be shorter. Not to be written to.
@@ -92,14 +93,15 @@ class Rows:
             ValueError: a row is not finite or not as wide as the first, or the source gives other rows than before.
         """
         row, held = 0, 0
+        wanted = batch_size if first is None else first
         parts: list[Tensor] = []
         for part in self._read(batch_size):
             _inputs.finite(self.op, self.name, part, rows=row)
             row += len(part)
-            while held + len(part) >= batch_size:
-                cut = batch_size - held
+            while held + len(part) >= wanted:
+                cut = wanted - held
                 yield torch.cat([*parts, part[:cut]]) if parts else part[:cut]
-                parts, held, part = [], 0, part[cut:]
+                parts, held, part, wanted = [], 0, part[cut:], batch_size
             if len(part):
                 parts.append(part)
                 held += len(part)
@@ -184,7 +186,7 @@ class Rows:
     def _adopt(self, part: Tensor) -> None:
         """What the first rows tell of all."""
         self._first = part[0].clone()
-        self.device = part.device
+        self.dtype, self.device = part.dtype, part.device
 
     def _matrix(self, chunk: Any, row: int = 0) -> Tensor:
         """A chunk of an unknown kind as rows [B, d]."""
@@ -219,9 +221,9 @@ class Rows:
                     f"{self.op}: {self.name} must have rows of one width, got {self._first.numel()} in row 0 and "
                     f"{part.size(1)} in row {row}"
                 )
-            if part.dtype != self._first.dtype or part.device != self.device:
+            if part.dtype != self.dtype or part.device != self.device:
                 raise ValueError(
-                    f"{self.op}: {self.name} must be of one dtype and on one device, got {self._first.dtype} on "
+                    f"{self.op}: {self.name} must be of one dtype and on one device, got {self.dtype} on "
                     f"{self.device} in row 0, {part.dtype} on {part.device} in row {row}"
                 )
         return part

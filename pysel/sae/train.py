@@ -7,8 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -166,71 +165,140 @@ def train_sae(
         2
     """
     op = "train_sae"
-    if epochs is not None:
-        epochs = _checks.in_range(op, "epochs", epochs, 0)
-    batch_size = _checks.in_range(op, "batch_size", batch_size, 1)
-    if max_rows is not None:
-        max_rows = _checks.in_range(op, "max_rows", max_rows, 1)
-    lr = _checks.within(op, "lr", lr, "(0, inf)")
-    if not (progress is None or isinstance(progress, bool) or callable(progress)):
-        raise TypeError(f"{op}: progress must be True, False or a function, got {type(progress).__name__}")
-    key = as_key(op, key)
-    where = None if device is None else torch.device(device)
-    make = partial(
-        TopKSAE,
+    training = Training(
         num_factors=num_factors,
         k=k,
         activation=activation,
         tied=tied,
         revive=revive,
+        max_rows=max_rows,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
         aux_k=aux_k,
         aux_weight=aux_weight,
-        dtype=torch.float32,
+        dead_after=dead_after,
+        key=key,
+        progress=progress,
     )
-    # so that these options are checked before anything is read
-    num_factors = make(1, dead_after=1 if dead_after is None else dead_after, key=0, device="meta").num_factors
+    where = None if device is None else torch.device(device)
     rows = features if isinstance(features, Rows) else Rows(features, op, "features")
-    n, d = rows.shape
-    m = n if max_rows is None else min(n, max_rows)
-    if num_factors > m:
-        told = f"the {n} rows of {rows.name}" if m == n else f"max_rows, {m}"
-        raise ValueError(f"{rows.op}: num_factors must be at most {told}, got {num_factors}")
-
+    draws = training.draw(len(rows), rows.op, rows.name)
     began = time.perf_counter()
-    if m < n:
+    if draws.trained.numel() < len(rows):
         for _ in rows.batches(8192):  # whose checks find a bad row now, and not when all are scored
             pass
-    epochs = -(-_STEPS // -(-m // batch_size)) if epochs is None else epochs
-    init_key, order_key, sample_key = split(key, 3)
-    where = where or rows.device
-    # A caller's inference mode, autocast or default dtype must not reach in.
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(where.type, enabled=False):
-        model = make(d, dead_after=m if dead_after is None else dead_after, key=init_key, device=where)
-        judged = min(m, _JUDGED)
-        order = ops.permutation(n, key=sample_key, stop=min(n, m + judged))
-        x, centre, unit = _prepare(rows, order[:m].sort().values, model)
-        losses = _fit(model, x, epochs, batch_size, lr, order_key, progress)
-        with torch.no_grad():
-            model.bias.copy_(centre.double() + unit * model.bias.double())
-            model.encoder_bias.mul_(unit)
-            model.spread.mul_(unit)
-        del x
-        model.eval()
-        result = evaluate_sae(model, Rows(rows.take(order[-judged:].sort().values), op, rows.name))
-    if epochs and not result.explained_variance >= _POOR:
-        warnings.warn(
-            f"{rows.op}: the autoencoder explains only {result.explained_variance:.1%} of the variance of {rows.name}; "
-            f"more epochs ({epochs}), a larger k ({k}) or num_factors ({num_factors}) describe more, and features "
-            "whose scales differ should be standardised",
-            stacklevel=2,
+    model, report = training.run(rows.take, draws, where or rows.device, rows.op, rows.name)
+    return model, replace(report, seconds=time.perf_counter() - began)
+
+
+class Draws(NamedTuple):
+    """Numbers of rows, ascending."""
+
+    trained: Tensor  # int64 [m] to train on
+    judged: Tensor  # int64, for the report
+
+
+@dataclass
+class Training:
+    """What `train_sae` is asked for, checked, and how it goes about it, wherever the rows come from."""
+
+    num_factors: int
+    k: int
+    activation: str
+    tied: bool
+    revive: str | None
+    max_rows: int | None
+    epochs: int | None
+    batch_size: int
+    lr: float
+    aux_k: int | None
+    aux_weight: float
+    dead_after: int | None
+    key: Any  # once checked, a Tensor
+    progress: bool | Callable[[int, float], None] | None
+
+    def __post_init__(self) -> None:
+        op = "train_sae"
+        if self.epochs is not None:
+            self.epochs = _checks.in_range(op, "epochs", self.epochs, 0)
+        self.batch_size = _checks.in_range(op, "batch_size", self.batch_size, 1)
+        if self.max_rows is not None:
+            self.max_rows = _checks.in_range(op, "max_rows", self.max_rows, 1)
+        self.lr = _checks.within(op, "lr", self.lr, "(0, inf)")
+        if not (self.progress is None or isinstance(self.progress, bool) or callable(self.progress)):
+            raise TypeError(f"{op}: progress must be True, False or a function, got {type(self.progress).__name__}")
+        self.key = as_key(op, self.key)
+        checked = self.model(1, 1, torch.device("meta"))
+        self.num_factors, self.k, self.tied = checked.num_factors, checked.k, checked.tied
+        self.aux_k = None if self.aux_k is None else checked.aux_k
+        self.aux_weight = checked.aux_weight
+        self.dead_after = None if self.dead_after is None else checked.dead_after
+
+    def model(self, d: int, rows: int, device: torch.device) -> TopKSAE:
+        """One that is to be trained on so many rows."""
+        return TopKSAE(
+            d,
+            self.num_factors,
+            self.k,
+            activation=self.activation,
+            tied=self.tied,
+            revive=self.revive,
+            aux_k=self.aux_k,
+            aux_weight=self.aux_weight,
+            dead_after=rows if self.dead_after is None else self.dead_after,
+            key=split(self.key, 3)[0],
+            device=device,
+            dtype=torch.float32,
         )
-    return model, replace(result, seconds=time.perf_counter() - began, losses=losses)
+
+    def draw(self, n: int, op: str, name: str) -> Draws:
+        """The rows of ``n`` that are needed.
+
+        Raises:
+            ValueError: they are too few.
+        """
+        m = n if self.max_rows is None else min(n, self.max_rows)
+        if self.num_factors > m:
+            told = f"the {n} rows of {name}" if m == n else f"max_rows, {m}"
+            raise ValueError(f"{op}: num_factors must be at most {told}, got {self.num_factors}")
+        judged = min(m, _JUDGED)
+        order = ops.permutation(n, key=split(self.key, 3)[2], stop=min(n, m + judged))
+        return Draws(order[:m].sort().values, order[-judged:].sort().values)
+
+    def run(
+        self, take: Callable[[Tensor], Tensor], draws: Draws, device: torch.device, op: str, name: str
+    ) -> tuple[TopKSAE, SAEReport]:
+        """The model and its report: ``take`` gives the rows of the numbers drawn, errors name ``op`` and ``name``."""
+        m = draws.trained.numel()
+        epochs = -(-_STEPS // -(-m // self.batch_size)) if self.epochs is None else self.epochs
+        # A caller's inference mode, autocast or default dtype must not reach in.
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            taken = take(draws.trained)
+            model = self.model(taken.size(1), m, device)
+            x, centre, unit = _prepare(taken.to(device), model, op, name)
+            del taken
+            losses = _fit(model, x, epochs, self.batch_size, self.lr, split(self.key, 3)[1], self.progress)
+            with torch.no_grad():
+                model.bias.copy_(centre.double() + unit * model.bias.double())
+                model.encoder_bias.mul_(unit)
+                model.spread.mul_(unit)
+            del x
+            model.eval()
+            report = evaluate_sae(model, Rows(take(draws.judged), op, name))
+        if epochs and not report.explained_variance >= _POOR:
+            warnings.warn(
+                f"{op}: the autoencoder explains only {report.explained_variance:.1%} of the variance of {name}; "
+                f"more epochs ({epochs}), a larger k ({self.k}) or num_factors ({self.num_factors}) describe more, and "
+                "features whose scales differ should be standardised",
+                stacklevel=3,
+            )
+        return model, replace(report, losses=losses)
 
 
 @torch.no_grad()
-def _prepare(rows: Rows, numbers: Tensor, model: TopKSAE) -> tuple[Tensor, Tensor, float]:
-    """The rows of these numbers in float32, about their median and in units of about their spread."""
-    taken = rows.take(numbers).to(model.bias.device)
+def _prepare(taken: Tensor, model: TopKSAE, op: str, name: str) -> tuple[Tensor, Tensor, float]:
+    """Rows in float32, about their median and in units of about their spread."""
     # A place to start from: it need not be exact, but what x is centred on must be what the bias will hold.
     centre = geometric_median(taken, tolerance=1e-4, max_rows=8192).float()
     x = taken - centre
@@ -241,12 +309,12 @@ def _prepare(rows: Rows, numbers: Tensor, model: TopKSAE) -> tuple[Tensor, Tenso
         return torch.zeros_like(x, dtype=torch.float32), taken[0].float(), 1.0
     if not 1e-30 < spread < 1e30 > largest:
         raise ValueError(
-            f"{rows.op}: {rows.name} must lie within 1e30 and vary by 1e-30 to 1e30 (root mean square) to be "
+            f"{op}: {name} must lie within 1e30 and vary by 1e-30 to 1e30 (root mean square) to be "
             f"computed with in float32, got values near {largest:.1e} that vary by {spread:.1e}"
         )
     if largest > 2**17 * spread:  # the bias, rounded to float32, would be off by a percent of the spread
         raise ValueError(
-            f"{rows.op}: {rows.name} must be centred to be computed with in float32: values near {largest:.1e} vary by "
+            f"{op}: {name} must be centred to be computed with in float32: values near {largest:.1e} vary by "
             f"{spread:.1e} only"
         )
     unit = 2.0 ** round(math.log2(spread))  # a power of two: divided by it, no value is rounded

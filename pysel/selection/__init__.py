@@ -5,16 +5,10 @@ taken, a tensor, a numpy array, a pandas column or a list of numbers will do, of
 kept but the features that `DynamicSelector.explain` reads from.
 """
 
+from pysel.sae import FactorTables, factor_tables
 from pysel.selection import features, schedule
 from pysel.selection.bitmap import Bitmap
-from pysel.selection.dynamic import (
-    DynamicRandom,
-    DynamicSelector,
-    FactorTables,
-    InfoBatch,
-    factor_tables,
-    to_unit_interval,
-)
+from pysel.selection.dynamic import DynamicRandom, DynamicSelector, InfoBatch, to_unit_interval
 from pysel.selection.learned import ASSS, MetaWeighter, class_families, low_loss, performance_retention_rate
 from pysel.selection.protocol import Selector
 from pysel.selection.static import (

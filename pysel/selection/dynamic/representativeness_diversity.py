@@ -1,7 +1,7 @@
 """Dynamic selection by representativeness and diversity (arXiv 2603.04981).
 
 Each epoch's subset is ranked anew. Representativeness is coverage of the factors that are common in the data set,
-diversity that of rare ones (`pysel.selection.dynamic.factors`); a penalty on past uses rotates the samples, and a
+diversity that of rare ones (`pysel.sae.factors`); a penalty on past uses rotates the samples, and a
 schedule moves from common to rare. With Rep and Div brought to [0, 1], and u_i the epochs that have used sample i
 before epoch t = 1, ..., T::
 
@@ -22,10 +22,11 @@ from torch import Tensor
 
 from pysel import _checks, _inputs, ops
 from pysel.random import as_key, fold_in, split
-from pysel.sae import SAEReport, TopKSAE, train_sae
+from pysel.sae import FactorTables, SAEReport, TopKSAE, factor_tables, train_sae
+from pysel.sae.factors import check_model, check_options
 from pysel.sae.rows import Rows
-from pysel.selection.dynamic.factors import FactorTables, check_model, check_options, factor_tables, to_unit_interval
 from pysel.selection.dynamic.plan import Planned
+from pysel.selection.dynamic.unit_interval import to_unit_interval
 from pysel.selection.protocol import lasting
 from pysel.selection.schedule import Schedule
 from pysel.selection.subset import Strata
