@@ -1,6 +1,7 @@
 """Selection from a vector that is spread over ranks: seconds, collectives, bytes, memory.
 
     python -m bench.sharded --n 1e8 --ranks 4           four minutes on two cores; prints JSON
+    python -m bench.sharded --only codes                the codes of n samples in blocks, counted as they come
 
 The ranks are processes on one machine with gloo between them, one thread each; so their seconds are those of all cores
 working on all of the vector, and of messages that cross no network. What a machine a rank would take is about their
@@ -61,11 +62,31 @@ def cases(first: int, n: int, total: int) -> dict[str, Callable[[Any], Any]]:
     }
 
 
-def measured(rank: int, world: int, n: int, store: Path) -> dict[str, dict[str, float]]:
+STREAMED = f"factor_counts of all rows, k = {K}, H = {FACTORS}, in blocks of {CODES} a rank"
+
+
+def streamed(ops: Any, rank: int, world: int, n: int, barrier: Callable[[], Any]) -> tuple[float, Tensor]:
+    """Seconds that counting random codes takes as they come, without the making of them, and the counts int64 [H]."""
+    mine, most = n * (rank + 1) // world - n * rank // world, -(-n // world)
+    values, total, seconds = torch.ones(CODES, K), torch.zeros(FACTORS, dtype=torch.int64), 0.0
+    for block in range(-(-most // CODES)):
+        rows = max(0, min(CODES, mine - block * CODES))
+        generator = torch.Generator().manual_seed(rank << 32 | block)
+        indices = torch.randint(FACTORS, (rows, K), generator=generator)
+        barrier()
+        began = time.perf_counter()
+        total += ops.factor_counts(values[:rows], indices, FACTORS)
+        barrier()
+        seconds += time.perf_counter() - began
+    return seconds, total
+
+
+def measured(rank: int, world: int, n: int, folder: Path, only: str | None) -> dict[str, dict[str, float]]:
     """What this rank sees of each case."""
     torch.set_num_threads(1)
     hour = datetime.timedelta(hours=1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(store), world), rank=rank, world_size=world, timeout=hour)
+    store = dist.FileStore(str(folder / "store"), world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=hour)
     sent = {"collectives": 0, "bytes": 0}
 
     def counting(function: Callable[..., Any], size: Callable[..., int]) -> Callable[..., Any]:
@@ -78,7 +99,16 @@ def measured(rank: int, world: int, n: int, store: Path) -> dict[str, dict[str, 
 
     dist.all_gather = counting(dist.all_gather, lambda parts: sum(part.nbytes for part in parts))
     dist.all_reduce = counting(dist.all_reduce, lambda part: part.nbytes)
-    found = {}
+    found: dict[str, dict[str, float]] = {}
+    if only != "ops":
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        taken, counts = streamed(pysel.distributed, rank, world, n, dist.barrier)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        extra = {"extra_mib_a_rank": (peak - before) / 1024, "peak_mib_a_rank": peak / 1024}
+        found[STREAMED] = {"seconds": taken, **sent, **extra}
+        torch.save(counts, folder / f"{rank}.counts")
+    if only == "codes":
+        return found
     for name, case in cases(n * rank // world, n * (rank + 1) // world - n * rank // world, n).items():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds = []
@@ -89,8 +119,8 @@ def measured(rank: int, world: int, n: int, store: Path) -> dict[str, dict[str, 
             case(pysel.distributed)
             dist.barrier()
             seconds.append(time.perf_counter() - began)
-        extra = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        found[name] = {"seconds": sorted(seconds)[1], **sent, "extra_mib_a_rank": extra / 1024}
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        found[name] = {"seconds": sorted(seconds)[1], **sent, "extra_mib_a_rank": grown / 1024}
     return found
 
 
@@ -111,6 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=float, default=1e8)
     parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--only", choices=["ops", "codes"])
     given = parser.parse_args()
     n = int(given.n)
     with tempfile.TemporaryDirectory() as folder:
@@ -120,7 +151,7 @@ def main() -> None:
             if child == 0:
                 status = 1
                 try:
-                    found = measured(rank, given.ranks, n, Path(folder) / "store")
+                    found = measured(rank, given.ranks, n, Path(folder), given.only)
                     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
                     status = 0
                 finally:
@@ -131,8 +162,15 @@ def main() -> None:
             if status:
                 raise SystemExit("a rank has failed")
         table = json.loads((Path(folder) / "0.json").read_text())
-    for name, seconds in alone(n).items():
-        table[name]["seconds_of_one_process"] = seconds
+        if STREAMED in table:
+            parts = [streamed(pysel, rank, given.ranks, n, lambda: None) for rank in range(given.ranks)]
+            counts = torch.stack([part for _, part in parts]).sum(0)
+            for rank in range(given.ranks):
+                assert torch.equal(torch.load(Path(folder) / f"{rank}.counts"), counts)
+            table[STREAMED]["seconds_of_one_process"] = sum(seconds for seconds, _ in parts)
+    if given.only != "codes":
+        for name, seconds in alone(n).items():
+            table[name]["seconds_of_one_process"] = seconds
     print(json.dumps({"n": n, "ranks": given.ranks, "machine": machine(), "cases": table}, indent=2))
 
 
