@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 import pysel
-from pysel.distributed import ShardedDynamicSelector
+from pysel.distributed import ShardedDynamicSelector, shards
 from tests.ranks import Ranks, ranks
 from tests.test_distributed import LAYOUTS, cuts, shard
 
@@ -248,3 +250,210 @@ def test_weights_of_losses(six: Ranks) -> None:
     for of, message in ((None, "labels must be given"), (labels()[indices] + 1, "labels must be those of samples")):
         assert all(message in str(answer) for answer in six(weigh, 2, indices, of, {}))
     assert all("temperature must be None" in str(a) for a in six(weigh, 2, indices, None, {"temperature": 1.0}))
+
+
+def scored(rank: int, group: Any, at: list[int], given: dict[str, Any], epochs: list[int]) -> Any:
+    selector = make(rank, group, at, given)
+    return [selector.scores(epoch) for epoch in epochs]
+
+
+@pytest.mark.parametrize("penalty", ["log", "rate"])
+def test_scores_to_the_last_bit(six: Ranks, penalty: str) -> None:
+    n, generator = 20_000, torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.float64):
+        both = torch.rand(2, n, generator=generator, dtype=dtype).unbind()
+        given = {"tables": both, "penalty": penalty, "epochs": 30}
+        whole, epochs = one(given), [0, 9, 20, 28]
+        answers = six(scored, 3, cuts(n, 3, "random"), given, epochs)
+        for at, epoch in enumerate(epochs):
+            assert torch.equal(torch.cat([answer[at] for answer in answers]), whole.scores(epoch)), epoch
+
+
+# --- in a sampler ---
+
+
+def walk(rank: int, group: Any, at: list[int], given: dict[str, Any], options: dict[str, Any], part: int) -> Any:
+    """What a rank yields in epochs 0, 2 and the last, its lengths, and its epoch 3 from a state after ``part``."""
+    sampler = pysel.SelectionSampler(make(rank, group, at, given), key=1, process_group=group, **options)
+    found = []
+    for epoch in (0, 2, EPOCHS - 1):
+        sampler.set_epoch(epoch)
+        if rank == 0:
+            len(sampler), sampler.num_samples, sampler.stats()  # waits for nobody
+        found.append(list(sampler))
+        assert len(found[-1]) == len(sampler)
+    sampler.set_epoch(3)
+    going = iter(sampler)
+    begun = [next(going) for _ in range(part)]
+    state = sampler.state_dict()
+    again = pysel.SelectionSampler(make(rank, group, at, given), key=1, process_group=group, **options)
+    again.load_state_dict(state)
+    rest = list(again)
+    assert rest == list(going)
+    assert isinstance(again._picked[1], pysel.selection.Bitmap)
+    return [*found, begun + rest]
+
+
+@pytest.mark.parametrize(("world", "how"), [(1, "even"), (2, "all on one"), (3, "random"), (4, "even")])
+@pytest.mark.parametrize("options", [{}, {"shuffle": False}, {"round_to": 8, "drop_last": True}])
+def test_a_sampler_yields_what_one_process_does(six: Ranks, world: int, how: str, options: dict[str, Any]) -> None:
+    given = {"labels": labels(), "temperature": 0.3}
+    answers = six(walk, world, cuts(1003, world, how), given, options, 5)
+    for answer in answers:
+        assert isinstance(answer, list), answer
+    whole = pysel.SelectionSampler(one(given), key=1, **options)
+    for at, epoch in enumerate((0, 2, EPOCHS - 1, 3)):
+        whole.set_epoch(epoch)
+        wanted = list(whole)
+        got = [index for together in zip(*(answer[at] for answer in answers), strict=True) for index in together]
+        count = len(wanted) // world * world if options.get("drop_last") else -(-len(wanted) // world) * world
+        assert got == (wanted + wanted)[:count], epoch
+
+
+# --- state ---
+
+
+def save(rank: int, group: Any, at: list[int], given: dict[str, Any], folder: str, epochs: int) -> Any:
+    selector = make(rank, group, at, given)
+    sampler = pysel.SelectionSampler(selector, key=1, process_group=group)
+    for epoch in range(epochs):
+        selector.bitmap(epoch)
+    if epochs:
+        sampler.set_epoch(epochs - 1)
+    begun = iter(sampler)
+    found = [next(begun) for _ in range(3)]
+    state = sampler.state_dict()
+    selector.bitmap(epochs + 2)  # goes on while the checkpoint is written
+    dcp.save({"state": state}, checkpoint_id=f"{folder}/sampler", process_group=group)
+    selector.save(f"{folder}/selector")
+    return found
+
+
+def load(rank: int, group: Any, at: list[int], given: dict[str, Any], folder: str) -> Any:
+    sampler = pysel.SelectionSampler(make(rank, group, at, given), key=1, process_group=group)
+    dcp.load({"state": sampler}, checkpoint_id=f"{folder}/sampler", process_group=group)
+    selector = sampler.selector
+    loaded = (selector._epoch, selector.uses)
+    rest = list(sampler)
+    made = ShardedDynamicSelector.load(f"{folder}/selector", process_group=group)
+    same = made.fingerprint == selector.fingerprint and repr(made) == repr(selector)
+    return loaded, rest, selector.bitmap(EPOCHS - 2)[:], (made._epoch, made.uses, made.bitmap(4)[:], same)
+
+
+@pytest.mark.parametrize(("epochs", "given"), [(4, {"labels": labels()}), (1, {"epochs": 300, "temperature": 0.1})])
+@pytest.mark.parametrize("how", LAYOUTS)
+def test_a_checkpoint_of_four_ranks_loads_on_any_number(
+    six: Ranks, tmp_path: Path, how: str, epochs: int, given: dict[str, Any]
+) -> None:
+    begun = six(save, 4, cuts(1003, 4, how), given, str(tmp_path), epochs)
+    whole = one(given)
+    sampler = pysel.SelectionSampler(whole, key=1)
+    sampler.set_epoch(epochs - 1)
+    sequence = list(sampler)
+    assert [index for together in zip(*begun, strict=True) for index in together] == sequence[:12]
+    uses = whole.uses
+    for world, layout in ((1, "even"), (3, "random"), (6, "even"), (5, "all on one")):
+        answers = six(load, world, cuts(1003, world, layout), given, str(tmp_path))
+        for answer in answers:
+            assert isinstance(answer, tuple), answer
+        assert {answer[0][0] for answer in answers} == {epochs - 1}
+        assert torch.equal(torch.cat([answer[0][1] for answer in answers]), uses)
+        rest = [index for together in zip(*(answer[1] for answer in answers), strict=True) for index in together]
+        assert rest[: len(sequence) - 12] == sequence[12:]
+        later = one(given)
+        assert all(torch.equal(answer[2], later.select(EPOCHS - 2)) for answer in answers)
+        saved = one(given)
+        saved.select(epochs + 2)
+        assert {(answer[3][0], answer[3][3]) for answer in answers} == {(epochs + 2, True)}
+        assert torch.equal(torch.cat([answer[3][1] for answer in answers]), saved.uses)
+        assert all(torch.equal(answer[3][2], saved.select(4)) for answer in answers)
+
+
+def spoil(rank: int, group: Any, how: str) -> Any:
+    """Load a state that is spoilt on rank 1 or on all; the error, and what is selected then."""
+    at = [0, 300, 600, 1003]
+    selector = make(rank, group, at, {})
+    selector.bitmap(2)
+    state = selector.state_dict()
+    selector.bitmap(3)
+    counts = state["uses"].local
+    if how == "fingerprint":
+        state["fingerprint"] += 1
+    elif rank == 1 and how == "one count":
+        counts[counts.nonzero()[0]] -= 1
+    elif rank == 1 and how == "moved":
+        state["uses"].offset += 1
+    elif rank == 1 and how == "missing":
+        del state["uses"]
+    elif rank == 1 and how == "epoch":
+        state["epoch"] = 1
+        counts.clamp_(max=1)
+    elif rank == 1 and how == "high":
+        counts[0] = 9
+    elif rank == 1 and how == "key":
+        state["key"] = pysel.key(77)
+    elif rank == 1 and how == "dtype":
+        state["uses"] = shards.VectorShard(counts.int(), state["uses"].offset, state["uses"].total)
+    try:
+        selector.load_state_dict(state)
+    except (ValueError, TypeError, RuntimeError) as error:
+        return str(error), selector._epoch, selector.uses, selector.select(4) + at[rank]
+
+
+@pytest.mark.parametrize(
+    ("how", "message", "everywhere"),
+    [
+        ("fingerprint", "state_dict must be of a selector with the same tables", True),
+        ("one count", "state_dict['uses'] must add up to 602, the subsets before epoch 2, got 601", True),
+        ("moved", "state_dict['uses'] must begin at sample 300 of 1003, got 301 of 1003", False),
+        ("missing", "state_dict must have uses", False),
+        ("epoch", "state_dict['epoch'] must be the same on all ranks", True),
+        ("high", "state_dict['uses'] must be between 0 and 2 before epoch 2, got 0 to 9", False),
+        ("key", "state_dict['key'] must be the same on all ranks", True),
+        ("dtype", "state_dict['uses'] must be uint8, got torch.int32", False),
+    ],
+)
+def test_a_refused_state_changes_nothing_on_any_rank(six: Ranks, how: str, message: str, everywhere: bool) -> None:
+    whole = one({})
+    whole.select(3)
+    answers = six(spoil, 3, how)
+    for rank, answer in enumerate(answers):
+        assert isinstance(answer, tuple), answer
+        wanted = message if everywhere or rank == 1 else "refused on rank 1, whose own error says why"
+        assert wanted in answer[0]
+        assert answer[1] == 3
+    assert torch.equal(torch.cat([uses for _, _, uses, _ in answers]), whole.uses)
+    assert torch.equal(torch.cat([rows for _, _, _, rows in answers]), whole.select(4))
+
+
+def failing(rank: int, group: Any) -> Any:
+    """A schedule that fails in one epoch, asked for directly and by a state."""
+    at, broken = [0, 300, 600, 1003], []
+
+    def schedule(progress: float) -> float:
+        if progress in broken:
+            raise ValueError("out of order")
+        return 0.5
+
+    selector = make(rank, group, at, {"schedule": schedule})
+    selector.bitmap(5)
+    state = selector.state_dict()
+    selector.bitmap(2)
+    broken.append(6 / EPOCHS)
+
+    def tried(act: Any, given: Any) -> Any:
+        with pytest.raises(ValueError) as raised:
+            act(given)
+        return str(raised.value), selector._epoch, selector.uses
+
+    return [tried(selector.bitmap, 5), tried(selector.load_state_dict, state)], selector.select(3) + at[rank]
+
+
+def test_a_failure_on_the_way_changes_nothing(six: Ranks) -> None:
+    whole = one({"schedule": 0.5})
+    whole.select(2)
+    answers = six(failing, 3)
+    for try_ in (0, 1):
+        assert {answer[0][try_][:2] for answer in answers} == {("out of order", 2)}
+        assert torch.equal(torch.cat([answer[0][try_][2] for answer in answers]), whole.uses)
+    assert torch.equal(torch.cat([answer[1] for answer in answers]), whole.select(3))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict_loader import load as load_checkpoint
+from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoint
 
 from pysel import _checks, _inputs, ops
 from pysel.distributed import shards
@@ -18,9 +22,12 @@ from pysel.distributed.select import chosen
 from pysel.random import as_key, fold_in
 from pysel.selection.bitmap import Bitmap, packed
 from pysel.selection.dynamic.plan import Planned
-from pysel.selection.protocol import _like, lasting
+from pysel.selection.protocol import FORMAT, exact, lasting, like
 from pysel.selection.schedule import Schedule
 from pysel.selection.subset import quotas
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class ShardedDynamicSelector(Planned):
@@ -119,9 +126,9 @@ class ShardedDynamicSelector(Planned):
         super().__init__(n, keep_ratio, epochs, **plan)
         self._group, self._rank, self._offset, self._rows = process_group, meeting.rank, meeting.offset, len(tables[0])
         self._key, self._epoch, self._bitmap = own_key, -1, _none_of(n)
-        dtype = next(t for t in (torch.uint8, torch.int16, torch.int32) if self.epochs <= torch.iinfo(t).max)
         with torch.inference_mode(False):  # it is written to, wherever the caller is then
-            self._uses = torch.zeros(self._rows, dtype=dtype, device=tables[0].device)  # the subset is in it
+            # the subset is in it
+            self._uses = torch.zeros(self._rows, dtype=_count_dtype(self.epochs), device=tables[0].device)
 
         self._groups: Tensor | None = None  # int32 [n], the class of each sample of the shard among all ranks
         self._quotas: Tensor | None = None  # int64 [C]
@@ -245,6 +252,19 @@ class ShardedDynamicSelector(Planned):
             raise ValueError(f"{name}: labels must be those of samples, got {int(labels[unknown][0])}")
         return self._loss_weights[self._is_full(max(self._epoch, 0))][of].to(weights.device)
 
+    @lasting
+    def scores(self, epoch: int) -> Tensor:
+        """H [n] of the shard in an epoch, the penalty included. Collective as `bitmap` is."""
+        self.bitmap(epoch)
+        return self._scored(self._epoch, self._before())
+
+    def _before(self) -> Tensor:
+        """Uses [n] before the current epoch, a copy."""
+        uses = self._uses.clone()
+        if self._epoch >= 0:
+            uses[self.select(self._epoch)] -= 1
+        return uses
+
     @property
     def uses(self) -> Tensor:
         """int64 [n]: how many epochs have used each sample of the shard, the current one included."""
@@ -259,10 +279,7 @@ class ShardedDynamicSelector(Planned):
     # --- state ---
 
     def _state(self) -> dict[str, Any]:
-        before = self._uses.clone()  # the current epoch
-        if self._epoch >= 0:
-            before[self.select(self._epoch)] -= 1
-        uses = shards.VectorShard(before, self._offset, self.num_samples)
+        uses = shards.VectorShard(self._before(), self._offset, self.num_samples)
         return {"epoch": self._epoch, "key": self._key.clone(), "uses": uses}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -284,7 +301,7 @@ class ShardedDynamicSelector(Planned):
             self._check_origin(state_dict, ("epoch", "key", "uses"))
             most = torch.iinfo(self._uses.dtype).max - 1
             epoch = _checks.in_range(name, "state_dict['epoch']", state_dict["epoch"], -1, most)
-            key = _like(name, "key", state_dict["key"], self._key)
+            key = like(name, "key", state_dict["key"], self._key)
             part = state_dict["uses"]
             if not isinstance(part, shards.VectorShard):
                 raise TypeError(f"{name}: state_dict['uses'] must be a VectorShard, got {type(part).__name__}")
@@ -293,7 +310,7 @@ class ShardedDynamicSelector(Planned):
                     f"{name}: state_dict['uses'] must begin at sample {self._offset} of {self.num_samples}, "
                     f"got {part.offset} of {part.total}: torch.distributed.checkpoint loads it at another world size"
                 )
-            uses = _like(name, "uses", part.local, self._uses)
+            uses = like(name, "uses", part.local, self._uses)
             if self._rows and not 0 <= int(uses.min()) <= int(uses.max()) <= max(epoch, 0):
                 raise ValueError(
                     f"{name}: state_dict['uses'] must be between 0 and {max(epoch, 0)} before epoch {epoch}, "
@@ -312,6 +329,78 @@ class ShardedDynamicSelector(Planned):
             if epoch >= 0:
                 uses, bitmap = self._played(meeting, uses, epoch, epoch, key)
         self._uses, self._bitmap, self._epoch, self._key = uses, bitmap, epoch, key
+
+    def save(self, path: str | Path) -> None:
+        """Write arguments, tables and state into a folder that all ranks see; collective.
+
+        The tensors are a checkpoint of torch.distributed.checkpoint, each rank's shard in a file of its own.
+
+        Raises:
+            ValueError: an argument is a function, which cannot be written; nothing has been.
+        """
+        self._check_writable()
+        state = self._state()
+        if self._rank == 0:
+            folder = Path(path)
+            folder.mkdir(parents=True, exist_ok=True)
+            entries = {
+                "format": FORMAT,
+                "selector": type(self).__name__,
+                "num_samples": self.num_samples,
+                "dtype": str(self.diversity.dtype).removeprefix("torch."),
+                "labels": None if self._labels is None else self._labels.tolist(),
+                "arguments": self._arguments,
+                "fingerprint": self.fingerprint,
+                "epoch": state["epoch"],
+                "key": state["key"].tolist(),
+            }
+            (folder / "selector.json").write_text(json.dumps(entries, indent=2) + "\n")
+        vectors = {name: shards.VectorShard(x, self._offset, self.num_samples) for name, x in self._tables.items()}
+        save_checkpoint({**vectors, "uses": state["uses"]}, checkpoint_id=path, process_group=self._group)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, device: torch.device | str = "cpu", process_group: dist.ProcessGroup | None = None
+    ) -> Self:
+        """Make the selector again that `save` wrote, on any number of ranks, whose shards are even; collective.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: it holds another kind of selector, or tables that do not belong to its fingerprint.
+        """
+        saved = cls._read(Path(path))
+        n, rank, world = saved["num_samples"], dist.get_rank(process_group), dist.get_world_size(process_group)
+        first, stop = n * rank // world, n * (rank + 1) // world
+        arguments = {name: exact(value) for name, value in saved["arguments"].items()}
+        dtypes = dict.fromkeys(("representativeness", "diversity"), getattr(torch, saved["dtype"]))
+        dtypes["uses"] = _count_dtype(arguments["epochs"])
+        if saved["labels"] is not None:
+            dtypes["classes"] = torch.int32
+        vectors = {
+            name: shards.VectorShard(torch.empty(stop - first, dtype=dtype, device=device), first, n)
+            for name, dtype in dtypes.items()
+        }
+        load_checkpoint(vectors, checkpoint_id=path, process_group=process_group)
+        key = torch.tensor(saved["key"], dtype=torch.int64, device="cpu")
+        labels = None
+        if saved["labels"] is not None:
+            labels = torch.tensor(saved["labels"], device=device)[vectors["classes"].local.long()]
+        selector = cls(
+            vectors["representativeness"].local,
+            vectors["diversity"].local,
+            labels=labels,
+            key=key,
+            process_group=process_group,
+            **{**arguments, "normalise": None},  # they are already
+        )
+        selector._arguments["normalise"] = arguments["normalise"]
+        selector.load_state_dict({**saved, "key": key, "uses": vectors["uses"]})
+        return selector
+
+
+def _count_dtype(epochs: int) -> torch.dtype:
+    """The smallest that counts so many uses."""
+    return next(t for t in (torch.uint8, torch.int16, torch.int32) if epochs <= torch.iinfo(t).max)
 
 
 def _none_of(num_samples: int) -> Bitmap:

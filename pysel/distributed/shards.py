@@ -82,30 +82,45 @@ def fingerprint(tables: dict[str, Tensor], meeting: Meeting) -> int:
         for first in range(0, len(table), _PIECE):
             part = table[first : first + _PIECE]
             bits = part.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[part.element_size()]).long()
-            bits ^= bits >> 32  # float64s may differ in their upper bits alone, which a product would push out
+            bits = bits ^ (bits >> 32)  # float64s may differ in their upper bits alone, which a product would push out
             index = torch.arange(first, first + len(part), device=part.device) + meeting.offset
             total += int((bits * torch.ops.pysel.words64(words, _WORDS, index)).sum())
     own = torch.tensor([(total + 2**63) % 2**64 - 2**63], dtype=torch.int64, device=next(iter(tables.values())).device)
     return (sum(gather(own, meeting.group).flatten().tolist()) % 2**64) >> 1
 
 
-class VectorShard:
+class VectorShard(Tensor):
     """This rank's part of a vector [N], which torch.distributed.checkpoint saves and loads at any world size.
+
+    It is a tensor because the checkpoint looks up nothing else by its place; what ops make of it is a plain one.
 
     Args:
         local: [n], elements ``offset`` to ``offset + n``.
-        size: N.
+        total: N.
     """
 
-    def __init__(self, local: Tensor, offset: int, size: int) -> None:
-        self.local, self.offset, self.total = local, offset, size
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    offset: int
+    total: int
 
-    def size(self) -> torch.Size:
+    @staticmethod
+    def __new__(cls, local: Tensor, offset: int, total: int) -> VectorShard:
+        """The same memory as a shard."""
+        shard: VectorShard = local.detach().as_subclass(cls)
+        shard.offset, shard.total = offset, total
+        return shard
+
+    @property
+    def local(self) -> Tensor:
+        """[n], in the same memory."""
+        return self.as_subclass(Tensor)
+
+    def size(self, dim: int | None = None) -> Any:
         """Of the whole: what a checkpoint's is compared with."""
-        return torch.Size([self.total])
+        return torch.Size([self.total]) if dim is None else torch.Size([self.total])[dim]
 
-    def __repr__(self) -> str:
-        return f"VectorShard({self.local.dtype}, [{self.total}])"  # the same on all ranks
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"VectorShard({self.dtype}, [{self.total}], from {self.offset})"
 
     # --- the protocol torch.distributed._checkpointable ---
 

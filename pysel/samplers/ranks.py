@@ -200,7 +200,9 @@ def digest(value: Any) -> str:
     hashed = hashlib.blake2b(digest_size=8)
 
     def add(part: Any) -> None:
-        if isinstance(part, Tensor):
+        if hasattr(part, "__create_chunk_list__"):  # a rank's shard: ranks have the whole in common
+            hashed.update(f"{part.dtype} {list(part.size())} in shards".encode())
+        elif isinstance(part, Tensor):
             hashed.update(f"{part.dtype} {list(part.shape)}".encode())
             for piece in part.detach().cpu().contiguous().view(-1).split(1 << 22):
                 hashed.update(piece.view(torch.uint8).numpy())

@@ -13,6 +13,7 @@ from pysel.random import fold_in
 from pysel.samplers.passes import Elements, Place
 from pysel.samplers.ranked import RankedSampler
 from pysel.samplers.ranks import digest
+from pysel.selection.bitmap import Bitmap
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -23,7 +24,11 @@ _ORDER = 0x6F72646572  # sets the order's keys apart from those of a selector th
 
 @runtime_checkable
 class Selects(Protocol):
-    """What `SelectionSampler` needs of a selector: a part of `pysel.selection.Selector`."""
+    """What `SelectionSampler` needs of a selector: a part of `pysel.selection.Selector`.
+
+    One that also has ``bitmap(epoch)``, as `pysel.distributed.ShardedDynamicSelector` has, is asked for a
+    `pysel.selection.Bitmap` instead of indices, and for its length by ``size(epoch)``, which may not be collective.
+    """
 
     def select(self, epoch: int) -> Tensor:
         """Ascending int64 indices of the samples of this epoch; asking twice changes nothing."""
@@ -40,6 +45,13 @@ class Selects(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a `state_dict`."""
         ...
+
+
+@runtime_checkable
+class _HasBitmap(Protocol):
+    def bitmap(self, epoch: int) -> Bitmap: ...
+
+    def size(self, epoch: int) -> int: ...
 
 
 class SelectionSampler(RankedSampler):
@@ -110,23 +122,35 @@ class SelectionSampler(RankedSampler):
         self.selector = selector
         self.shuffle = _checks.flag("SelectionSampler", "shuffle", shuffle)
         self.round_to = _checks.in_range("SelectionSampler", "round_to", round_to, 1)
-        self._picked: tuple[int, Tensor] | None = None  # an epoch and its subset
+        self._picked: tuple[int, Tensor | Bitmap] | None = None  # an epoch and its subset
         self._left_out = 0  # by rounding, of the epoch whose sequence was made last
 
-    def _subset(self, epoch: int) -> Tensor:
+    def _subset(self, epoch: int) -> Tensor | Bitmap:
         """What the selector picks, checked, and asked for once."""
         if self._picked is None or self._picked[0] != epoch:
-            what = f"what {type(self.selector).__name__}.select returns"
-            known = getattr(self.selector, "num_samples", None)
             with self._watch:
-                subset = self.selector.select(epoch)
-                subset = _inputs.indices("SelectionSampler", what, subset, known if isinstance(known, int) else 2**63)
-                self._picked = epoch, subset.cpu().clone()
+                self._picked = epoch, self._asked(epoch)
         return self._picked[1]
+
+    def _asked(self, epoch: int) -> Tensor | Bitmap:
+        name, whose = "SelectionSampler", type(self.selector).__name__
+        if isinstance(self.selector, _HasBitmap):
+            bitmap = self.selector.bitmap(epoch)
+            if not isinstance(bitmap, Bitmap):
+                raise TypeError(f"{name}: what {whose}.bitmap returns must be a Bitmap, got {type(bitmap).__name__}")
+            return bitmap
+        known = getattr(self.selector, "num_samples", None)
+        subset = self.selector.select(epoch)
+        most = known if isinstance(known, int) else 2**63
+        return _inputs.indices(name, f"what {whose}.select returns", subset, most).cpu().clone()
+
+    def _selected(self, epoch: int) -> int:
+        """How many samples the selector picks; no rank waits for others here."""
+        return self.selector.size(epoch) if isinstance(self.selector, _HasBitmap) else self._subset(epoch).numel()
 
     def _sequence(self, place: Place) -> tuple[Elements, int]:
         subset = self._subset(place.epoch)
-        n, rounded = subset.numel(), self._rounded(subset)
+        n, rounded = subset.numel(), self._rounded(subset.numel())
         self._left_out = n - rounded
         key = fold_in(fold_in(place.key, _ORDER), place.epoch)
         if self.shuffle:
@@ -137,9 +161,8 @@ class SelectionSampler(RankedSampler):
             subset = subset[ops.permutation(n, key=key, stop=rounded).sort().values]
         return subset.__getitem__, rounded
 
-    def _rounded(self, subset: Tensor) -> int:
-        """How many samples of a subset are yielded."""
-        n = subset.numel()
+    def _rounded(self, n: int) -> int:
+        """How many of so many selected samples are yielded."""
         if 0 < n < self.round_to:
             raise ValueError(
                 f"SelectionSampler: round_to must be at most {n}, the size of the subset, got {self.round_to}"
@@ -147,7 +170,7 @@ class SelectionSampler(RankedSampler):
         return n - n % self.round_to
 
     def _length(self) -> int:
-        return self._rounded(self._subset(self.epoch))
+        return self._rounded(self._selected(self.epoch))
 
     @property
     def num_samples(self) -> int:  # type: ignore[override]
@@ -158,12 +181,13 @@ class SelectionSampler(RankedSampler):
         return self.shuffle and super()._repeats()
 
     def _digests(self, place: Place) -> dict[str, str]:
+        subset = self._subset(place.epoch)
         return {
             "epoch and position": digest([place.epoch, place.position]),
             "key": digest(place.key),
             "arguments": digest([type(self.selector).__qualname__, self.shuffle, self.drop_last, self.round_to]),
             "selector": digest(self.selector.state_dict()),
-            "subset": digest(self._subset(place.epoch)),
+            "subset": digest(subset.words if isinstance(subset, Bitmap) else subset),
         }
 
     def stats(self, *, selector: bool = True) -> dict[str, int | float]:
@@ -194,7 +218,7 @@ class SelectionSampler(RankedSampler):
         if isinstance(there, int) and there > 0:
             stats["realised_ratio"] = (stats["num_samples"] + stats["padded"] - stats["dropped"]) / there
         begun = self._latest is not None and self._latest.begun
-        left_out = self._left_out if begun else self._subset(int(stats["epoch"])).numel() % self.round_to
+        left_out = self._left_out if begun else self._selected(int(stats["epoch"])) % self.round_to
         stats["dropped"] += left_out
         own = getattr(self.selector, "stats", None)
         if selector and callable(own):

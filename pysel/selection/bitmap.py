@@ -80,7 +80,7 @@ class Bitmap:
         low, high = int(at.min()), int(at.max())
         if low < 0 or high >= len(self):
             raise IndexError(f"Bitmap: positions must be between 0 and {len(self) - 1}, got {low if low < 0 else high}")
-        block = torch.searchsorted(self._upto, at, right=True) - 1
+        block = torch.searchsorted(self._upto, at.contiguous(), right=True) - 1
         words = self._blocks[block]
         upto = _ones(words).cumsum(1)
         rest = at - self._upto[block]  # members before it in the block

@@ -21,7 +21,7 @@ from pysel import _checks, _inputs
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_FORMAT = 1  # of a saved folder
+FORMAT = 1  # of a saved folder
 
 # Decorates what gives tensors that outlive a caller's inference mode: training goes on with them outside of it.
 lasting = torch.inference_mode(False)
@@ -135,7 +135,7 @@ class Selector:
         self._check_origin(state_dict, own)
         name = type(self).__name__
         with torch.inference_mode(False):
-            self._load_state({entry: _like(name, entry, state_dict[entry], mine) for entry, mine in own.items()})
+            self._load_state({entry: like(name, entry, state_dict[entry], mine) for entry, mine in own.items()})
 
     def _check_origin(self, state_dict: Any, entries: Iterable[str]) -> None:
         """Refuse what is not the state, with those entries, of a selector with the same tables and arguments."""
@@ -173,14 +173,12 @@ class Selector:
             ValueError: an argument is a function, which cannot be written; nothing has been.
         """
         name = type(self).__name__
-        for argument, value in self._arguments.items():
-            if callable(value):
-                raise ValueError(f"{name}: {argument} must be a name or a number to be saved, got {value!r}")
+        self._check_writable()
         state = self._state()
         tensors = {f"state.{entry}": value for entry, value in state.items() if isinstance(value, Tensor)}
         text = json.dumps(
             {
-                "format": _FORMAT,
+                "format": FORMAT,
                 "selector": name,
                 "arguments": self._arguments,
                 "fingerprint": self.fingerprint,
@@ -194,6 +192,24 @@ class Selector:
         save_file(stored, folder / "tables.safetensors")
         (folder / "selector.json").write_text(text + "\n")
 
+    def _check_writable(self) -> None:
+        for argument, value in self._arguments.items():
+            if callable(value):
+                raise ValueError(
+                    f"{type(self).__name__}: {argument} must be a name or a number to be saved, got {value!r}"
+                )
+
+    @classmethod
+    def _read(cls, folder: Path) -> dict[str, Any]:
+        """What `save` wrote beside the tensors."""
+        saved: dict[str, Any] = json.loads((folder / "selector.json").read_text())
+        if (saved.get("format"), saved.get("selector")) != (FORMAT, cls.__name__):
+            raise ValueError(
+                f"{cls.__name__}.load: path must hold a {cls.__name__} in format {FORMAT}, "
+                f"got a {saved.get('selector')} in format {saved.get('format')}"
+            )
+        return saved
+
     @classmethod
     def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:
         """Make the selector again that `save` wrote, where it was.
@@ -203,22 +219,17 @@ class Selector:
             ValueError: it holds another kind of selector, or tables that do not belong to its fingerprint.
         """
         folder = Path(path)
-        saved = json.loads((folder / "selector.json").read_text())
-        if (saved.get("format"), saved.get("selector")) != (_FORMAT, cls.__name__):
-            raise ValueError(
-                f"{cls.__name__}.load: path must hold a {cls.__name__} in format {_FORMAT}, "
-                f"got a {saved.get('selector')} in format {saved.get('format')}"
-            )
+        saved = cls._read(folder)
         stored = load_file(folder / "tables.safetensors", device=str(device))
         tensors = {name.removeprefix("state."): t for name, t in stored.items() if name.startswith("state.")}
         state = {**saved["state"], **tensors}
         tables = {name: t for name, t in stored.items() if not name.startswith("state.")}
-        selector = cls._restore(tables, {name: _exact(value) for name, value in saved["arguments"].items()}, state)
+        selector = cls._restore(tables, {name: exact(value) for name, value in saved["arguments"].items()}, state)
         selector.load_state_dict({**saved, **state})
         return selector
 
 
-def _like(op: str, entry: str, theirs: Any, mine: Any) -> Any:
+def like(op: str, entry: str, theirs: Any, mine: Any) -> Any:
     """A state's entry as a selector keeps its own: a number, or a copy of a tensor."""
     name = f"state_dict[{entry!r}]"
     if not isinstance(mine, Tensor):
@@ -242,6 +253,6 @@ def _plain(value: Any) -> Any:
     return near if _checks.exact(near) == exact else str(exact)
 
 
-def _exact(value: Any) -> Any:
+def exact(value: Any) -> Any:
     """The argument that `_plain` gave."""
     return Fraction(value) if isinstance(value, str) and re.fullmatch(r"\d+(/\d+)?", value) else value
