@@ -35,6 +35,8 @@ class WeightedSampler(RankedSampler):
     It takes any number of categories, draws without replacement in time linear in their number, and puts the draws in
     uniformly random order by default (draw order would put heavy samples first).
 
+    Every rank holds all weights and, while it goes through an epoch, all of its draws: 8 ``num_samples`` bytes.
+
     With a ``key`` the samples are a function of (key, epoch): call `set_epoch` before each epoch, as with
     ``DistributedSampler``. Without one every pass draws a fresh key from ``generator``, or from torch's default
     generator, as torch's sampler does.
