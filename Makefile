@@ -49,6 +49,7 @@ experiments: .venv/built
 
 subsets: .venv/built
 	@$(PY) -m bench.experiments.subsets $(EXPERIMENT_ARGS)
+	@$(PY) -m bench.experiments.subsets_report
 
 # The Python that was asked for, as it is; otherwise the one in .venv.
 ASKED := $(if $(filter command environment,$(firstword $(origin PYTHON))),$(PYTHON))

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 import pysel
 from pysel.selection import ASSS, performance_retention_rate, quotas
 from pysel.selection.learned.batches import Tensors
+from tests.learned import best_only
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,7 +48,7 @@ def linear_network(seed: int, outputs: int = 2) -> Callable[[], nn.Module]:
 
 def share_of_wrong_labels(seed: int, keep_ratio: float, **options: Any) -> float:
     x, y, wrong = noisy_task(seed)
-    selector = ASSS(keep_ratio, batch_size=100, key=pysel.key(seed), **options)
+    selector = best_only(keep_ratio, batch_size=100, key=pysel.key(seed), **options)
     chosen = selector.fit(x, y, linear_network(seed)).select()
     assert len(chosen) == math.ceil(600 * keep_ratio)
     return float(wrong[chosen].float().mean())
@@ -93,7 +94,7 @@ def test_asss_with_a_selector_network_that_sees_labels() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 1))
-    selector = ASSS(0.5, batch_size=100, selector=network, key=pysel.key(0))
+    selector = best_only(0.5, batch_size=100, selector=network, key=pysel.key(0))
     chosen = selector.fit(x, y, linear_network(0), selector_inputs=seen).select()
     assert float(wrong[chosen].float().mean()) < 0.05
 
@@ -104,7 +105,7 @@ def test_the_default_network_judges_samples_that_it_has_not_seen(real: bool) -> 
     (x, y, wrong), (new_x, new_y, new_wrong) = noisy_task(0), noisy_task(1)
     if real:
         y, new_y = (2.0 * t - 1 for t in (y, new_y))
-    selector = ASSS(0.5, batch_size=100, selector="network", see_labels=True, key=0)
+    selector = best_only(0.5, batch_size=100, selector="network", see_labels=True, key=0)
     selector.fit(x, y, linear_network(0, 1 if real else 2))
     assert float(wrong[selector.select()].float().mean()) < 0.05
     score = selector.score(new_x, new_y)
@@ -118,7 +119,7 @@ def test_the_default_network_judges_samples_that_it_has_not_seen(real: bool) -> 
 def test_a_table_cannot_judge_others() -> None:
     x, y, _ = noisy_task(0, n=50)
     with pytest.raises(ValueError, match="ASSS: selector must be a network for score"):
-        ASSS(0.5, epochs=1, key=0).fit(x, y, linear_network(0)).score(x)
+        best_only(0.5, epochs=1, key=0).fit(x, y, linear_network(0)).score(x)
 
 
 def test_an_embedding_over_groups_is_a_network_and_not_the_table() -> None:
@@ -128,7 +129,7 @@ def test_an_embedding_over_groups_is_a_network_and_not_the_table() -> None:
     y = torch.where(group == 1, torch.randint(2, (600,), generator=generator(5)), y)
     with torch.random.fork_rng(devices=[]):
         embedding = nn.Embedding(3, 1)
-    selector = ASSS(0.5, batch_size=100, selector=embedding, selector_lr=0.1, key=0)
+    selector = best_only(0.5, batch_size=100, selector=embedding, selector_lr=0.1, key=0)
     selector.fit(x, y, linear_network(0), selector_inputs=group)
     logits = selector.importances().logit
     assert logits.unique().numel() == 3 and not bool((group[selector.select()] == 1).any())
@@ -141,17 +142,17 @@ def test_frozen_parameters_of_a_selector_stay() -> None:
         network = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1))
     network[0].requires_grad_(False)
     before = {name: t.clone() for name, t in network.state_dict().items()}
-    ASSS(0.5, epochs=4, selector=network, key=0).fit(x, y, linear_network(0))
+    best_only(0.5, epochs=4, selector=network, key=0).fit(x, y, linear_network(0))
     changed = {name for name, t in network.state_dict().items() if not torch.equal(t, before[name])}
     assert changed == {"2.weight", "2.bias"}
     with pytest.raises(ValueError, match="ASSS: selector must have parameters that require grad"):
-        ASSS(0.5, selector=network.requires_grad_(False))
+        best_only(0.5, selector=network.requires_grad_(False))
 
 
 def test_asss_sparsity_reaches_its_target() -> None:
     x, y, _ = noisy_task(0)
     for rho in (0.3, 0.5):
-        selector = ASSS(rho, batch_size=100, normalise=True, key=pysel.key(0)).fit(x, y, linear_network(0))
+        selector = best_only(rho, batch_size=100, normalise=True, key=pysel.key(0)).fit(x, y, linear_network(0))
         assert selector.history[-1]["mean_probability"] == pytest.approx(rho, abs=0.1)
         assert selector.probabilities.shape == (600,)
 
@@ -159,11 +160,11 @@ def test_asss_sparsity_reaches_its_target() -> None:
 def test_asss_anneals_and_reports() -> None:
     x, y, _ = noisy_task(0, n=50)
     seen: list[int] = []
-    selector = ASSS(0.5, epochs=4, tau=1.0, tau_rate=1.0, tau_min=0.2, key=pysel.key(0))
+    selector = best_only(0.5, epochs=4, tau=1.0, tau_rate=1.0, tau_min=0.2, key=pysel.key(0))
     selector.fit(x, y, linear_network(0), progress=lambda epoch, _: seen.append(epoch))
     taus = [entry["tau"] for entry in selector.history]
     assert taus == pytest.approx([1.0, math.exp(-1), 0.2, 0.2]) and seen == [0, 1, 2, 3]
-    falling = ASSS(0.5, epochs=4, tau=1.0, tau_min=0.2, tau_schedule="linear", key=0).fit(x, y, linear_network(0))
+    falling = best_only(0.5, epochs=4, tau=1.0, tau_min=0.2, tau_schedule="linear", key=0).fit(x, y, linear_network(0))
     assert [entry["tau"] for entry in falling.history] == pytest.approx([0.8, 0.6, 0.4, 0.2])
 
 
@@ -171,7 +172,7 @@ def test_asss_is_a_function_of_its_key() -> None:
     x, y, _ = noisy_task(0, n=200)
 
     def fit(seed: int) -> ASSS:
-        return ASSS(0.5, epochs=4, key=pysel.key(seed)).fit(x, y, linear_network(0))
+        return best_only(0.5, epochs=4, key=pysel.key(seed)).fit(x, y, linear_network(0))
 
     before = torch.get_rng_state()
     assert torch.equal(fit(0).probabilities, fit(0).probabilities)
@@ -183,12 +184,12 @@ def test_asss_regression_stratification_and_state() -> None:
     x, y, _ = noisy_task(0, n=200)
     target = x[:, 0] * 2
     with torch.random.fork_rng(devices=[]):
-        fitted = ASSS(0.25, epochs=3, key=pysel.key(0)).fit(x, target, lambda: nn.Linear(8, 1), labels=y)
+        fitted = best_only(0.25, epochs=3, key=pysel.key(0)).fit(x, target, lambda: nn.Linear(8, 1), labels=y)
     chosen = fitted.select()
     counts = torch.bincount(y)
     assert torch.equal(torch.bincount(y[chosen]), quotas(counts.tolist(), 50))
     assert isinstance(fitted, pysel.samplers.Selects) and torch.equal(fitted.select(9), chosen)
-    resumed = ASSS(0.25, epochs=3)
+    resumed = best_only(0.25, epochs=3)
     with pytest.raises(RuntimeError, match="call fit first"):
         resumed.select()
     resumed.load_state_dict(fitted.state_dict())
@@ -225,7 +226,11 @@ def test_asss_regression_stratification_and_state() -> None:
         ),
         ({"patience": 0}, ValueError, "ASSS: patience must be at least 1"),
         ({"trusted": 0.0}, ValueError, r"ASSS: trusted must be in \(0, 1\]"),
-        ({"sparsity": "mean"}, ValueError, "ASSS: sparsity must be 'target' or 'absolute', got 'mean'"),
+        (
+            {"sparsity": "mean", "normalise": False},
+            ValueError,
+            "ASSS: sparsity must be 'target' or 'absolute', got 'mean'",
+        ),
         ({"normalise": True, "attenuation": "input"}, ValueError, "ASSS: normalise must be False with"),
     ],
 )
@@ -238,7 +243,7 @@ def test_bad_asss_arguments(options: dict[str, Any], error: type[Exception], mes
 
 
 def fitted(x: Any, y: Any, **options: Any) -> ASSS:
-    return ASSS(0.3, epochs=4, batch_size=64, key=3).fit(x, y, linear_network(0), **options)
+    return best_only(0.3, epochs=4, batch_size=64, key=3).fit(x, y, linear_network(0), **options)
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +267,7 @@ def test_any_form_of_data_gives_the_same(form: str, plain: tuple[Tensor, Tensor,
         as_given = (lambda t: t.numpy()) if form == "numpy loader" else (lambda t: t)
         orders = Tensors(x, y, None, 64, pysel.fold_in(pysel.key(3), 0))
         loader = EachEpoch(lambda epoch: [(as_given(b.indices), b.x, as_given(b.y)) for b in orders.epoch(epoch)])
-        got = ASSS(0.3, epochs=4, batch_size=64, key=3).fit(loader, network=linear_network(0), num_samples=200)
+        got = best_only(0.3, epochs=4, batch_size=64, key=3).fit(loader, network=linear_network(0), num_samples=200)
     assert torch.equal(got.probabilities, wanted.probabilities) and torch.equal(got.select(), wanted.select())
 
 
@@ -295,7 +300,7 @@ def test_a_data_loader_with_indices() -> None:
     loader = DataLoader(
         Numbered(x, y), batch_size=100, sampler=pysel.WeightedSampler(torch.ones(600), 600, False, key=1)
     )
-    chosen = ASSS(0.5, key=0).fit(loader, network=linear_network(0)).select()
+    chosen = best_only(0.5, key=0).fit(loader, network=linear_network(0)).select()
     assert len(chosen) == 300 and float(wrong[chosen].float().mean()) < 0.05
 
 
@@ -305,7 +310,7 @@ def test_gradients_switched_off_around_it_change_nothing(around: Any, plain: tup
     with around():
         assert torch.equal(fitted(x.clone(), y.clone()).probabilities, wanted.probabilities)
         batches = [(torch.arange(200), x.clone(), y.clone())]
-        own = ASSS(0.5, warmup_epochs=0, key=0).start(linear_network(0), 200)
+        own = best_only(0.5, warmup_epochs=0, key=0).start(linear_network(0), 200)
         own.step(batches[0])
         own.finish(batches)
 
@@ -321,11 +326,11 @@ def test_defaults_of_the_process_change_nothing(plain: tuple[Tensor, Tensor, ASS
     torch.set_default_dtype(torch.float64)
     torch.set_default_device("meta")
     try:
-        got = ASSS(0.3, epochs=4, batch_size=64, key=3).fit(x, y, network)
+        got = best_only(0.3, epochs=4, batch_size=64, key=3).fit(x, y, network)
         assert torch.equal(got.probabilities, wanted.probabilities)
-        net = ASSS(0.3, epochs=4, selector="network", see_labels=True, gate="khot", key=3).fit(x, y, network)
+        net = best_only(0.3, epochs=4, selector="network", see_labels=True, gate="khot", key=3).fit(x, y, network)
         assert net.score(x, y).dtype == torch.float32 and net.importances().margin.device.type == "cpu"
-        ASSS(0.3, epochs=4, fidelity="lookahead", key=3).fit(x, y, network)
+        best_only(0.3, epochs=4, fidelity="lookahead", key=3).fit(x, y, network)
         for one in (got, net):  # a state of its own, of the dtypes that it wants
             one.load_state_dict(one.state_dict())
     finally:
@@ -342,7 +347,7 @@ def test_a_last_batch_of_one_goes_with_the_one_before(form: str, options: dict[s
         with torch.random.fork_rng(devices=[]):
             return nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
-    selector = ASSS(0.5, epochs=3, batch_size=64, warmup_epochs=1, key=0, **options)
+    selector = best_only(0.5, epochs=3, batch_size=64, warmup_epochs=1, key=0, **options)
     if form == "tensors":
         selector.fit(x, y, network)
     else:
@@ -352,7 +357,7 @@ def test_a_last_batch_of_one_goes_with_the_one_before(form: str, options: dict[s
 
 def test_layers_that_learn_their_shape_from_the_data() -> None:
     x, y, _ = noisy_task(0, n=64)
-    selector = ASSS(0.5, epochs=3, selector=nn.LazyLinear(1), key=0)
+    selector = best_only(0.5, epochs=3, selector=nn.LazyLinear(1), key=0)
     assert len(selector.fit(x, y, lambda: nn.LazyLinear(2))) == 32
 
 
@@ -365,10 +370,10 @@ def test_numbers_of_numpy_are_taken_and_leave_a_plain_state(tmp_path: Path) -> N
         "tau": np.float32(0.5),
         "task_lr": torch.tensor(0.01),
     }
-    selector = ASSS(np.float32(0.3), key=np.int64(4), **options).fit(x, y, linear_network(0))
+    selector = best_only(np.float32(0.3), key=np.int64(4), **options).fit(x, y, linear_network(0))
     assert len(selector) == 20, "0.3 and not 0.30000001192092896"
     torch.save(selector.state_dict(), tmp_path / "state.pt")
-    again = ASSS(np.float32(0.3), key=0, **options)
+    again = best_only(np.float32(0.3), key=0, **options)
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert torch.equal(again.select(), selector.select()) and again.history == selector.history
 
@@ -376,7 +381,7 @@ def test_numbers_of_numpy_are_taken_and_leave_a_plain_state(tmp_path: Path) -> N
 def test_nothing_of_the_callers_is_kept_or_given_away(plain: tuple[Tensor, Tensor, ASSS]) -> None:
     x, y, wanted = plain
     key = pysel.key(3)
-    selector = ASSS(0.3, epochs=4, batch_size=64, key=key)
+    selector = best_only(0.3, epochs=4, batch_size=64, key=key)
     key.fill_(0)
     selector.fit(x, y, linear_network(0))
     assert torch.equal(selector.probabilities, wanted.probabilities)
@@ -394,7 +399,7 @@ def test_nothing_of_the_callers_is_kept_or_given_away(plain: tuple[Tensor, Tenso
 def test_steps_of_ones_own_are_those_of_fit(plain: tuple[Tensor, Tensor, ASSS]) -> None:
     x, y, wanted = plain
     orders = Tensors(x, y, None, 64, pysel.fold_in(pysel.key(3), 0))
-    selector = ASSS(0.3, epochs=4, batch_size=64, key=3).start(linear_network(0), 200)
+    selector = best_only(0.3, epochs=4, batch_size=64, key=3).start(linear_network(0), 200)
     for epoch in range(4):
         selector.set_epoch(epoch)
         for batch in orders.epoch(epoch):
@@ -402,7 +407,7 @@ def test_steps_of_ones_own_are_those_of_fit(plain: tuple[Tensor, Tensor, ASSS]) 
     selector.finish([(torch.arange(200), x, y)])
     assert torch.equal(selector.probabilities, wanted.probabilities) and selector.history == wanted.history
     with pytest.raises(RuntimeError, match="ASSS: call start first, or fit"):
-        ASSS(0.5).step((torch.arange(200), x, y))
+        best_only(0.5).step((torch.arange(200), x, y))
 
 
 def test_accumulated_batches_make_the_step_of_one() -> None:
@@ -414,9 +419,9 @@ def test_accumulated_batches_make_the_step_of_one() -> None:
         networks.append(linear_network(0)())
         return networks[-1]
 
-    whole = ASSS(0.5, warmup_epochs=1, key=0).start(network, 64)
+    whole = best_only(0.5, warmup_epochs=1, key=0).start(network, 64)
     whole.step((torch.arange(64), x, y))
-    halves = ASSS(0.5, warmup_epochs=1, key=0).start(network, 64, accumulate=2)
+    halves = best_only(0.5, warmup_epochs=1, key=0).start(network, 64, accumulate=2)
     for rows in (torch.arange(32), torch.arange(32, 64)):
         halves.step((rows, x[rows], y[rows]))
     for one, two in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
@@ -426,7 +431,7 @@ def test_accumulated_batches_make_the_step_of_one() -> None:
 @pytest.mark.parametrize("attenuation", ["loss", "input"])
 def test_half_precision_with_a_scaler(attenuation: str) -> None:
     x, y, wrong = noisy_task(0)
-    selector = ASSS(0.5, epochs=12, attenuation=attenuation, key=0)
+    selector = best_only(0.5, epochs=12, attenuation=attenuation, key=0)
     selector.start(linear_network(0), 600, scaler=torch.amp.GradScaler("cpu"), accumulate=2)
     loader = DataLoader(
         Numbered(x, y), batch_size=50, sampler=pysel.WeightedSampler(torch.ones(600), 600, False, key=1)
@@ -451,6 +456,7 @@ class StopHereError(Exception):
     "options",
     [
         {},
+        {"pool": "auto"},
         {"selector": "network", "see_labels": True, "attenuation": "input"},
         {"fidelity": "lookahead", "gate": "khot"},
     ],
@@ -461,7 +467,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_bits(steps: int, options: dict[s
     x, y, _ = noisy_task(0, n=200)
 
     def make() -> ASSS:
-        return ASSS(0.3, epochs=4, batch_size=64, warmup_epochs=1, patience=3, key=3, **options)
+        return best_only(0.3, epochs=4, batch_size=64, warmup_epochs=1, patience=3, key=3, **options)
 
     wanted = make().fit(x, y, linear_network(0))
     stopped = make()
@@ -481,6 +487,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_bits(steps: int, options: dict[s
     assert torch.equal(resumed.importances().logit, wanted.importances().logit)
     assert torch.equal(resumed.importances().loss, wanted.importances().loss)
     assert torch.equal(resumed.select(), wanted.select()) and resumed.history == wanted.history
+    assert resumed.tried == wanted.tried
 
 
 def test_an_interrupted_loader_goes_on_to_the_same_bits() -> None:
@@ -498,7 +505,7 @@ def test_an_interrupted_loader_goes_on_to_the_same_bits() -> None:
             yield batch[:3]
 
     def make() -> ASSS:
-        return ASSS(0.3, epochs=4, key=3)
+        return best_only(0.3, epochs=4, key=3)
 
     wanted = make().fit(loader, network=linear_network(0), num_samples=200)
     stopped = make()
@@ -515,11 +522,11 @@ def test_a_step_between_accumulated_ones_can_be_saved() -> None:
     batches = [(rows, x[rows], y[rows]) for rows in torch.arange(200).split(50)]
 
     def run(stop: int | None) -> ASSS:
-        selector = ASSS(0.3, warmup_epochs=0, key=3).start(linear_network(0), 200, accumulate=2)
+        selector = best_only(0.3, warmup_epochs=0, key=3).start(linear_network(0), 200, accumulate=2)
         for place, batch in enumerate(batches):
             if place == stop:
                 state = selector.state_dict()
-                selector = ASSS(0.3, warmup_epochs=0, key=3)
+                selector = best_only(0.3, warmup_epochs=0, key=3)
                 selector.load_state_dict(state)
                 selector.start(linear_network(1), 200, accumulate=2)
             selector.step(batch)
@@ -533,7 +540,7 @@ def test_one_that_had_settled_does_not_go_on() -> None:
     x, y, _ = noisy_task(0, n=200)
 
     def make() -> ASSS:
-        return ASSS(0.5, epochs=50, patience=2, turnover=0.02, key=0)
+        return best_only(0.5, epochs=50, patience=2, turnover=0.02, key=0)
 
     def stop(epoch: int, entry: dict[str, float]) -> None:
         if stopped.settled:
@@ -549,7 +556,7 @@ def test_one_that_had_settled_does_not_go_on() -> None:
 
 def test_it_stops_when_the_subset_has_settled() -> None:
     x, y, _ = noisy_task(0, n=200)
-    selector = ASSS(0.5, epochs=50, patience=2, turnover=0.02, key=0).fit(x, y, linear_network(0))
+    selector = best_only(0.5, epochs=50, patience=2, turnover=0.02, key=0).fit(x, y, linear_network(0))
     turnovers = [entry["turnover"] for entry in selector.history[1:]]
     assert 5 < len(selector.history) < 50 and max(turnovers[-2:]) <= 0.02
     quiet = [t <= 0.02 for t in turnovers[2:]]
@@ -559,9 +566,9 @@ def test_it_stops_when_the_subset_has_settled() -> None:
 def test_a_bar_shows_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     x, y, _ = noisy_task(0, n=50)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    ASSS(0.5, epochs=3, key=0).fit(x, y, linear_network(0), progress=True)
+    best_only(0.5, epochs=3, key=0).fit(x, y, linear_network(0), progress=True)
     assert "ASSS: 100%" in capsys.readouterr().err
-    ASSS(0.5, epochs=3, key=0).fit(x, y, linear_network(0))
+    best_only(0.5, epochs=3, key=0).fit(x, y, linear_network(0))
     assert capsys.readouterr().err == ""
 
 
@@ -571,7 +578,7 @@ def test_a_bar_shows_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypat
 @pytest.mark.parametrize("options", [{}, {"selector": "network", "see_labels": True}], ids=str)
 def test_a_saved_selector_comes_back(options: dict[str, Any], tmp_path: Path) -> None:
     x, y, _ = noisy_task(0, n=200)
-    selector = ASSS(0.3, epochs=3, key=0, **options)
+    selector = best_only(0.3, epochs=3, key=0, **options)
     with pytest.raises(RuntimeError, match="ASSS: call fit first"):
         selector.save(tmp_path / "a")
     selector.fit(x, y, linear_network(0), labels=y)
@@ -586,7 +593,7 @@ def test_a_saved_selector_comes_back(options: dict[str, Any], tmp_path: Path) ->
 def test_what_cannot_be_saved_is_refused_and_nothing_written(tmp_path: Path) -> None:
     x, y, _ = noisy_task(0, n=50)
     for options in ({"selector": nn.Linear(8, 1)}, {"tau_schedule": lambda progress: 1 - progress}):
-        selector = ASSS(0.5, epochs=3, key=0, **options).fit(x, y, linear_network(0))
+        selector = best_only(0.5, epochs=3, key=0, **options).fit(x, y, linear_network(0))
         with pytest.raises(ValueError, match=f"ASSS: {next(iter(options))} must be"):
             selector.save(tmp_path / "a")
     assert not (tmp_path / "a").exists()
@@ -594,19 +601,19 @@ def test_what_cannot_be_saved_is_refused_and_nothing_written(tmp_path: Path) -> 
 
 def test_a_refused_state_changes_nothing(plain: tuple[Tensor, Tensor, ASSS]) -> None:
     x, y, wanted = plain
-    others = [({}, "have arguments"), (ASSS(0.4, epochs=4, batch_size=64).state_dict(), "keep_ratio=0.3")]
+    others = [({}, "have arguments"), (best_only(0.4, epochs=4, batch_size=64).state_dict(), "keep_ratio=0.3")]
     for state, message in others:
         with pytest.raises(ValueError, match=f"ASSS: state_dict must .*{message}"):
             wanted.load_state_dict(state)
-    small = ASSS(0.5, epochs=2, selector="network", hidden=8, key=0).fit(x, y, linear_network(0))
+    small = best_only(0.5, epochs=2, selector="network", hidden=8, key=0).fit(x, y, linear_network(0))
     narrow = {**small.state_dict(), "network": torch.ones(3, dtype=torch.float64)}
     before = small.probabilities
     with pytest.raises(ValueError, match=r"ASSS: state_dict must be of a selector network of .* numbers, got 3"):
         small.load_state_dict(narrow)
     assert torch.equal(small.probabilities, before)
-    other = ASSS(0.3, epochs=4, batch_size=64, key=3)
-    other.load_state_dict(ASSS(0.3, epochs=4, batch_size=64, key=3).start(linear_network(0), 200).state_dict())
-    half = ASSS(0.3, epochs=4, batch_size=64, key=3).start(linear_network(0), 200)
+    other = best_only(0.3, epochs=4, batch_size=64, key=3)
+    other.load_state_dict(best_only(0.3, epochs=4, batch_size=64, key=3).start(linear_network(0), 200).state_dict())
+    half = best_only(0.3, epochs=4, batch_size=64, key=3).start(linear_network(0), 200)
     half.step((torch.arange(64), x[:64], y[:64]))
     other.load_state_dict(half.state_dict())
     with pytest.raises(ValueError, match="ASSS: state_dict must be of 100 samples"):
@@ -651,13 +658,13 @@ def test_bad_data_is_refused_before_a_network_is_made(
     arguments: Any, options: Any, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        ASSS(0.5, key=0).fit(*arguments, **{"network": never, **options})
+        best_only(0.5, key=0).fit(*arguments, **{"network": never, **options})
 
 
 @pytest.mark.parametrize("network", [None, nn.Linear(8, 2), 3], ids=["none", "a network", "a number"])
 def test_a_network_that_is_none(network: Any) -> None:
     with pytest.raises(TypeError, match="ASSS: network must be a function that makes a fresh task network"):
-        ASSS(0.5).fit(torch.ones(4, 8), torch.zeros(4).long(), network)
+        best_only(0.5).fit(torch.ones(4, 8), torch.zeros(4).long(), network)
 
 
 @pytest.mark.parametrize(
@@ -695,9 +702,9 @@ def test_what_does_not_fit_is_refused_before_training(
 
     with pytest.raises(error, match=message):
         if loader is None:
-            ASSS(0.5, batch_size=6, key=0, **make).fit(x, y, network, **options)
+            best_only(0.5, batch_size=6, key=0, **make).fit(x, y, network, **options)
         else:
-            ASSS(0.5, key=0, **make).fit(loader(x, y), network=network, num_samples=6, **options)
+            best_only(0.5, key=0, **make).fit(loader(x, y), network=network, num_samples=6, **options)
     before = linear_network(0)()
     for made in networks:
         assert torch.equal(made.weight, before.weight) and made.weight.grad is None
@@ -706,7 +713,7 @@ def test_what_does_not_fit_is_refused_before_training(
 @pytest.mark.parametrize("options", [{}, {"selector": "network"}], ids=str)
 def test_samples_that_never_come_are_missed(options: dict[str, Any]) -> None:
     x, y, _ = noisy_task(0, n=50)
-    selector = ASSS(0.5, epochs=3, key=0, **options)
+    selector = best_only(0.5, epochs=3, key=0, **options)
     with pytest.raises(ValueError, match=r"ASSS: batches must have every one of the 50 samples.*: 2 were in neither"):
         selector.fit([(torch.arange(48), x[:48], y[:48])], network=linear_network(0), num_samples=50)
     assert len(selector.finish([(torch.arange(48, 50), x[48:], y[48:])])) == 25
@@ -715,7 +722,7 @@ def test_samples_that_never_come_are_missed(options: dict[str, Any]) -> None:
 def test_losses_that_stop_being_finite() -> None:
     x, y, _ = noisy_task(0, n=64)
     with pytest.raises(ValueError, match=r"ASSS: loss must be finite, got nan in epoch .*a smaller task_lr may help"):
-        ASSS(0.5, task_lr=1e30, key=0).fit(x, y, lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)))
+        best_only(0.5, task_lr=1e30, key=0).fit(x, y, lambda: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)))
 
 
 def test_performance_retention_rate() -> None:

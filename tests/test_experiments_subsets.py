@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from bench.datasets import DataError
-from bench.experiments import subsets, tables
+from bench.experiments import subsets, subsets_report, tables
 from bench.experiments.subsets import METHODS, Setting, Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -77,7 +78,6 @@ def test_all_subsets_of_a_size_take_the_same_steps(monkeypatch: pytest.MonkeyPat
 
 
 def test_trees_take_subsets() -> None:
-    pytest.importorskip("sklearn")
     for name in ("classes", "numbers"):
         setting = Setting(tables.table(name, 0, rows=200), 0, 0.3, TINY)
         assert subsets.run(setting, "random", "trees")["metric"] > 0.3
@@ -97,11 +97,7 @@ def test_metrics() -> None:
 
 def test_runs_are_resumed_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "subsets.json"
-    wanted = [
-        n
-        for n in subsets.names(2)
-        if n.split("/")[1:3] == ["0.2", "0.3"] and n.split("/")[3] in ("full data", "random")
-    ]
+    wanted = [n for n in subsets.names(2) if n.split("/")[1:4] in (["0.2", "1", "full data"], ["0.2", "0.3", "random"])]
     subsets.execute(wanted[:3], path, TINY, workers=0)
     first = json.loads(path.read_text())["records"]
     subsets.execute(wanted, path, TINY, workers=0)
@@ -109,8 +105,14 @@ def test_runs_are_resumed_and_reported(tmp_path: Path, capsys: pytest.CaptureFix
     assert first.items() <= results["records"].items(), "records are never made twice"
     perceptrons = [n for n in wanted if n.split("/")[0] != "missing" and "perceptron" in n]
     assert set(perceptrons) <= set(results["records"]) and "nowhere" in results["skipped"]["missing"]
-    text = subsets.report(results)
-    assert "## 30% kept, perceptron" in text and "classes, 20% wrong" in text and " ± " in text
+    subsets_report.main(["--results", str(path)])
+    text = (tmp_path / "SUBSETS.md").read_text()
+    assert "## 30% kept, perceptron" in text and "classes, 20%" in text and " ± " in text and "(2)" in text
+    assert (tmp_path / "subsets-30.png").stat().st_size > 1000
+    classes = {seed: results["records"][f"classes/0.2/0.3/random/perceptron/{seed}"]["metric"] for seed in "01"}
+    full = {seed: results["records"][f"classes/0.2/1/full data/perceptron/{seed}"]["metric"] for seed in "01"}
+    mean = sum(100 * classes[seed] / full[seed] for seed in "01") / 2
+    assert re.search(rf"^\| random \| {mean:.1f} ± ", text, re.MULTILINE)
     with pytest.raises(ValueError, match="were made with other settings"):
         subsets.execute(wanted, path, Settings(), workers=0)
     subsets.main(["--only", "classes/0.2/0.3/ASSS/*/0", "--list"])

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pysel
 from pysel.random import fold_in
-from pysel.selection import ASSS
 from pysel.selection.learned import information
+from tests.learned import best_only
 from tests.test_asss import linear_network, noisy_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +46,7 @@ def test_a_step_costs_the_batch_and_not_the_data(table: bool) -> None:
     n = 1_000_000
     x, y, _ = noisy_task(0, n=64)
     batch = (torch.arange(0, n, n // 64)[:64], x, y)
-    selector = ASSS(0.5, warmup_epochs=0, selector="table" if table else "network", key=0)
+    selector = best_only(0.5, warmup_epochs=0, selector="table" if table else "network", key=0)
     selector.start(linear_network(0), n)
     selector.step(batch)  # which makes the tables
     with Elements() as touched:
@@ -66,7 +66,7 @@ def test_the_selectors_gradient_is_that_of_its_loss() -> None:
         {"hard": True},
     ):
         logits = torch.randn(40, generator=torch.Generator().manual_seed(1))
-        selector = ASSS(0.3, warmup_epochs=0, tau=0.7, sparsity_weight=3.0, key=5, **options)
+        selector = best_only(0.3, warmup_epochs=0, tau=0.7, sparsity_weight=3.0, key=5, **options)
         selector.start(linear_network(0), 40)
         selector.step((torch.arange(40), x, y))
         game = selector._game
@@ -98,7 +98,7 @@ def test_the_selectors_gradient_is_that_of_its_loss() -> None:
 def test_budgets_of_khot_gates_leave_no_sparsity_term() -> None:
     """Only differences of logits count: their sum never moves, whatever the keep ratio."""
     x, y, _ = noisy_task(0, n=40)
-    selector = ASSS(0.3, warmup_epochs=0, gate="khot", selector_lr=1e-3, key=5).start(linear_network(0), 40)
+    selector = best_only(0.3, warmup_epochs=0, gate="khot", selector_lr=1e-3, key=5).start(linear_network(0), 40)
     for _ in range(3):
         selector.step((torch.arange(40), x, y))
     game = selector._game
@@ -117,8 +117,10 @@ def test_lookahead_is_judged_by_the_other_half() -> None:
             torch.manual_seed(0)
             return nn.Linear(200, 2)
 
-    own = ASSS(0.5, epochs=30, warmup_epochs=30, key=0).fit(x, y, network).importances().loss
-    crossed = ASSS(0.5, epochs=30, warmup_epochs=30, fidelity="lookahead", key=0).fit(x, y, network).importances().loss
+    own = best_only(0.5, epochs=30, warmup_epochs=30, key=0).fit(x, y, network).importances().loss
+    crossed = (
+        best_only(0.5, epochs=30, warmup_epochs=30, fidelity="lookahead", key=0).fit(x, y, network).importances().loss
+    )
     assert float(own.mean()) < 0.05 and float(crossed.mean()) > 0.6
 
 
@@ -129,7 +131,7 @@ def test_lookahead_needs_held_out_labels_that_are_right() -> None:
 
     def share(**options: Any) -> float:
         held_out = options.pop("held_out", None)
-        selector = ASSS(0.5, batch_size=100, fidelity="lookahead", key=0, **options)
+        selector = best_only(0.5, batch_size=100, fidelity="lookahead", key=0, **options)
         return float(wrong[selector.fit(x, y, linear_network(0), held_out=held_out).select()].float().mean())
 
     assert share(held_out=(clean_x, clean_y)) < 0.02

@@ -18,6 +18,7 @@ import pysel
 from pysel.selection import ASSS, quotas
 from pysel.selection.learned.importance import importances
 from pysel.selection.learned.trial import strata_of
+from tests.learned import best_only
 from tests.statistics import accept, chi_square, reject
 from tests.test_asss import linear_network, noisy_task
 
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def fitted() -> tuple[Tensor, Tensor, ASSS]:
     x, y, _ = noisy_task(0, n=200)
-    return x, y, ASSS(0.3, batch_size=50, key=0).fit(x, y, linear_network(0), labels=y)
+    return x, y, best_only(0.3, batch_size=50, key=0).fit(x, y, linear_network(0), labels=y)
 
 
 def test_a_table_by_hand() -> None:
@@ -73,7 +74,7 @@ def test_the_losses_are_those_of_the_task_network_at_the_end() -> None:
         made.append(linear_network(0)())
         return made[-1]
 
-    selector = ASSS(0.3, epochs=4, attenuation="input", key=0).fit(x, y, network)
+    selector = best_only(0.3, epochs=4, attenuation="input", key=0).fit(x, y, network)
     wanted = nn.functional.cross_entropy(made[0](x), y, reduction="none").detach()
     torch.testing.assert_close(selector.importances().loss, wanted)
 
@@ -129,7 +130,7 @@ def test_importances_are_weights_to_draw_by(fitted: tuple[Tensor, Tensor, ASSS])
 
 def test_a_pool_is_found_and_the_subset_is_a_random_part_of_it() -> None:
     x, y, wrong = noisy_task(0)
-    selector = ASSS(0.2, pool=0.6, batch_size=100, key=0).fit(x, y, linear_network(0), labels=y)
+    selector = best_only(0.2, pool=0.6, batch_size=100, key=0).fit(x, y, linear_network(0), labels=y)
     table = selector.importances()
     assert selector.history[-1]["mean_probability"] == pytest.approx(0.6, abs=0.1), "the pool is the game's target"
     pool = table.margin >= 0
@@ -139,16 +140,16 @@ def test_a_pool_is_found_and_the_subset_is_a_random_part_of_it() -> None:
     # random in the pool: as many of its better half as of its worse one, 5 standard errors
     ranks = table.rank[table.selected]
     assert abs(int((ranks <= 180).sum()) - 60) < 25
-    other = ASSS(0.2, pool=0.6, batch_size=100, key=1).fit(x, y, linear_network(0), labels=y)
+    other = best_only(0.2, pool=0.6, batch_size=100, key=1).fit(x, y, linear_network(0), labels=y)
     assert not torch.equal(other.select(), selector.select())
-    whole = ASSS(0.6, pool=0.6, epochs=2, key=0).fit(x, y, linear_network(0)).select()
-    assert torch.equal(whole, ASSS(0.6, epochs=2, key=0).fit(x, y, linear_network(0)).select())
+    whole = best_only(0.6, pool=0.6, epochs=2, key=0).fit(x, y, linear_network(0)).select()
+    assert torch.equal(whole, best_only(0.6, epochs=2, key=0).fit(x, y, linear_network(0)).select())
     for pool_share, message in (
         (0.1, "pool must be at least keep_ratio, 0.2, got 0.1"),
         (1.5, r"pool must be in \(0, 1\]"),
     ):
         with pytest.raises(ValueError, match=f"ASSS: {message}"):
-            ASSS(0.2, pool=pool_share)
+            best_only(0.2, pool=pool_share)
 
 
 def test_a_class_with_too_few_in_the_pool_is_filled_up_with_its_best() -> None:
@@ -157,7 +158,7 @@ def test_a_class_with_too_few_in_the_pool_is_filled_up_with_its_best() -> None:
     strange = torch.arange(600) % 3 == 0
     labels = torch.where(strange, 1, 0)
     y = torch.where(strange, torch.randint(2, (600,), generator=torch.Generator().manual_seed(1)), y)
-    selector = ASSS(0.5, pool=0.6, batch_size=100, key=0).fit(x, y, linear_network(0), labels=labels)
+    selector = best_only(0.5, pool=0.6, batch_size=100, key=0).fit(x, y, linear_network(0), labels=labels)
     table = selector.importances()
     pool = table.margin >= 0
     assert int(pool.sum()) == 360
@@ -176,7 +177,7 @@ def test_ties_at_the_cut_go_by_the_key() -> None:
     """Before the selector plays all logits are equal: the subset is then a random one, and not the first rows."""
     x, y, _ = noisy_task(0, n=400)
     chosen = [
-        ASSS(0.5, epochs=1, warmup_epochs=1, key=seed).fit(x, y, linear_network(0)).select() for seed in (0, 0, 1)
+        best_only(0.5, epochs=1, warmup_epochs=1, key=seed).fit(x, y, linear_network(0)).select() for seed in (0, 0, 1)
     ]
     assert torch.equal(chosen[0], chosen[1]) and not torch.equal(chosen[0], chosen[2])
     assert 60 < int((chosen[0] < 200).sum()) < 140, "half of each half, 5 standard errors"
@@ -206,7 +207,7 @@ def test_equal_targets_are_in_one_stratum() -> None:
 def test_a_real_target_keeps_its_quantiles() -> None:
     x, _, _ = noisy_task(0, n=200)
     target = x[:, 0].exp()
-    selector = ASSS(0.25, epochs=3, key=0).fit(x, target, lambda: nn.Linear(8, 1), labels=target, quantiles=5)
+    selector = best_only(0.25, epochs=3, key=0).fit(x, target, lambda: nn.Linear(8, 1), labels=target, quantiles=5)
     kept = selector.importances()
     assert torch.bincount(kept.stratum[kept.selected]).tolist() == [10] * 5
 

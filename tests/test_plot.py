@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pysel import plot
 from pysel.selection import ASSS, DynamicSelector
+from tests.learned import best_only
 from tests.test_asss import linear_network, noisy_task
 
 
@@ -94,7 +95,7 @@ def test_factor_cards_show_the_samples_that_activate_most(made: tuple[DynamicSel
 @pytest.fixture(scope="module")
 def learned() -> tuple[ASSS, Tensor, Tensor]:
     x, y, wrong = noisy_task(0, n=200)
-    return ASSS(0.5, batch_size=50, key=0).fit(x, y, linear_network(0)), x, wrong
+    return best_only(0.5, batch_size=50, key=0).fit(x, y, linear_network(0)), x, wrong
 
 
 def test_probabilities_are_counted_in_the_subset_and_outside(learned: tuple[ASSS, Tensor, Tensor]) -> None:
@@ -114,12 +115,14 @@ def test_history_shows_each_epoch(learned: tuple[ASSS, Tensor, Tensor]) -> None:
     assert list(lines["% of the subset new"].get_xdata()) == list(range(2, 21)), "the first has none before it"
     assert list(lines["% of the subset new"].get_ydata()) == [100 * entry["turnover"] for entry in entries[1:]]
     with pytest.raises(ValueError, match="history: selector must have been fitted"):
-        plot.history(ASSS(0.5))
+        plot.history(best_only(0.5))
 
 
 def test_trade_off_and_bottleneck_show_how_it_ended(learned: tuple[ASSS, Tensor, Tensor]) -> None:
     x, y, _ = noisy_task(0, n=200)
-    by_weight = {w: ASSS(0.5, epochs=4, sparsity_weight=w, key=0).fit(x, y, linear_network(0)) for w in (100.0, 1.0)}
+    by_weight = {
+        w: best_only(0.5, epochs=4, sparsity_weight=w, key=0).fit(x, y, linear_network(0)) for w in (100.0, 1.0)
+    }
     figure = plot.trade_off(by_weight)
     for axes, name in zip(figure.axes, ("task_loss", "mean_probability"), strict=True):
         assert list(axes.lines[0].get_xdata()) == [1, 100] and axes.get_xscale() == "log"

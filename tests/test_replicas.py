@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pysel.selection import ASSS, MetaWeighter
+from pysel.selection import MetaWeighter
 from pysel.selection.learned.replicas import Replicas
+from tests.learned import best_only
 from tests.ranks import Ranks, ranks
 from tests.test_asss import linear_network, noisy_task
 
@@ -45,7 +46,7 @@ def trained(
         made = linear_network(0)()
         return made if world == 1 else DistributedDataParallel(made, process_group=group)
 
-    selector = ASSS(0.4, warmup_epochs=1, key=0, **options)
+    selector = best_only(0.4, warmup_epochs=1, key=0, **options)
     selector.start(network, 160, process_group=None if world == 1 else group)
     for epoch in range(3):
         selector.set_epoch(epoch)

@@ -90,7 +90,10 @@ def _dynamic(*, tail: bool = True, coverage: str = "once", **options: Any) -> Ca
 def _asss(setting: Setting, *, keep_ratio: float = 0.5) -> Selector:
     task, hidden = setting.task, setting.settings.hidden
     network = partial(protocol.make_network, task, hidden, setting.seed)
-    fitted = ASSS(keep_ratio, key=setting.key).fit(task.train_x, task.train_y, network)
+    # the samples of the largest logits, whether or not that helps: what is asked here is what the game finds
+    fitted = ASSS(keep_ratio, pool=None, normalise=False, epochs=20, key=setting.key).fit(
+        task.train_x, task.train_y, network
+    )
     return FixedSelector(fitted.select(), setting.num_samples)
 
 

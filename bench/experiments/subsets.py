@@ -2,10 +2,11 @@
 
     python -m bench.experiments.subsets           what is missing from bench/results/subsets.json, for 90 minutes
     python -m bench.experiments.subsets --only "diamonds/*/0.3/*/0" --list
+    python -m bench.experiments.subsets_report    what is there, as bench/results/SUBSETS.md and pictures
 
 A subset is chosen from each table, 0, 20 or 40 % of whose labels were drawn again (30 % of Fashion-MNIST's). A final
-learner is trained on it from scratch: a perceptron, for as many epochs as the full data get, or gradient-boosted trees
-where scikit-learn is installed. All subsets of a size take the same steps, and so does "fewer epochs" of everything.
+learner is trained on it from scratch: a perceptron, for as many epochs as the full data get, or gradient-boosted trees.
+All subsets of a size take the same steps, and so does "fewer epochs" of everything.
 Weighters train on all of the data for those steps. PRR is the subset's test metric, accuracy or R^2, over the full
 data's; only the second is given all the steps. Nothing is tuned: methods have their defaults.
 """
@@ -13,7 +14,6 @@ data's; only the second is given all the steps. Nothing is tuned: methods have t
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import multiprocessing
 import os
@@ -24,13 +24,14 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from functools import lru_cache, partial
+from itertools import groupby
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, as torch is loaded
 
 import torch
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -48,7 +49,6 @@ from pysel.selection import (
     class_families,
     el2n,
     low_loss,
-    performance_retention_rate,
     subset_size,
 )
 from pysel.selection.learned.lookahead import default_loss
@@ -56,6 +56,7 @@ from pysel.selection.learned.lookahead import default_loss
 RESULTS = Path("bench/results/subsets.json")
 NOISES = {"*": (0.2, 0.0, 0.4), "fashion-mnist": (0.3, 0.0)}  # shares of the labels that are drawn again, by table
 KEEPS = (0.3, 0.5, 0.1, 0.05)
+FULL = "full data"  # what the others are compared with, at keep ratio 1
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Settings:
     epochs: int = 20
     batch_size: int = 256
     lr: float = 3e-3
-    hidden: int = 64
+    hidden: int = 64  # units of the perceptron
     proxy_epochs: int = 4  # of the networks whose losses and predictions score samples
 
 
@@ -142,11 +143,9 @@ class Setting:
 Chosen = Tensor | Callable[[nn.Module, Tensor, Any], Tensor]  # rows, or a weight for each row of a batch
 
 
-def _asss(setting: Setting, **options: Any) -> Tensor:
-    make = ASSS.published if options.pop("published", False) else ASSS
-    labels = setting.labels if options.pop("stratified", False) else None
+def _asss(setting: Setting, make: Callable[..., ASSS] = ASSS, **options: Any) -> Tensor:
     fitted = make(setting.keep_ratio, key=setting.key, **options)
-    return fitted.fit(setting.task.train_x, setting.task.train_y, setting.network, labels=labels).select()
+    return fitted.fit(setting.task.train_x, setting.task.train_y, setting.network, labels=setting.labels).select()
 
 
 def _random(setting: Setting, *, stratified: bool = False) -> Tensor:
@@ -212,35 +211,42 @@ class Method:
 
     choose: Callable[[Setting], Chosen]
     classes_only: bool = False
+    ablation: bool = False  # of ASSS: for 30 % of the commoner damage, by perceptrons
+    blind: bool = False  # sees inputs only: one choice, however many labels are wrong
+    at: tuple[float, ...] = KEEPS
 
 
 METHODS: dict[str, Method] = {
-    "full data": Method(Setting.everything),
+    FULL: Method(Setting.everything, at=(1.0,)),
     "fewer epochs": Method(Setting.everything),
     "random": Method(_random),
     "stratified random": Method(partial(_random, stratified=True), classes_only=True),
-    "k-means": Method(_kmeans),
-    "nearest-neighbour thinning": Method(lambda s: NearestNeighbourThinning(s.task.train_x, s.keep_ratio).select()),
+    "k-means": Method(_kmeans, blind=True, at=(0.3,)),
+    "nearest-neighbour thinning": Method(
+        lambda s: NearestNeighbourThinning(s.task.train_x, s.keep_ratio).select(), blind=True, at=(0.3,)
+    ),
     "EL2N": Method(_el2n),
     "small loss": Method(_small_loss),
     "confident learning": Method(_confident, classes_only=True),
     "MW-Net": Method(_weighter),
-    "CMW-Net": Method(partial(_weighter, families=True), classes_only=True),
+    "CMW-Net": Method(partial(_weighter, families=True), classes_only=True, at=(0.3,)),
     "ASSS": Method(_asss),
-    "ASSS, input": Method(partial(_asss, attenuation="input")),
-    "ASSS, published": Method(partial(_asss, published=True)),
-    "ASSS, network with labels": Method(partial(_asss, selector="network", see_labels=True)),
-    "ASSS, normalised": Method(partial(_asss, normalise=True)),
-    "ASSS, k-hot": Method(partial(_asss, gate="khot")),
-    "ASSS, lookahead": Method(partial(_asss, fidelity="lookahead")),
-    "ASSS, lookahead, last layer": Method(partial(_asss, fidelity="lookahead", layers="last")),
-    "ASSS, pool of 80 %": Method(partial(_asss, pool=0.8)),
-    "ASSS, pool of 80 %, stratified": Method(partial(_asss, pool=0.8, stratified=True), classes_only=True),
-    "ASSS, normalised, pool of 80 %, stratified": Method(partial(_asss, normalise=True, pool=0.8, stratified=True)),
-    "ASSS, input, pool of 80 %": Method(partial(_asss, attenuation="input", pool=0.8)),
-    "ASSS, lookahead, pool of 80 %": Method(partial(_asss, fidelity="lookahead", pool=0.8)),
-    "ASSS, adversarial": Method(partial(_asss, game="adversarial")),
+    "ASSS, published": Method(partial(_asss, make=ASSS.published), at=(0.3,)),
+    "ASSS, best only": Method(partial(_asss, pool=None), at=(0.3,)),
 }
+for _name, _options in {
+    "best only, not normalised": {"pool": None, "normalise": False},
+    "input": {"attenuation": "input"},
+    "input, best only": {"attenuation": "input", "pool": None},
+    "network with labels": {"selector": "network", "see_labels": True},
+    "k-hot": {"gate": "khot"},
+    "lookahead": {"fidelity": "lookahead"},
+    "lookahead, last layer": {"fidelity": "lookahead", "layers": "last"},
+    "pool of 80 %": {"pool": 0.8},
+    "20 epochs": {"epochs": 20},
+    "adversarial, best only": {"game": "adversarial", "pool": None},
+}.items():
+    METHODS[f"ASSS, {_name}"] = Method(partial(_asss, **_options), ablation=True, at=(0.3,))
 LEARNERS = ("perceptron", "trees")
 NOT_FOR_TREES = ("fewer epochs", "MW-Net", "CMW-Net")  # which take a subset, and no steps
 
@@ -253,10 +259,6 @@ def metric(outputs: Tensor, y: Tensor) -> float:
 
 
 def _trees(task: Table, rows: Tensor, seed: int) -> float:
-    try:
-        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-    except ImportError as error:
-        raise DataError("scikit-learn is not installed") from error
     make = HistGradientBoostingClassifier if task.num_classes else HistGradientBoostingRegressor
     model = make(random_state=seed).fit(task.train_x[rows].numpy(), task.train_y[rows].numpy())
     predicted = torch.from_numpy(model.predict(task.test_x.numpy()))
@@ -265,15 +267,20 @@ def _trees(task: Table, rows: Tensor, seed: int) -> float:
     return metric(predicted, task.test_y)
 
 
-def run(setting: Setting, method: str, learner: str) -> dict[str, Any]:
-    """Choose, train, test: what came of it."""
-    task, settings = setting.task, setting.settings
+def choose(setting: Setting, method: str) -> tuple[Chosen, float]:
+    """Rows or weights, and the seconds that the choice took."""
     start = time.process_time()
     chosen = METHODS[method].choose(setting)
-    choosing = time.process_time() - start
-    weigh = None if isinstance(chosen, Tensor) else chosen
-    rows = chosen if isinstance(chosen, Tensor) else setting.everything()
-    size = len(rows) if method == "full data" else subset_size(setting.keep_ratio, len(task.train_y))
+    return chosen, time.process_time() - start
+
+
+def run(setting: Setting, method: str, learner: str, chosen: tuple[Chosen, float] | None = None) -> dict[str, Any]:
+    """Choose, unless that is done, train, test: what came of it."""
+    task, settings = setting.task, setting.settings
+    choice, choosing = choose(setting, method) if chosen is None else chosen
+    weigh = None if isinstance(choice, Tensor) else choice
+    rows = choice if isinstance(choice, Tensor) else setting.everything()
+    size = len(rows) if method == FULL else subset_size(setting.keep_ratio, len(task.train_y))
     start = time.process_time()
     if learner == "trees":
         value = _trees(task, rows, setting.seed)
@@ -290,17 +297,28 @@ def run(setting: Setting, method: str, learner: str) -> dict[str, Any]:
     }
 
 
-def names(seeds: int, learners: tuple[str, ...] = LEARNERS) -> list[str]:
+def names(seeds: int) -> list[str]:
     """All records, those most wanted first: table/noise/keep ratio/method/learner/seed."""
+
+    def stage(name: str, keep: float, level: int, method: str, learner: str) -> int | None:
+        of = METHODS[method]
+        if of.ablation and (level or learner == "trees"):
+            return None
+        if learner == "trees" and (method in NOT_FOR_TREES or name == "fashion-mnist"):  # 784 pixels take minutes
+            return None
+        return 2 if of.ablation else 0 if keep in (1.0, KEEPS[0]) else 3 if learner == "trees" else 1
+
     return [
-        f"{name}/{NOISES.get(name, NOISES['*'])[level]:g}/{keep:g}/{method}/{learner}/{seed}"
-        for keep in KEEPS
-        for learner in learners
-        for level in range(3)
+        f"{name}/{noises[level]:g}/{keep:g}/{method}/{learner}/{seed}"
+        for now in range(4)
+        for keep in (1.0, *KEEPS)
         for seed in range(seeds)
         for name in TABLES
-        if level < len(NOISES.get(name, NOISES["*"]))
+        for noises in [NOISES.get(name, NOISES["*"])]
+        for level in range(len(noises))
         for method in METHODS
+        for learner in LEARNERS
+        if keep in METHODS[method].at and stage(name, keep, level, method, learner) == now
     ]
 
 
@@ -309,25 +327,37 @@ def _table(name: str, noise: str, seed: str, rows: int) -> Table:
     return table(name, int(seed), noise=float(noise), rows=rows)
 
 
-def _make(record: str, settings: Settings, until: float) -> dict[str, Any] | tuple[str, str] | None:
-    """A record; or what is not there, and why; or nothing, where time is up or the method is not for such a task."""
-    name, noise, keep, method, learner, seed = record.split("/")
-    if time.time() > until or (learner == "trees" and method in NOT_FOR_TREES):
-        return None
-    try:
-        task = _table(name, noise, seed, settings.rows)
-    except DataError as error:
-        return name, str(error)
-    if METHODS[method].classes_only and not task.num_classes:
-        return None
-    try:
-        return run(Setting(task, int(seed), float(keep), settings), method, learner)
-    except DataError as error:
-        return learner, str(error)
+def _make(records: list[str], settings: Settings, until: float) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Those records for which there was time, and the tables that are not there, with why."""
+    made: dict[str, dict[str, Any]] = {}
+    skipped: dict[str, str] = {}
+    choices: dict[tuple[str, ...], tuple[Chosen, float]] = {}
+    for record in records:
+        name, noise, keep, method, learner, seed = record.split("/")
+        if time.time() > until or name in skipped:
+            continue
+        try:
+            task = _table(name, noise, seed, settings.rows)
+        except DataError as error:
+            skipped[name] = str(error)
+            continue
+        if METHODS[method].classes_only and not task.num_classes:
+            continue
+        setting = Setting(task, int(seed), float(keep), settings)
+        which = (method,) if METHODS[method].blind else (method, noise)
+        if which not in choices:
+            choices[which] = choose(setting, method)
+        made[record] = run(setting, method, learner, choices[which])
+    return made, skipped
+
+
+def _place(record: str) -> tuple[str, str, str]:
+    name, _, keep, _, _, seed = record.split("/")
+    return name, keep, seed
 
 
 def execute(wanted: list[str], path: Path, settings: Settings, *, workers: int = 2, until: float = math.inf) -> None:
-    """Make the records that ``path`` lacks, and write each as it comes.
+    """Make the records that ``path`` lacks, and write those of a table, keep ratio and seed as they come.
 
     Args:
         wanted: records as `names` has them.
@@ -343,50 +373,22 @@ def execute(wanted: list[str], path: Path, settings: Settings, *, workers: int =
     if results["records"] and results["settings"] != asdict(settings):
         raise ValueError(f"{path}: the records were made with other settings, {results['settings']}")
     results["settings"], results["scenarios"], results["skipped"] = asdict(settings), list(TABLES), {}
-    wanted = [name for name in wanted if name not in results["records"]]
+    wanted = [record for record in wanted if record not in results["records"]]
+    places = [list(records) for _, records in groupby(wanted, _place)]
     make = partial(_make, settings=settings, until=until)
     with ExitStack() as stack:
-        answers: Iterable[Any] = map(make, wanted)
+        answers: Iterable[Any] = map(make, places)
         if workers:
             context = multiprocessing.get_context("spawn")
             pool = stack.enter_context(
                 ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,))
             )
-            answers = pool.map(make, wanted, chunksize=len(METHODS))  # a table's runs together
-        for record, made in zip(wanted, tqdm(answers, total=len(wanted), unit="run"), strict=True):
-            if isinstance(made, tuple):
-                results["skipped"][made[0]] = made[1]
-            elif made is not None:
-                results["records"][record] = made
-                save(path, results)
+            answers = pool.map(make, places)
+        for made, skipped in tqdm(answers, total=len(places), unit="place"):
+            results["records"].update(made)
+            results["skipped"].update(skipped)
+            save(path, results)
     save(path, results)
-
-
-def report(results: dict[str, Any]) -> str:
-    """A table for each share kept and learner: PRR in %, mean and standard error over seeds."""
-    places: dict[tuple[str, str], dict[tuple[str, str], dict[str, dict[str, Any]]]] = {}
-    for name, made in results["records"].items():
-        table_name, noise, keep, method, learner, seed = name.split("/")
-        places.setdefault((keep, learner), {}).setdefault((table_name, noise), {}).setdefault(method, {})[seed] = made
-    parts = []
-    for (keep, learner), columns in places.items():
-        head = ["method", *(f"{name}, {float(noise):.0%} wrong" for name, noise in columns)]
-        lines = [f"## {float(keep):.0%} kept, {learner}", "", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        for method in METHODS:
-            cells = []
-            for runs in columns.values():
-                full, own = runs.get("full data", {}), runs.get(method, {})
-                both = sorted(s for s in full.keys() & own.keys() if full[s]["metric"] > 0)  # R^2 may be below
-                if method == "full data":
-                    cells.append(f"{100 * fmean(r['metric'] for r in full.values()):.2f}" if full else "")
-                    continue
-                rates = [100 * performance_retention_rate(own[s]["metric"], full[s]["metric"]) for s in both]
-                error = f" ± {stdev(rates) / len(rates) ** 0.5:.2f}" if len(rates) > 1 else ""
-                cells.append(f"{fmean(rates):.2f}{error}" if rates else "")
-            if any(cells):
-                lines.append("| " + " | ".join([method, *cells]) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -403,12 +405,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.list:
         print("\n".join(wanted))
         return
-    try:
-        until = time.time() + 60 * options.minutes
-        execute(wanted, options.results, Settings(rows=options.rows), workers=options.workers, until=until)
-    finally:
-        if options.results.exists():
-            print(report(json.loads(options.results.read_text())))
+    until = time.time() + 60 * options.minutes
+    execute(wanted, options.results, Settings(rows=options.rows), workers=options.workers, until=until)
+    made = load(options.results)["records"]
+    print(f"{options.results} has {sum(name in made for name in wanted)} of {len(wanted)} records")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,12 @@ Ours: the formulas below and every constant, all of them arguments. With w_i = g
                | -fidelity + sparsity_weight * sparsity           game="adversarial"
     fidelity = L_task                                             fidelity="task"
              | L_held_out(theta - lr grad L_task) / lr            fidelity="lookahead"
-    sparsity = (mean(p) - pool)^2 | |mean(p) - pool| | mean(p)       p = sigmoid(s), and pool is keep_ratio unless given
+    sparsity = (mean(p) - r)^2 | |mean(p) - r| | mean(p)          p = sigmoid(s), and r = pool (without, keep_ratio)
+
+The samples of the largest probabilities are also the easiest there are, and all alike; on clean data they train worse
+networks than random ones do. What is wrong has left well before nothing but them is left. Hence the pool, which is
+ours: the game finds the better part of the data, and the subset is a random part of that. How much is better off
+outside is tried (`pysel.selection.learned.pool`): where nothing is, the subset is a random one.
 
 Unless normalised, attenuating the loss rewards small weights as such, and only a sparsity term with a
 target holds them up.
@@ -23,7 +28,8 @@ target holds them up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
@@ -37,10 +43,11 @@ from tqdm import tqdm
 from pysel import _checks
 from pysel.nn import GumbelSelector
 from pysel.random import as_key, fold_in
-from pysel.selection.learned.batches import Batch, Loader, Tensors, batch_of
+from pysel.selection.learned.batches import Batch, Given, Loader, Tensors, batch_of
 from pysel.selection.learned.fitted import LearnedSelector
-from pysel.selection.learned.game import Game, Optimiser
+from pysel.selection.learned.game import Game, Optimiser, unwrapped
 from pysel.selection.learned.lookahead import Loss, default_loss
+from pysel.selection.learned.pool import Tried, try_pools
 from pysel.selection.learned.replicas import Replicas
 from pysel.selection.learned.settings import Settings
 from pysel.selection.learned.trial import evaluating, outputs_of, strata_of, try_selector
@@ -84,15 +91,17 @@ class ASSS(LearnedSelector):
 
     Args:
         keep_ratio: fraction of samples **kept**, in (0, 1].
-        pool: None keeps the samples of the largest logits, as published. A share from ``keep_ratio`` to 1 has the game
-            find that many, and keeps a random part of them (ours). The best are also the easiest ones, all alike; what
-            is wrong is out with those that are merely hard, well before nothing but them is left.
+        pool: share of the samples that the subset is a random part of (ours), from ``keep_ratio`` to 1. "auto" trains
+            networks for a quarter of the epochs on subsets from pools of 100, 90, ... 50 % at the end, all in the same
+            passes over the data, judges them by a fifth of the samples that is held back, and takes the best, if it is
+            better than all of the data by two standard errors; see ``tried``. None keeps the samples of the largest
+            logits, as published.
         epochs: passes over the data.
         batch_size: rows a step, where `fit` makes the batches.
         task_lr, selector_lr: Adam's learning rates; the selector's is 0.2 for a table, 0.01 for a network by default.
         warmup_epochs: the first epochs train the task network only, for its losses to mean something.
         attenuation: "loss" or "input".
-        normalise: divide by the sum of the weights ("loss" only).
+        normalise: divide by the sum of the weights; default with "loss", which is all that can be.
         fidelity: "task", the task's own loss; or "lookahead" (ours), what a step of the task network on the weighted
             batch does to the loss on other data: held-out ones if `fit` is given some, else every sample is judged by
             the half of the data that its task network is not trained on.
@@ -135,14 +144,14 @@ class ASSS(LearnedSelector):
         self,
         keep_ratio: float,
         *,
-        pool: float | None = None,
-        epochs: int = 20,
+        pool: str | float | None = "auto",
+        epochs: int = 10,
         batch_size: int = 256,
         task_lr: float = 1e-2,
         selector_lr: float | None = None,
         warmup_epochs: int = 2,
         attenuation: str = "loss",
-        normalise: bool = False,
+        normalise: bool | None = None,
         fidelity: str = "task",
         layers: str = "all",
         trusted: float | None = None,
@@ -195,7 +204,7 @@ class ASSS(LearnedSelector):
             >>> selector.score(torch.randn(5, 4)).shape
             torch.Size([5])
         """
-        return cls(keep_ratio, **{"selector": "network", "attenuation": "input", **options})
+        return cls(keep_ratio, **{"selector": "network", "attenuation": "input", "pool": None, "epochs": 20, **options})
 
     # --- training ---
 
@@ -276,7 +285,7 @@ class ASSS(LearnedSelector):
             if isinstance(data, Tensors) and loss is None and self._make is not None:
                 self._make = partial(self._make, targets=data.y)
             self._train(data, progress)
-            self.finish(data.all())
+            self.finish(data)
         return self
 
     def _train(self, data: Tensors | Loader, progress: Progress | None) -> None:
@@ -362,7 +371,7 @@ class ASSS(LearnedSelector):
             self._make_game,
             network=network,
             loss=loss,
-            optimiser=optimiser or partial(torch.optim.Adam, lr=self.settings.task_lr),
+            optimiser=optimiser or partial(torch.optim.Adam, lr=self.settings.task_lr, fused=True),
             device=None if device is None else torch.device(device),
             held_out=held_out,
             accumulate=accumulate,
@@ -409,7 +418,7 @@ class ASSS(LearnedSelector):
             self.settings,
             gate.to(device),
             tasks,
-            [optimiser(task.parameters()) for task in tasks],
+            optimiser,
             loss,
             self.num_samples,
             self._key,
@@ -472,37 +481,71 @@ class ASSS(LearnedSelector):
         """Whether the subset has changed as little, for as long, as ``patience`` wants."""
         return self._game is not None and self._game.settled
 
-    @torch.no_grad()
-    def finish(self, batches: Iterable[Any]) -> Self:
+    def finish(self, batches: Iterable[Any] | Tensors | Loader) -> Self:
         """End the game, judge every sample once more, and choose the subset.
 
         Args:
             batches: (indices, x, y), as for `step`; a sample that is not among them keeps what was seen last of it.
+                With ``pool="auto"`` they are gone through several times, and must be all samples.
 
         Raises:
             RuntimeError: nothing has been trained.
+            TypeError: ``batches`` can be gone through only once, with ``pool="auto"``.
             ValueError: some samples have never been seen.
         """
         game = self._game
         if game is None:
             raise RuntimeError("ASSS: finish must follow a step")
-        game.begin(game.epoch + 1)
-        with evaluating(game.gate, *game.tasks):
-            for given in batches:
-                batch = (given if isinstance(given, Batch) else batch_of(given, self.num_samples)).to(game.device)
-                game.judge(batch._replace(seen=self._seen(batch)))
-        unknown = int((game.losses.isnan() | game.logits.isnan()).sum())
-        if unknown:
-            raise ValueError(
-                f"ASSS: batches must have every one of the {self.num_samples} samples, or those of training: {unknown} "
-                "were in neither; finish with those, and nothing is lost"
+        auto = isinstance(self.settings.pool, str)
+        if auto and isinstance(batches, Iterator):
+            raise TypeError(
+                "ASSS: batches must be what can be gone through many times with pool='auto', a loader for instance, "
+                f"got a {type(batches).__name__}; finish with one, and nothing is lost"
             )
-        self._logits, self._losses, self._history = game.logits.clone(), game.losses.clone(), game.history
-        self._groups = None if self._groups is None else self._groups.to(game.device)
-        self._subset = self._choose()
+        data = batches if isinstance(batches, Tensors | Loader) else Given(batches, self.num_samples)
+        with torch.inference_mode(False), torch.no_grad():
+            game.begin(game.epoch + 1)
+            self._judge(game, data, complete=auto)
+            self._tried = self._try_pools(game, data) if auto else []
+            self._logits, self._losses, self._history = game.logits.clone(), game.losses.clone(), game.history
+            self._groups = None if self._groups is None else self._groups.to(game.device)
+            self._subset = self._choose()
         self._gate = None if game.gate.is_table else game.gate
         self._game = self._make = None
         return self
+
+    def _judge(self, game: Game, data: Tensors | Loader | Given, *, complete: bool) -> None:
+        """See every sample once more; unless ``complete``, one that was seen before may be missing."""
+        missing = torch.ones(self.num_samples, dtype=torch.bool, device=game.device)
+        with evaluating(game.gate, *game.tasks):
+            for given in data.all():
+                batch = given.to(game.device)
+                game.judge(batch._replace(seen=self._seen(batch)))
+                missing[batch.indices] = False
+        unknown = int((missing if complete else game.losses.isnan() | game.logits.isnan()).sum())
+        if unknown:
+            raise ValueError(
+                f"ASSS: batches must have every one of the {self.num_samples} samples"
+                f"{' with pool=' + repr(self.settings.pool) if complete else ', or those of training'}: {unknown} "
+                f"were {'missing' if complete else 'in neither'}; finish with those, and nothing is lost"
+            )
+
+    def _try_pools(self, game: Game, data: Tensors | Loader | Given) -> list[Tried]:
+        network = copy.deepcopy(unwrapped(game.tasks[0]))
+        network.load_state_dict(game.untrained)
+        return try_pools(
+            game.logits,
+            self.settings.keep_ratio,
+            network,
+            game.make_optimiser,
+            game.loss,
+            lambda epoch: (batch.to(game.device) for batch in data.epoch(epoch)),
+            lambda: (batch.to(game.device) for batch in data.all()),
+            epochs=-(-self.settings.epochs // 2),
+            batch_size=self.settings.batch_size,
+            replicas=game.replicas,
+            key=fold_in(self._key, 7),
+        )
 
     # --- state ---
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from pysel.random import as_key, fold_in
 from pysel.selection.learned.batches import Batch, Tensors
 from pysel.selection.learned.gate import budgeted, perceptron, with_label
 from pysel.selection.learned.importance import Importances, importances
+from pysel.selection.learned.pool import Tried, best_pool
 from pysel.selection.learned.settings import Settings
 from pysel.selection.learned.trial import evaluating
 from pysel.selection.protocol import Selector, lasting
@@ -45,6 +47,7 @@ class LearnedSelector(Selector):
         self._width, self._classes = 0, 0  # what a network sees: numbers a sample, and classes of labels
         self._gate: GumbelSelector | None = None  # the network
         self._groups: Tensor | None = None  # int32 [N], the stratum of each sample
+        self._tried: list[Tried] = []  # with pool="auto", once fitted
         self._logits = self._losses = torch.empty(0, dtype=torch.float32, device="cpu")
         self._subset = torch.empty(0, dtype=torch.int64, device="cpu")
 
@@ -64,11 +67,25 @@ class LearnedSelector(Selector):
             raise RuntimeError("ASSS: call fit first")
         return self
 
+    @property
+    def tried(self) -> list[Tried]:
+        """With ``pool="auto"``: each pool that was tried, with what came of it."""
+        return list(self._fitted()._tried)
+
+    @property
+    def pool(self) -> float:
+        """The share of the samples that the subset is a random part of, once fitted; ``keep_ratio`` without a pool."""
+        return float(self._fitted()._share)
+
+    @property
+    def _share(self) -> Any:
+        return best_pool(self._tried) if isinstance(self.settings.pool, str) else self.settings.target
+
     def _pool(self) -> Tensor:
         """The samples that the subset is drawn from: int64, ascending. Without ``pool`` that is the subset."""
         n = self._logits.numel()
         groups = self._groups if self.settings.pool is None else None
-        strata = Strata(n, subset_size(self.settings.target, n), groups, device=self._logits.device)
+        strata = Strata(n, subset_size(self._share, n), groups, device=self._logits.device)
         # Logits rank as probabilities do, and do not tie where those have rounded to 1.
         return strata.best(self._logits, key=fold_in(self._key, 2))
 
@@ -183,6 +200,7 @@ class LearnedSelector(Selector):
             "network": network,
             "width": self._width,
             "classes": self._classes,
+            "tried": [list(astuple(one)) for one in self._tried],
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -210,8 +228,9 @@ class LearnedSelector(Selector):
             loaded[name] = value.detach().clone()
         _inputs.indices("ASSS", "state_dict['subset']", loaded["subset"], n)
         width, classes = (_checks.in_range("ASSS", f"state_dict[{k!r}]", state[k], 0) for k in ("width", "classes"))
+        tried = [Tried(*(_checks.number("ASSS", "state_dict['tried']", v) for v in one)) for one in state["tried"]]
         gate = self._filled(loaded["network"], width) if loaded["network"].numel() else None
-        self._key, self._gate = key, gate
+        self._key, self._gate, self._tried = key, gate, tried
         self._groups = loaded["strata"] if loaded["strata"].numel() else None
         self._logits, self._losses, self._subset = loaded["logits"], loaded["losses"], loaded["subset"]
         self.num_samples, self._width, self._classes = n, width, classes

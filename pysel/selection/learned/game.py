@@ -30,7 +30,7 @@ class Game:
         settings: the arguments of `ASSS`.
         gate: the selector's logits, a table of ``num_samples`` or a network.
         tasks: one task network, or two, each trained on one half of the samples and judged on the other.
-        task_optimisers: one each.
+        optimiser: makes that of a task network.
         loss: from outputs and targets to one number a sample.
         num_samples: N.
         key: for gates, halves and held-out batches.
@@ -45,7 +45,7 @@ class Game:
         settings: Settings,
         gate: GumbelSelector,
         tasks: list[nn.Module],
-        task_optimisers: list[torch.optim.Optimizer],
+        optimiser: Optimiser,
         loss: Loss,
         num_samples: int,
         key: Tensor,
@@ -59,12 +59,13 @@ class Game:
         self.num_samples, self.held_out, self.accumulate, self.scaler = num_samples, held_out, accumulate, scaler
         self.replicas = replicas
         self.device = next(gate.parameters()).device
-        self.task_optimisers = task_optimisers
+        self.make_optimiser = optimiser
+        self.task_optimisers = [optimiser(task.parameters()) for task in tasks]
         self._trained = [parameter for parameter in gate.parameters() if parameter.requires_grad]
         kind = torch.optim.SparseAdam if gate.is_table else torch.optim.Adam
         self.selector_optimiser: torch.optim.Optimizer = kind(self._trained, lr=settings.selector_lr)
-        for optimiser in (*task_optimisers, self.selector_optimiser):
-            optimiser.zero_grad()
+        for made in (*self.task_optimisers, self.selector_optimiser):
+            made.zero_grad()
         self._gate_key, half_key, self._held_out_key = fold_in(key, 1), fold_in(key, 3), fold_in(key, 4)
         self._second: Tensor | None = None  # bool [N], whose task network is the second one
         if len(tasks) == 2:
@@ -78,6 +79,7 @@ class Game:
         self.steps, self.turns = 0, 0
         self.running = torch.zeros((), dtype=torch.float32, device=self.device)  # summed task losses of the epoch
         self.history: list[dict[str, float]] = []
+        self.untrained = copy.deepcopy(unwrapped(tasks[0]).state_dict()) if isinstance(settings.pool, str) else {}
         self.kept: Tensor | None = None  # the subset, had the last epoch been the end
         self.still = 0  # epochs in a row in which it hardly changed
         # tensors, so that annealing recompiles nothing
@@ -124,8 +126,7 @@ class Game:
         self.losses[batch.indices.to(self.device)] = each.detach().to(self.losses.dtype)
 
         if self.warm:
-            # past a wrapper that averages gradients over ranks: here its network is only looked at
-            plain = task.module if isinstance(task, nn.parallel.DistributedDataParallel) else task
+            plain = unwrapped(task)  # here it is only looked at
             logits = self.gate.logits(seen)
             w = self._gates(logits, gates_drawn[1])
             fidelity = self._fidelity(plain, batch, w, held_out)
@@ -288,6 +289,7 @@ class Game:
                 "scaler": None if self.scaler is None else self.scaler.state_dict(),
                 "logits": None if self.gate.is_table else self.logits,
                 "losses": self.losses,
+                "untrained": self.untrained,
                 "running": self.running,
                 "kept": self.kept,
                 "history": self.history,
@@ -316,12 +318,18 @@ class Game:
         if state["logits"] is not None:
             self.logits.copy_(state["logits"])
         self.losses.copy_(state["losses"])
+        self.untrained = state["untrained"]
         self.running.copy_(state["running"])
         self.kept = None if state["kept"] is None else state["kept"].to(self.device)
         self.history = state["history"]
         for name in self._NUMBERS:
             setattr(self, name, state[name])
         self.tau.fill_(self.settings.temperature(self.epoch))
+
+
+def unwrapped(task: nn.Module) -> nn.Module:
+    """The network itself, where a wrapper averages its gradients over ranks."""
+    return task.module if isinstance(task, nn.parallel.DistributedDataParallel) else task
 
 
 def information(p: Tensor) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from pysel import _checks
 from pysel.selection.schedule import Schedule, cosine, exponential_decay, linear
 
+_PLAYED_FOR = 0.8  # the share that is found where the pool is chosen later: the ranking hardly depends on it
 _FALLING: dict[str, Schedule] = {"linear": linear, "cosine": cosine}
 
 
@@ -23,7 +24,7 @@ class Settings:
     selector_lr: float
     warmup_epochs: int
     attenuation: str
-    normalise: bool
+    normalise: bool | None
     fidelity: str
     layers: str
     trusted: float | None
@@ -42,8 +43,13 @@ class Settings:
     def __post_init__(self) -> None:
         op = "ASSS"
         kept = _checks.written(op, "keep_ratio, the fraction kept,", self.keep_ratio, "(0, 1]")
-        if self.pool is not None and _checks.written(op, "pool", self.pool, "(0, 1]") < kept:
+        if isinstance(self.pool, str):
+            if self.pool != "auto":
+                raise ValueError(f"{op}: pool must be 'auto', a share of the data or None, got {self.pool!r}")
+        elif self.pool is not None and _checks.written(op, "pool", self.pool, "(0, 1]") < kept:
             raise ValueError(f"{op}: pool must be at least keep_ratio, {self.keep_ratio!r}, got {self.pool!r}")
+        if self.normalise is None:
+            object.__setattr__(self, "normalise", self.attenuation == "loss")
         whole = {"epochs": 1, "batch_size": 1, "warmup_epochs": 0}
         if self.patience is not None:
             whole["patience"] = 1
@@ -82,6 +88,8 @@ class Settings:
     @property
     def target(self) -> Any:
         """The share of the samples that the selector is to find."""
+        if isinstance(self.pool, str):
+            return self.keep_ratio if float(self.keep_ratio) > _PLAYED_FOR else _PLAYED_FOR
         return self.keep_ratio if self.pool is None else self.pool
 
     def temperature(self, epoch: int) -> float:

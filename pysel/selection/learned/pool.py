@@ -1,0 +1,192 @@
+"""How much of the data `ASSS` draws its subset from: tried out on samples that are held back.
+
+A network is trained on a subset from each of several pools, a short time, and judged on the same fifth of the data. The
+labels there may be as wrong as the others. So it is judged by what wrong ones cannot change the order of: with labels
+drawn again in a share e of the samples, accuracies become (1 - e) times what they were, plus the same number for all
+networks, and correlations with a real target (1 - e) times. A mean loss has no such property: it favours networks that
+expect to be wrong, those that are trained on wrong labels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pysel import ops
+from pysel.random import fold_in
+from pysel.selection.learned.batches import Batch
+from pysel.selection.learned.lookahead import Loss
+from pysel.selection.learned.replicas import Replicas
+from pysel.selection.subset import subset_size
+
+POOLS = (1.0, 0.8, 0.6)
+HELD_BACK = 0.2
+ERRORS = 2.0  # standard errors that a pool must be better by than all of the data, which is never a bad choice
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of a pool."""
+
+    pool: float  # its share of the data
+    credit: float  # see `credits`
+    gain: float  # of credit, over a random subset of all of the data
+    error: float  # standard error of the gain
+
+
+def credits(outputs: Tensor, y: Tensor, loss: Loss) -> Tensor:
+    """What each sample adds to a network's credit, their mean: accuracy, correlation, or else less loss.
+
+    Args:
+        outputs: [M, C, ...] with integers ``y`` [M, ...] are logits of classes, and anything with as many numbers as
+            ``y`` is a forecast of it.
+        y: [M, ...].
+        loss: where the outputs are neither.
+
+    Returns:
+        float64 [M].
+
+    Example:
+        >>> credits(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0]), None)
+        tensor([1., 0.], dtype=torch.float64)
+    """
+    if not y.is_floating_point() and outputs.dim() > 1 and outputs.shape[2:] == y.shape[1:]:
+        return (outputs.argmax(1) == y).double().reshape(len(y), -1).mean(1)
+    if outputs.numel() == y.numel():
+        standard = []
+        for part in (outputs, y):
+            columns = part.double().reshape(len(y), -1)
+            columns = columns - columns.mean(0)
+            spread = columns.square().mean(0).sqrt()
+            standard.append(columns / torch.where(spread > 0, spread, torch.inf))
+        return (standard[0] * standard[1]).mean(1)
+    return -loss(outputs, y).double()
+
+
+class Trial:
+    """A network that trains on some of the samples."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        loss: Loss,
+        rows: Tensor,
+        batch_size: int,
+        steps: int,
+    ) -> None:
+        self.network, self.loss, self.rows, self._batch_size = network, loss, rows, batch_size
+        self._optimiser = optimiser
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(0.0, 1 - step / steps))
+        self._waiting: list[tuple[Tensor, Tensor]] = []  # x and y of samples that are too few for a step
+
+    def see(self, batch: Batch) -> None:
+        """Take from a batch what the network trains on, and train as soon as that is enough."""
+        own = torch.nonzero(self.rows[batch.indices]).flatten()
+        self._waiting.append((batch.x[own], batch.y[own]))
+        if sum(len(x) for x, _ in self._waiting) >= self._batch_size:
+            self.step()
+
+    def step(self) -> None:
+        """Train on what waits, unless that is a single sample: layers that normalise by the batch need two."""
+        waiting, self._waiting = self._waiting, []
+        if sum(len(x) for x, _ in waiting) > 1:
+            x, y = (torch.cat(parts) for parts in zip(*waiting, strict=True))
+            self._optimiser.zero_grad()
+            self.loss(self.network(x), y).mean().backward()
+            self._optimiser.step()
+            self._schedule.step()
+
+
+def try_pools(
+    logits: Tensor,
+    keep_ratio: float,
+    network: nn.Module,
+    optimiser: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+    loss: Loss,
+    epoch_of: Callable[[int], Iterable[Batch]],
+    everything: Callable[[], Iterable[Batch]],
+    *,
+    epochs: int,
+    batch_size: int,
+    replicas: Replicas,
+    key: Tensor,
+) -> list[Tried]:
+    """Train and judge a network for each of `POOLS` that holds a subset.
+
+    Args:
+        logits: [N], by which samples enter a pool.
+        keep_ratio: of the subset.
+        network: is copied, not trained.
+        optimiser: makes an optimiser of parameters.
+        loss: one number a sample.
+        epoch_of: all samples, in the batches of an epoch; all networks train in the same pass.
+        everything: all samples once more, to be judged.
+        epochs: for which a network sees its subset.
+        batch_size: samples a step.
+        replicas: ranks that must come to the same numbers.
+        key: of the samples that are held back, and the random parts.
+
+    Returns:
+        what came of each, that of all of the data first; nothing where there is nothing to choose.
+    """
+    n, least = logits.numel(), float(keep_ratio)
+    shares = [share for share in POOLS if share > least or share == 1.0]
+    if POOLS[-1] < least < 1:
+        shares.append(least)
+    if len(shares) == 1 or n == 1:
+        return []
+    held_back = ops.permutation(n, key=fold_in(key, 0)).to(logits.device) < max(1, int(HELD_BACK * n))
+    others = torch.nonzero(~held_back).flatten()
+    size = subset_size(keep_ratio, len(others))
+    zeros = torch.zeros(len(others), dtype=torch.float64, device=logits.device)
+    chance = ops.gumbel_sigmoid(zeros, key=fold_in(key, 1))
+    trials = []
+    for share in shares:
+        pool = ops.select(logits[others], subset_size(share, len(others)), key=fold_in(key, 2))
+        rows = torch.zeros(n, dtype=torch.bool, device=logits.device)
+        rows[others[pool[ops.select(chance[pool], size)]]] = True
+        copied = copy.deepcopy(network)
+        steps = epochs * -(-size // batch_size)
+        trials.append(Trial(copied.train(), optimiser(copied.parameters()), loss, rows, batch_size, steps))
+    with torch.enable_grad():
+        for epoch in range(epochs):
+            for batch in epoch_of(epoch):
+                for trial in trials:
+                    trial.see(batch)
+            for trial in trials:
+                trial.step()
+    outputs: list[list[Tensor]] = [[] for _ in trials]
+    targets = []
+    with torch.no_grad():
+        for trial in trials:
+            trial.network.eval()
+        for batch in everything():
+            judged = batch.at(held_back[batch.indices])
+            targets.append(judged.y)
+            for trial, seen in zip(trials, outputs, strict=True):
+                seen.append(trial.network(judged.x) if judged.rows else judged.x.new_empty(0))
+        y = torch.cat(targets)
+        all_credits = [credits(torch.cat([o for o in seen if o.numel()]), y, loss) for seen in outputs]
+    found = []
+    for share, each in zip(shares, all_credits, strict=True):
+        ahead = each - all_credits[0]
+        error = ahead.std() / len(ahead) ** 0.5 if len(ahead) > 1 else ahead.new_zeros(())
+        numbers = replicas.mean(torch.stack([each.mean(), ahead.mean(), error]))
+        found.append(Tried(share, *numbers.tolist()))
+    return found
+
+
+def best_pool(tried: list[Tried]) -> float:
+    """The pool of the largest credit, if that is more than chance; otherwise all of the data.
+
+    Example:
+        >>> best_pool([Tried(1.0, 0.70, 0.0, 0.0), Tried(0.8, 0.75, 0.05, 0.01), Tried(0.6, 0.71, 0.01, 0.01)])
+        0.8
+    """
+    best = max(tried, key=lambda one: one.credit, default=Tried(1.0, 0.0, 0.0, 0.0))
+    return best.pool if best.gain > ERRORS * best.error else 1.0
