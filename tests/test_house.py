@@ -17,10 +17,10 @@ FLOORS = [
     {"_autograd", "files", "reference"},
     {"ops"},
     {"sae"},
-    {"nn", "distributed"},
+    {"nn"},
     {"samplers"},
     {"selection"},
-    {"plot", "__main__"},
+    {"plot", "distributed", "__main__"},
 ]
 
 

@@ -117,7 +117,7 @@ class ShardedDynamicSelector(Planned):
             dtypes = {"representativeness' dtype": str(tables[0].dtype), "diversity's dtype": str(tables[1].dtype)}
             return {**self._described(), **shown, **dtypes}, len(tables[0])
 
-        given = representativeness if isinstance(representativeness, Tensor) else torch.empty(0, device="cpu")
+        given = representativeness if isinstance(representativeness, Tensor) else own_key
         meeting = meet(name, given, prepare, process_group)
         meeting = meeting._replace(rows=meeting.notes)
         n = sum(meeting.rows)
