@@ -115,6 +115,7 @@ def test_runs_are_resumed_and_reported(tmp_path: Path, capsys: pytest.CaptureFix
     assert re.search(rf"^\| random \| {mean:.1f} ± ", text, re.MULTILINE)
     with pytest.raises(ValueError, match="were made with other settings"):
         subsets.execute(wanted, path, Settings(), workers=0)
+    capsys.readouterr()
     subsets.main(["--only", "classes/0.2/0.3/ASSS/*/0", "--list"])
     assert capsys.readouterr().out.split("\n")[0] == "classes/0.2/0.3/ASSS/perceptron/0"
 

@@ -18,8 +18,8 @@ FLOORS = [
     {"ops"},
     {"sae"},
     {"nn"},
-    {"samplers"},
     {"selection"},
+    {"samplers"},
     {"plot", "distributed", "__main__"},
 ]
 
