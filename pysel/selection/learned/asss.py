@@ -15,7 +15,7 @@ Ours: the formulas below and every constant, all of them arguments. With w_i = g
                | -fidelity + sparsity_weight * sparsity           game="adversarial"
     fidelity = L_task                                             fidelity="task"
              | L_held_out(theta - lr grad L_task) / lr            fidelity="lookahead"
-    sparsity = (mean(p) - r)^2 | |mean(p) - r| | mean(p)          p = sigmoid(s), and r = pool (without, keep_ratio)
+    sparsity = (mean(p) - r)^2 | |mean(p) - r| | mean(p)          p = sigmoid(s), r = the share to be found, see pool
 
 The samples of the largest probabilities are also the easiest there are, and all alike; on clean data they train worse
 networks than random ones do. What is wrong has left well before nothing but them is left. Hence the pool, which is
@@ -91,17 +91,18 @@ class ASSS(LearnedSelector):
 
     Args:
         keep_ratio: fraction of samples **kept**, in (0, 1].
-        pool: share of the samples that the subset is a random part of (ours), from ``keep_ratio`` to 1. "auto" trains
-            networks for a quarter of the epochs on subsets from pools of 100, 90, ... 50 % at the end, all in the same
-            passes over the data, judges them by a fifth of the samples that is held back, and takes the best, if it is
-            better than all of the data by two standard errors; see ``tried``. None keeps the samples of the largest
-            logits, as published.
+        pool: share of the samples that the subset is a random part of (ours), from ``keep_ratio`` to 1. "auto" has the
+            game find 80 %, or ``keep_ratio`` if that is more, and at its end trains networks on subsets from pools of
+            100, 80 and 60 % (and of ``keep_ratio`` above that), for half of the epochs and all in the same passes over
+            the data. It judges them by a fifth of the samples that they have not seen, and takes the best, if it is
+            better than all of the data by two standard errors; see ``tried``. Real targets that the inputs hardly
+            explain mislead it: it goes by correlation. None keeps the samples of the largest logits, as published.
         epochs: passes over the data.
         batch_size: rows a step, where `fit` makes the batches.
         task_lr, selector_lr: Adam's learning rates; the selector's is 0.2 for a table, 0.01 for a network by default.
         warmup_epochs: the first epochs train the task network only, for its losses to mean something.
         attenuation: "loss" or "input".
-        normalise: divide by the sum of the weights; default with "loss", which is all that can be.
+        normalise: divide by the sum of the weights; only with "loss", and there the default.
         fidelity: "task", the task's own loss; or "lookahead" (ours), what a step of the task network on the weighted
             batch does to the loss on other data: held-out ones if `fit` is given some, else every sample is judged by
             the half of the data that its task network is not trained on.

@@ -25,7 +25,7 @@ from pysel.selection.subset import subset_size
 
 POOLS = (1.0, 0.8, 0.6)
 HELD_BACK = 0.2
-ERRORS = 2.0  # standard errors that a pool must be better by than all of the data, which is never a bad choice
+ERRORS = 2.0  # standard errors that a pool must be better by than all of the data, for chance not to be taken for gain
 
 
 @dataclass(frozen=True)
