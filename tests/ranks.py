@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ def _serve(rank: int, world: int, store: str, pipe: Any) -> None:
                 error if type(error) in (ValueError, TypeError, IndexError, RuntimeError) else traceback.format_exc()
             )
         pipe.send(answer)
+    os._exit(0)  # torch takes a second to take itself apart
 
 
 class Ranks:
@@ -44,7 +46,8 @@ class Ranks:
 
 @contextlib.contextmanager
 def ranks(world: int) -> Iterator[Ranks]:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # which imports torch once, and has no threads yet
+    context.set_forkserver_preload(["pysel.distributed", "tests.ranks"])
     with tempfile.TemporaryDirectory() as folder:
         ends = [context.Pipe() for _ in range(world)]
         processes = [

@@ -18,6 +18,7 @@ from tests.test_distributed import LAYOUTS, cuts, shard
 
 WORLD = 6
 EPOCHS = 8
+long = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -72,23 +73,27 @@ def together(six: Ranks, world: int, how: str, given: dict[str, Any], epochs: li
     assert len({figures[3] for _, figures in answers}) == 1
 
 
-FIVE = [(1, "even"), (2, "all on one"), (2, "random"), (3, "even"), (4, "random"), (4, "all on one"), (4, "even")]
+LAID = [(4, "random"), (1, "even"), (2, "all on one"), (2, "random"), (3, "even"), (4, "all on one"), (4, "even")]
+ARGUMENTS = [
+    {},
+    {"labels": labels()},
+    {"labels": labels(), "balance": "proportional", "penalty": "rate", "schedule": "cosine"},
+    {"penalty": "linear", "gamma": 0.9, "refine": 0.0, "normalise": "clip"},
+    {"temperature": 0.3, "labels": labels(), "normalise": "rank"},
+    {"temperature": 0.3, "penalty": "exp", "schedule": 0.0, "tables": tables(dtype=torch.float64)},
+    {"labels": labels(), "balance": None, "keep_ratio": 1.0},
+    {"tables": (torch.full((70,), 2.0), torch.full((70,), -3.0)), "keep_ratio": 0.07, "normalise": "clip"},
+    {"tables": (torch.full((70,), 2.0), torch.arange(70.0)), "normalise": "rank"},
+    {"tables": (torch.linspace(0, 1, 3), torch.linspace(0, 1, 3)), "normalise": None},
+]
 
 
-@pytest.mark.parametrize(("world", "how"), FIVE)
 @pytest.mark.parametrize(
-    "given",
-    [
-        {},
-        {"labels": labels()},
-        {"labels": labels(), "balance": "proportional", "penalty": "rate", "schedule": "cosine"},
-        {"penalty": "linear", "gamma": 0.9, "refine": 0.0, "normalise": "clip"},
-        {"temperature": 0.3, "labels": labels(), "normalise": "rank"},
-        {"temperature": 0.3, "penalty": "exp", "schedule": 0.0, "tables": tables(dtype=torch.float64)},
-        {"labels": labels(), "balance": None, "keep_ratio": 1.0},
-        {"tables": (torch.full((70,), 2.0), torch.full((70,), -3.0)), "keep_ratio": 0.07, "normalise": "clip"},
-        {"tables": (torch.full((70,), 2.0), torch.arange(70.0)), "normalise": "rank"},
-        {"tables": (torch.linspace(0, 1, 3), torch.linspace(0, 1, 3)), "normalise": None},
+    ("world", "how", "given"),
+    [  # by default every layout with the first arguments, and all arguments in the first layout
+        pytest.param(*laid, given, marks=long if at and of else ())
+        for at, laid in enumerate(LAID)
+        for of, given in enumerate(ARGUMENTS)
     ],
 )
 def test_the_subsets_of_one_process(six: Ranks, world: int, how: str, given: dict[str, Any]) -> None:
@@ -142,7 +147,7 @@ def test_a_fingerprint_is_of_the_tables_and_not_of_the_layout(six: Ranks) -> Non
     assert swapped[3] != div[3]
     kinds = [{}, {"tables": (rep, div)}, {"tables": (rep, other)}, {"tables": (rep, swapped)}, {"labels": labels()}]
     found = [
-        {answer for world, how in FIVE for answer in six(fingerprints, world, cuts(1003, world, how), given)}
+        {answer for world, how in LAID for answer in six(fingerprints, world, cuts(1003, world, how), given)}
         for given in kinds
     ]
     assert [len(one) for one in found] == [1] * len(kinds)
@@ -257,7 +262,7 @@ def scored(rank: int, group: Any, at: list[int], given: dict[str, Any], epochs: 
     return [selector.scores(epoch) for epoch in epochs]
 
 
-@pytest.mark.parametrize("penalty", ["log", "rate"])
+@pytest.mark.parametrize("penalty", ["log", pytest.param("rate", marks=long)])
 def test_scores_to_the_last_bit(six: Ranks, penalty: str) -> None:
     n, generator = 20_000, torch.Generator().manual_seed(0)
     for dtype in (torch.float32, torch.float64):
@@ -294,8 +299,14 @@ def walk(rank: int, group: Any, at: list[int], given: dict[str, Any], options: d
     return [*found, begun + rest]
 
 
-@pytest.mark.parametrize(("world", "how"), [(1, "even"), (2, "all on one"), (3, "random"), (4, "even")])
-@pytest.mark.parametrize("options", [{}, {"shuffle": False}, {"round_to": 8, "drop_last": True}])
+@pytest.mark.parametrize(
+    ("world", "how", "options"),
+    [
+        pytest.param(*laid, options, marks=long if at and of else ())
+        for at, laid in enumerate([(3, "random"), (1, "even"), (2, "all on one"), (4, "even")])
+        for of, options in enumerate([{"round_to": 8, "drop_last": True}, {}, {"shuffle": False}])
+    ],
+)
 def test_a_sampler_yields_what_one_process_does(six: Ranks, world: int, how: str, options: dict[str, Any]) -> None:
     given = {"labels": labels(), "temperature": 0.3}
     answers = six(walk, world, cuts(1003, world, how), given, options, 5)
@@ -340,8 +351,17 @@ def load(rank: int, group: Any, at: list[int], given: dict[str, Any], folder: st
     return loaded, rest, selector.bitmap(EPOCHS - 2)[:], (made._epoch, made.uses, made.bitmap(4)[:], same)
 
 
-@pytest.mark.parametrize(("epochs", "given"), [(4, {"labels": labels()}), (1, {"epochs": 300, "temperature": 0.1})])
-@pytest.mark.parametrize("how", LAYOUTS)
+@pytest.mark.parametrize(
+    ("how", "epochs", "given"),
+    [
+        pytest.param(how, epochs, given, marks=() if how == quick else long)
+        for how in LAYOUTS
+        for quick, epochs, given in (
+            ("random", 4, {"labels": labels()}),
+            ("all on one", 1, {"epochs": 300, "temperature": 0.1}),
+        )
+    ],
+)
 def test_a_checkpoint_of_four_ranks_loads_on_any_number(
     six: Ranks, tmp_path: Path, how: str, epochs: int, given: dict[str, Any]
 ) -> None:
