@@ -4,6 +4,9 @@ A run trains on a few ranks, which count every sample that they see and save the
 torch.distributed.checkpoint. At some moment, be it within a save, one of them is killed by SIGKILL; the rest is
 stopped, as torchrun does it, and training goes on from the last whole checkpoint on another number of ranks, until it
 ends. What the counts then say of each epoch must be what an undisturbed run's say: its samples, all, and no others.
+
+Where the selector is sharded each number of ranks cuts it in a way of its own, with empty shards among them, and ranks
+also die in the midst of its collectives.
 """
 
 from __future__ import annotations
@@ -28,9 +31,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import pysel
+from pysel.distributed import ShardedDynamicSelector
 
 N, EPOCHS, BATCH, EVERY = 240, 3, 4, 3  # samples, epochs, a rank's batch, steps between saves
-KINDS = ("selection", "weighted")
+KINDS = ("selection", "weighted", "sharded")
 
 
 class Death(NamedTuple):
@@ -45,11 +49,23 @@ def make_sampler(kind: str) -> pysel.SelectionSampler | pysel.WeightedSampler:
     """Without a generator of its own, so that every rank of every attempt has the same."""
     if kind == "weighted":
         return pysel.WeightedSampler(torch.arange(1.0, N + 1), N // 4, replacement=False, key=3)
-    scores = torch.arange(N) * 7919 % 1009 / 1009
-    selector = pysel.selection.DynamicSelector.from_scores(
-        scores, 1 - scores, 0.3, EPOCHS, labels=torch.arange(N) % 5, temperature=0.5, key=1
-    )
+    scores, labels = torch.arange(N) * 7919 % 1009 / 1009, torch.arange(N) % 5
+    options = {"keep_ratio": 0.3, "epochs": EPOCHS, "temperature": 0.5, "key": 1}
+    if kind == "sharded" and dist.is_initialized():
+        part = shard(dist.get_rank(), dist.get_world_size())
+        scores, labels = scores[part], labels[part]
+        return pysel.SelectionSampler(ShardedDynamicSelector(scores, 1 - scores, labels=labels, **options), key=2)
+    selector = pysel.selection.DynamicSelector.from_scores(scores, 1 - scores, labels=labels, **options)
     return pysel.SelectionSampler(selector, key=2)
+
+
+def shard(rank: int, world: int) -> slice:
+    """A rank's samples: uneven parts, and of three or more one is empty."""
+    dice = random.Random(world)
+    ends = [0, *sorted(dice.randrange(N) for _ in range(world - 1)), N]
+    if world > 2:
+        ends[2] = ends[1]
+    return slice(ends[rank], ends[rank + 1])
 
 
 def epochs_of(kind: str) -> list[Tensor]:
