@@ -1,5 +1,6 @@
 """The binary: what it says of itself, what it leans on, and how its build says that something is missing."""
 
+import functools
 import os
 import platform
 import re
@@ -120,20 +121,77 @@ def test_exports_nothing_of_its_own_but_the_module():
     assert [name for name in defined if "pysel" in name] == []
 
 
-@pytest.mark.skipif(not ON_X86 or shutil.which("objdump") is None, reason="needs x86-64 and objdump, from binutils")
+@functools.cache
+def functions():
+    """Name and (address, instruction, operands)s of every function of the binary."""
+    if not ON_X86 or shutil.which("objdump") is None:
+        pytest.skip("needs x86-64 and objdump, from binutils")
+    printed, _ = output("objdump", "--disassemble", "--demangle", "--no-show-raw-insn", _C.__file__)
+    found = []
+    for line in printed.splitlines():
+        if line.endswith(">:"):
+            found.append((line.split(" ", 1)[1], []))
+        elif instruction := re.match(r" *([0-9a-f]+):\t(\S+) *(.*)", line):
+            found[-1][1].append((int(instruction[1], 16), instruction[2], instruction[3]))
+    return found
+
+
 def test_wide_instructions_stay_in_their_variants():
     # A function shared by the variants, such as one from the standard library, is linked once for all of them. Were it
     # compiled for AVX, older machines would die in it.
-    code, _ = output("objdump", "--disassemble", "--demangle", "--no-show-raw-insn", _C.__file__)
-    function = ""
-    wide = set()
-    for line in code.splitlines():
-        if line.endswith(">:"):
-            function = line.split(" ", 1)[1]
-        elif re.search(r"%[yz]mm\d", line):
-            wide.add(function)
+    wide = {name for name, code in functions() for _, _, operands in code if re.search(r"%[yz]mm\d", operands)}
     assert any("avx2::" in name for name in wide)
     assert [name for name in wide if "avx2::" not in name and "avx512::" not in name] == []
+
+
+def loops(code):
+    """The (instruction, operands)s of loops that hold no other loop."""
+    spans = set()
+    for address, instruction, operands in code:
+        target = re.match(r"([0-9a-f]+)\b", operands) if instruction.startswith("j") else None
+        if target and code[0][0] <= int(target[1], 16) <= address:
+            spans.add((int(target[1], 16), address))
+    for first, last in spans:
+        if not any((a, b) != (first, last) and first <= a and b <= last for a, b in spans):
+            yield [(instruction, operands) for address, instruction, operands in code if first <= address <= last]
+
+
+def arithmetic(loop):
+    """The floating-point instructions of a loop and the registers that they are for, as in {"max ps ymm"}."""
+    found = set()
+    for instruction, operands in loop:
+        kind = re.fullmatch(r"v?(max|min|add|sub|mul|div|fn?m(?=add|sub)|cmp|u?comi|cvt)\w*?([ps][sd])", instruction)
+        registers = re.findall(r"%([xyz]mm)\d", operands)
+        if kind:
+            found.add(f"{kind[1]} {kind[2]} {max(registers)}")
+        elif registers and re.search(r"\(%r[bs]p\)", operands):
+            found.add("stack")
+    return found
+
+
+# What the main loop of a reduction over floats does, and over doubles.
+REDUCTIONS = {
+    "summarise<{0}>": (["max ps", "cmp ps"], ["max pd", "cmp pd"]),
+    "largest<{0}, {0}>": (["max ps"], ["max pd"]),
+    "dot<{0}, {0}>": (["mul ps", "add ps"], ["mul pd", "add pd"]),
+    "dot_and_add<{0}, {0}>": (["mul ps", "add ps"], ["mul pd", "add pd"]),
+    "exponentiate<{0}>": (["cvt pd", "add pd"], ["add pd", "sub pd"]),  # its sum
+}
+
+
+@pytest.mark.parametrize("variant, register", [("portable", "xmm"), ("avx2", "ymm"), ("avx512", "zmm")])
+@pytest.mark.parametrize("double", [False, True], ids=["float", "double"])
+@pytest.mark.parametrize("kernel", REDUCTIONS)
+def test_reductions_are_loops_of_vectors(kernel, double, variant, register):
+    # The compiler takes a vector wider than the variant's apart into scalars, through the stack, and says nothing.
+    name = f"{variant}::{kernel.format('double' if double else 'float')}("
+    codes = [code for function, code in functions() if name in function]
+    assert codes
+    expected = {f"{instruction} {register}" for instruction in REDUCTIONS[kernel][double]}
+    if (variant, kernel, double) == ("portable", "exponentiate<{0}>", True):
+        expected.add("stack")  # sixteen sums and their errors take all registers
+    for code in codes:
+        assert expected in [arithmetic(loop) for loop in loops(code)]
 
 
 # --- progress ---

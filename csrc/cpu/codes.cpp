@@ -26,38 +26,19 @@ void add_rows(const T* rows, const A* coefficient, const int64_t* which, int64_t
   }
 }
 
-template <typename A>
-inline A sum_lanes(A* lane) {
-  for (int l = 0; l < 8; ++l) lane[l] += lane[l + 8];
-  for (int l = 0; l < 4; ++l) lane[l] += lane[l + 4];
-  return (lane[0] + lane[2]) + (lane[1] + lane[3]);
-}
-
-// Over 16 lanes, then the lanes, so that the sum does not depend on the instruction set.
-template <typename T, typename A>
-inline A dot(const T* a, const T* b, int64_t d) {
-  A lane[16] = {};
-  int64_t i = 0;
-  for (; i + 16 <= d; i += 16)
-    for (int l = 0; l < 16; ++l) lane[l] += static_cast<A>(a[i + l]) * static_cast<A>(b[i + l]);
-  for (int l = 0; i < d; ++i, ++l) lane[l] += static_cast<A>(a[i]) * static_cast<A>(b[i]);
-  return sum_lanes(lane);
-}
-
 // sum += c * b; returns a . b, as dot() gives it.
 template <typename T, typename A>
 A dot_and_add(const T* a, const T* b, A c, int64_t d, A* sum) {
-  Lanes<A> lanes = {};
+  using L = Lanes<A>;
+  L lanes = {};
   int64_t i = 0;
-  for (; i + 16 <= d; i += 16) {
-    Lanes<A> u, v, s;
-    load_lanes<T, A>(a + i, u);
-    load_lanes<T, A>(b + i, v);
-    memcpy(&s, sum + i, sizeof(s));
-    lanes += u * v;
-    s += c * v;
-    memcpy(sum + i, &s, sizeof(s));
-  }
+  for (; i + 16 <= d; i += 16)
+    for (int p = 0; p < L::kParts; ++p) {
+      const int64_t at = i + p * L::kWidth;
+      const auto v = load_vector<A>(b + at), added = load_vector<A>(sum + at) + c * v;
+      lanes.part[p] += load_vector<A>(a + at) * v;
+      memcpy(sum + at, &added, sizeof(added));
+    }
   alignas(64) A lane[16];
   memcpy(lane, &lanes, sizeof(lane));
   for (int l = 0; i < d; ++i, ++l) {

@@ -12,22 +12,25 @@
 
 template <typename A>
 ChunkSummary<A> summarise(const A* z, int n) {
+  using L = Lanes<A>;
+  using V = typename L::Vector;
   constexpr A kInf = static_cast<A>(__builtin_inf());
-  Lanes<A> most = Lanes<A>{} - kInf;
-  auto nan = most != most;
+  L most;
+  for (V& part : most.part) part = V{} - kInf;
+  auto nan = V{} != V{};
   int i = 0;
-  for (; i + 16 <= n; i += 16) {
-    Lanes<A> v;
-    load_lanes<A, A>(z + i, v);
-    most = v > most ? v : most;
-    nan |= v != v;
-  }
+  for (; i + 16 <= n; i += 16)
+    for (int p = 0; p < L::kParts; ++p) {
+      const V v = load_vector<A>(z + i + p * L::kWidth);
+      most.part[p] = v > most.part[p] ? v : most.part[p];
+      nan |= v != v;
+    }
+  alignas(64) A lane[16];
+  memcpy(lane, &most, sizeof(lane));
   A max = -kInf;
   bool any_nan = false;
-  for (int l = 0; l < 16; ++l) {
-    max = most[l] > max ? most[l] : max;
-    any_nan |= nan[l] != 0;
-  }
+  for (int l = 0; l < 16; ++l) max = lane[l] > max ? lane[l] : max;
+  for (int l = 0; l < L::kWidth; ++l) any_nan |= nan[l] != 0;
   for (; i < n; ++i) {
     max = z[i] > max ? z[i] : max;
     any_nan |= z[i] != z[i];
@@ -95,14 +98,6 @@ ChunkBest<A> best(const T* x, Key key, uint64_t first, int n, A floor) {
 }
 
 template <typename A>
-inline A sum_lanes(const A* lane) {
-  A pair[8];
-  for (int l = 0; l < 8; ++l) pair[l] = lane[l] + lane[l + 8];
-  for (int l = 0; l < 4; ++l) pair[l] = pair[l] + pair[l + 4];
-  return (pair[0] + pair[2]) + (pair[1] + pair[3]);
-}
-
-template <typename A>
 inline __attribute__((always_inline)) WideSum<A> sum_of_lanes(WideSum<A>* lane) {
   for (int l = 0; l < 8; ++l) lane[l].add(lane[l + 8]);
   for (int l = 0; l < 4; ++l) lane[l].add(lane[l + 4]);
@@ -111,14 +106,44 @@ inline __attribute__((always_inline)) WideSum<A> sum_of_lanes(WideSum<A>* lane) 
   return lane[0];
 }
 
-// Over 16 lanes, then the lanes.
+// WideSum's sums and their errors, of sixteen lanes; what a float sums up in double has no errors kept.
+struct WideLanes {
+  Lanes<double> high, low;
+};
+
+template <typename A>
+inline __attribute__((always_inline)) void add_sixteen(const A* e, WideLanes& lanes) {
+#pragma GCC unroll 8
+  for (int p = 0; p < Lanes<double>::kParts; ++p) {
+    auto &high = lanes.high.part[p], &low = lanes.low.part[p];
+    const auto x = load_vector<double>(e + p * Lanes<double>::kWidth), sum = high + x;
+    if constexpr (sizeof(A) == sizeof(double)) {
+      const auto part = sum - high;
+      low += (high - (sum - part)) + (x - part);
+    }
+    high = sum;
+  }
+}
+
+// Over 16 lanes, then the lanes. Values are at least 0, so that one more 0 leaves a lane as it is.
 template <typename A>
 inline __attribute__((always_inline)) WideSum<A> wide_sum(const A* e, int n) {
-  WideSum<A> lane[16] = {};
+  WideLanes lanes = {};
   int i = 0;
-  for (; i + 16 <= n; i += 16)
-    for (int l = 0; l < 16; ++l) lane[l].add(static_cast<double>(e[i + l]));
-  for (int l = 0; i < n; ++i, ++l) lane[l].add(static_cast<double>(e[i]));
+  for (; i + 16 <= n; i += 16) add_sixteen(e + i, lanes);
+  if (i < n) {
+    alignas(64) A rest[16] = {};
+    memcpy(rest, e + i, sizeof(A) * static_cast<size_t>(n - i));
+    add_sixteen(rest, lanes);
+  }
+  alignas(64) double high[16], low[16];
+  memcpy(high, &lanes.high, sizeof(high));
+  memcpy(low, &lanes.low, sizeof(low));
+  WideSum<A> lane[16];
+  for (int l = 0; l < 16; ++l) {
+    lane[l].high = high[l];
+    if constexpr (sizeof(A) == sizeof(double)) lane[l].low = low[l];
+  }
   return sum_of_lanes(lane);
 }
 
@@ -179,17 +204,6 @@ ChunkSummary<A> summarise_short(const A* z, int n) {
 template <typename T, typename A>
 void scale(const A* e, int n, A factor, T* out) {
   for (int i = 0; i < n; ++i) out[i] = static_cast<T>(e[i] * factor);
-}
-
-// Sum of grad * y over a chunk.
-template <typename T, typename A>
-A dot(const T* grad, const T* y, int n) {
-  A lane[16] = {};
-  int i = 0;
-  for (; i + 16 <= n; i += 16)
-    for (int l = 0; l < 16; ++l) lane[l] += static_cast<A>(grad[i + l]) * static_cast<A>(y[i + l]);
-  for (int l = 0; i < n; ++i, ++l) lane[l] += static_cast<A>(grad[i]) * static_cast<A>(y[i]);
-  return sum_lanes(lane);
 }
 
 template <typename T, typename A>

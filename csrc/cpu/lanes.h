@@ -1,23 +1,49 @@
 // What the compiler would leave scalar. Included inside a variant's namespace (each_variant.h).
 
-// Sixteen numbers side by side, for reductions.
-
+// Sixteen numbers side by side, for reductions: a maximum, or a sum whose order no instruction set may change. They are
+// vectors of the variant's own width, because the compiler takes a wider one apart into scalars, and each is loaded by
+// itself, because a processor is slow to read in one piece what it has just written in several.
 template <typename A>
-struct SixteenOf {
-  typedef A Lanes __attribute__((vector_size(16 * sizeof(A))));
+struct Lanes {
+  typedef A Vector __attribute__((vector_size(PYSEL_VECTOR_BYTES)));
+  static constexpr int kWidth = PYSEL_VECTOR_BYTES / static_cast<int>(sizeof(A));
+  static constexpr int kParts = 16 / kWidth;
+
+  Vector part[kParts];
 };
-template <typename A>
-using Lanes = typename SixteenOf<A>::Lanes;
 
-template <typename T, typename A>
-inline __attribute__((always_inline)) void load_lanes(const T* from, Lanes<A>& to) {
+template <typename A, typename T>
+inline __attribute__((always_inline)) typename Lanes<A>::Vector load_vector(const T* from) {
+  typename Lanes<A>::Vector to;
   if constexpr (sizeof(T) == sizeof(A)) {
     memcpy(&to, from, sizeof(to));
   } else {
-    alignas(64) A wide[16];
-    for (int l = 0; l < 16; ++l) wide[l] = static_cast<A>(from[l]);
+    alignas(sizeof(to)) A wide[Lanes<A>::kWidth];
+    for (int l = 0; l < Lanes<A>::kWidth; ++l) wide[l] = static_cast<A>(from[l]);
     memcpy(&to, wide, sizeof(to));
   }
+  return to;
+}
+
+template <typename A>
+inline A sum_lanes(A* lane) {
+  for (int l = 0; l < 8; ++l) lane[l] += lane[l + 8];
+  for (int l = 0; l < 4; ++l) lane[l] += lane[l + 4];
+  return (lane[0] + lane[2]) + (lane[1] + lane[3]);
+}
+
+// Sum of a * b over 16 lanes, then the lanes.
+template <typename T, typename A>
+inline A dot(const T* a, const T* b, int64_t n) {
+  Lanes<A> lanes = {};
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int p = 0, at = 0; p < Lanes<A>::kParts; ++p, at += Lanes<A>::kWidth)
+      lanes.part[p] += load_vector<A>(a + i + at) * load_vector<A>(b + i + at);
+  alignas(64) A lane[16];
+  memcpy(lane, &lanes, sizeof(lane));
+  for (int l = 0; i < n; ++i, ++l) lane[l] += static_cast<A>(a[i]) * static_cast<A>(b[i]);
+  return sum_lanes(lane);
 }
 
 // 64 bytes of 0 or 1 to bits: the product moves byte i to bit 56 + i.

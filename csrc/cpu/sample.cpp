@@ -143,15 +143,20 @@ WeightSummary summarise(const T* w, int64_t n, bool log_weights) {
 
 template <typename T, typename A>
 double largest(const T* w, int64_t n) {
-  Lanes<A> most = Lanes<A>{} - static_cast<A>(__builtin_inf());
+  using L = Lanes<A>;
+  using V = typename L::Vector;
+  L most;
+  for (V& part : most.part) part = V{} - static_cast<A>(__builtin_inf());
   int64_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    Lanes<A> v;
-    load_lanes<T, A>(w + i, v);
-    most = v > most ? v : most;
-  }
-  A max = most[0];
-  for (int l = 1; l < 16; ++l) max = most[l] > max ? most[l] : max;
+  for (; i + 16 <= n; i += 16)
+    for (int p = 0; p < L::kParts; ++p) {
+      const V v = load_vector<A>(w + i + p * L::kWidth);
+      most.part[p] = v > most.part[p] ? v : most.part[p];
+    }
+  alignas(64) A lane[16];
+  memcpy(lane, &most, sizeof(lane));
+  A max = lane[0];
+  for (int l = 1; l < 16; ++l) max = lane[l] > max ? lane[l] : max;
   for (; i < n; ++i) max = static_cast<A>(w[i]) > max ? static_cast<A>(w[i]) : max;
   return static_cast<double>(max);
 }
