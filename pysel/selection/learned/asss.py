@@ -95,8 +95,8 @@ class ASSS(LearnedSelector):
             game find 80 %, or ``keep_ratio`` if that is more, and at its end trains networks on subsets from pools of
             100, 80 and 60 % (and of ``keep_ratio`` above that), for half of the epochs and all in the same passes over
             the data. It judges them by a fifth of the samples that they have not seen, and takes the best, if it is
-            better than all of the data by two standard errors; see ``tried``. Real targets that the inputs hardly
-            explain mislead it: it goes by correlation. None keeps the samples of the largest logits, as published.
+            better than all of the data by two standard errors; see ``tried``. None keeps the samples of the largest
+            logits, as published.
         epochs: passes over the data.
         batch_size: rows a step, where `fit` makes the batches.
         task_lr, selector_lr: Adam's learning rates; the selector's is 0.2 for a table, 0.01 for a network by default.

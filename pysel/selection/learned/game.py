@@ -126,10 +126,9 @@ class Game:
         self.losses[batch.indices.to(self.device)] = each.detach().to(self.losses.dtype)
 
         if self.warm:
-            plain = unwrapped(task)  # here it is only looked at
             logits = self.gate.logits(seen)
             w = self._gates(logits, gates_drawn[1])
-            fidelity = self._fidelity(plain, batch, w, held_out)
+            fidelity = self._fidelity(unwrapped(task), batch, w, each.detach(), held_out)
             sign = 1 if self.settings.game == "cooperative" else -1
             self._descend(sign * fidelity + self._sparsity(logits), self.selector_optimiser, self._trained)
             if not self.gate.is_table:
@@ -155,7 +154,9 @@ class Game:
         total = (w * each).sum()
         return total / (w.sum().clamp_min(torch.finfo(w.dtype).tiny) if self.settings.normalise else w.numel())
 
-    def _fidelity(self, task: nn.Module, batch: Batch, w: Tensor, held_out: tuple[Tensor, Tensor] | None) -> Tensor:
+    def _fidelity(
+        self, task: nn.Module, batch: Batch, w: Tensor, each: Tensor, held_out: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
         """Something with the gradient of the selector's fidelity by the gates."""
         if self.settings.fidelity == "lookahead":
             assert held_out is not None
@@ -172,8 +173,8 @@ class Game:
                 trusted=self.settings.trusted or (0.5 if self.held_out is None else 1.0),
             )
             return (by_weight / lr / scale * w).sum()
-        with torch.set_grad_enabled(self.settings.attenuation == "input"):  # losses are numbers to the gates
-            each = self._losses(task, batch, w)
+        if self.settings.attenuation == "input":
+            each = self._losses(task, batch, w)  # depend on the gates; otherwise they are as the task network saw them
         return self._mean(each, w)
 
     def _sparsity(self, logits: Tensor) -> Tensor | float:

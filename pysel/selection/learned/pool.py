@@ -4,7 +4,8 @@ A network is trained on a subset from each of several pools, a short time, and j
 labels there may be as wrong as the others. So it is judged by what wrong ones cannot change the order of: with labels
 drawn again in a share e of the samples, accuracies become (1 - e) times what they were, plus the same number for all
 networks, and correlations with a real target (1 - e) times. A mean loss has no such property: it favours networks that
-expect to be wrong, those that are trained on wrong labels.
+expect to be wrong, those that are trained on wrong labels. Correlations are taken about the mean of the target, which
+wrong labels leave where it was: samples that fit best may well have another, and forecasts made of them are off by that.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Tried:
 
 
 def credits(outputs: Tensor, y: Tensor, loss: Loss) -> Tensor:
-    """What each sample adds to a network's credit, their mean: accuracy, correlation, or else less loss.
+    """What each sample adds to a network's credit, their mean: accuracy, correlation about ``y``'s mean, or else less
+    loss.
 
     Args:
         outputs: [M, C, ...] with integers ``y`` [M, ...] are logits of classes, and anything with as many numbers as
@@ -59,8 +61,7 @@ def credits(outputs: Tensor, y: Tensor, loss: Loss) -> Tensor:
     if outputs.numel() == y.numel():
         standard = []
         for part in (outputs, y):
-            columns = part.double().reshape(len(y), -1)
-            columns = columns - columns.mean(0)
+            columns = part.double().reshape(len(y), -1) - y.double().reshape(len(y), -1).mean(0)
             spread = columns.square().mean(0).sqrt()
             standard.append(columns / torch.where(spread > 0, spread, torch.inf))
         return (standard[0] * standard[1]).mean(1)
