@@ -92,11 +92,10 @@ class ASSS(LearnedSelector):
     Args:
         keep_ratio: fraction of samples **kept**, in (0, 1].
         pool: share of the samples that the subset is a random part of (ours), from ``keep_ratio`` to 1. "auto" has the
-            game find 80 %, or ``keep_ratio`` if that is more, and at its end trains networks on subsets from pools of
-            100, 80 and 60 % (and of ``keep_ratio`` above that), for half of the epochs and all in the same passes over
-            the data. It judges them by a fifth of the samples that they have not seen, and takes the best, if it is
-            better than all of the data by two standard errors; see ``tried``. None keeps the samples of the largest
-            logits, as published.
+            game find 80 %, or ``keep_ratio`` if that is more. At its end networks are trained on subsets from pools
+            of 100, 80 and 60 % (and of ``keep_ratio`` above that) of either half of the data, for ``epochs`` all in the
+            same passes, and judged on the other half. A smaller pool is taken if it is better than a larger one by two
+            standard errors; see ``tried``. None keeps the samples of the largest logits, as published.
         epochs: passes over the data.
         batch_size: rows a step, where `fit` makes the batches.
         task_lr, selector_lr: Adam's learning rates; the selector's is 0.2 for a table, 0.01 for a network by default.
@@ -542,7 +541,7 @@ class ASSS(LearnedSelector):
             game.loss,
             lambda epoch: (batch.to(game.device) for batch in data.epoch(epoch)),
             lambda: (batch.to(game.device) for batch in data.all()),
-            epochs=-(-self.settings.epochs // 2),
+            epochs=self.settings.epochs,
             batch_size=self.settings.batch_size,
             replicas=game.replicas,
             key=fold_in(self._key, 7),

@@ -1,11 +1,12 @@
 """How much of the data `ASSS` draws its subset from: tried out on samples that are held back.
 
-A network is trained on a subset from each of several pools, a short time, and judged on the same fifth of the data. The
-labels there may be as wrong as the others. So it is judged by what wrong ones cannot change the order of: with labels
+Two networks are trained on a subset from each of several pools, a short time: one on samples of a random half of the
+data, judged on the other half, and one the other way round, so that every sample judges. The labels
+there may be as wrong as the others. So it is judged by what wrong ones cannot change the order of: with labels
 drawn again in a share e of the samples, accuracies become (1 - e) times what they were, plus the same number for all
 networks, and correlations with a real target (1 - e) times. A mean loss has no such property: it favours networks that
 expect to be wrong, those that are trained on wrong labels. Correlations are taken about the mean of the target, which
-wrong labels leave where it was: samples that fit best may well have another, and forecasts made of them are off by that.
+wrong labels leave where it was: samples that fit best may well have another, and forecasts made of them are off by it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ from pysel.selection.learned.replicas import Replicas
 from pysel.selection.subset import subset_size
 
 POOLS = (1.0, 0.8, 0.6)
-HELD_BACK = 0.2
-ERRORS = 2.0  # standard errors that a pool must be better by than all of the data, for chance not to be taken for gain
+ERRORS = 2.0  # standard errors that a pool must be better by than a larger one, for chance not to be taken for gain
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,17 @@ def credits(outputs: Tensor, y: Tensor, loss: Loss) -> Tensor:
 
 
 class Trial:
-    """A network that trains on some of the samples."""
+    """A network that trains on some samples and is judged on others.
+
+    Args:
+        network: is trained in place.
+        optimiser: of its parameters.
+        loss: one number a sample.
+        rows: bool [N], samples that it trains on.
+        held_back: bool [N], samples that it is judged on.
+        batch_size: samples a step.
+        steps: after which the learning rate is zero.
+    """
 
     def __init__(
         self,
@@ -77,18 +87,20 @@ class Trial:
         optimiser: torch.optim.Optimizer,
         loss: Loss,
         rows: Tensor,
+        held_back: Tensor,
         batch_size: int,
         steps: int,
     ) -> None:
-        self.network, self.loss, self.rows, self._batch_size = network, loss, rows, batch_size
-        self._optimiser = optimiser
+        self.network, self.loss, self.rows, self.held_back = network.train(), loss, rows, held_back
+        self._batch_size, self._optimiser = batch_size, optimiser
         self._schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(0.0, 1 - step / steps))
         self._waiting: list[tuple[Tensor, Tensor]] = []  # x and y of samples that are too few for a step
+        self._judged: list[tuple[Tensor, Tensor]] = []  # outputs and targets
 
     def see(self, batch: Batch) -> None:
         """Take from a batch what the network trains on, and train as soon as that is enough."""
-        own = torch.nonzero(self.rows[batch.indices]).flatten()
-        self._waiting.append((batch.x[own], batch.y[own]))
+        own = batch.at(self.rows[batch.indices])
+        self._waiting.append((own.x, own.y))
         if sum(len(x) for x, _ in self._waiting) >= self._batch_size:
             self.step()
 
@@ -101,6 +113,17 @@ class Trial:
             self.loss(self.network(x), y).mean().backward()
             self._optimiser.step()
             self._schedule.step()
+
+    def judge(self, batch: Batch) -> None:
+        """Note what the network makes of a batch's samples that it is judged on."""
+        own = batch.at(self.held_back[batch.indices])
+        if own.rows:
+            self._judged.append((self.network(own.x), own.y))
+
+    def credits(self) -> Tensor:
+        """Of the samples that were judged."""
+        outputs, y = (torch.cat(parts) for parts in zip(*self._judged, strict=True))
+        return credits(outputs, y, self.loss)
 
 
 def try_pools(
@@ -117,7 +140,7 @@ def try_pools(
     replicas: Replicas,
     key: Tensor,
 ) -> list[Tried]:
-    """Train and judge a network for each of `POOLS` that holds a subset.
+    """Train and judge two networks for each of `POOLS` that holds a subset.
 
     Args:
         logits: [N], by which samples enter a pool.
@@ -130,7 +153,7 @@ def try_pools(
         epochs: for which a network sees its subset.
         batch_size: samples a step.
         replicas: ranks that must come to the same numbers.
-        key: of the samples that are held back, and the random parts.
+        key: of the halves, and the random parts.
 
     Returns:
         what came of each, that of all of the data first; nothing where there is nothing to choose.
@@ -141,19 +164,19 @@ def try_pools(
         shares.append(least)
     if len(shares) == 1 or n == 1:
         return []
-    held_back = ops.permutation(n, key=fold_in(key, 0)).to(logits.device) < max(1, int(HELD_BACK * n))
-    others = torch.nonzero(~held_back).flatten()
-    size = subset_size(keep_ratio, len(others))
-    zeros = torch.zeros(len(others), dtype=torch.float64, device=logits.device)
-    chance = ops.gumbel_sigmoid(zeros, key=fold_in(key, 1))
+    second = ops.permutation(n, key=fold_in(key, 0)).to(logits.device) < n // 2
+    chance = ops.gumbel_sigmoid(torch.zeros(n, dtype=torch.float64, device=logits.device), key=fold_in(key, 1))
     trials = []
     for share in shares:
-        pool = ops.select(logits[others], subset_size(share, len(others)), key=fold_in(key, 2))
-        rows = torch.zeros(n, dtype=torch.bool, device=logits.device)
-        rows[others[pool[ops.select(chance[pool], size)]]] = True
-        copied = copy.deepcopy(network)
-        steps = epochs * -(-size // batch_size)
-        trials.append(Trial(copied.train(), optimiser(copied.parameters()), loss, rows, batch_size, steps))
+        for held_back in (second, ~second):
+            half = torch.nonzero(~held_back).flatten()
+            size = subset_size(keep_ratio, len(half))
+            pool = half[ops.select(logits[half], subset_size(share, len(half)), key=fold_in(key, 2))]
+            rows = torch.zeros_like(held_back)
+            rows[pool[ops.select(chance[pool], size)]] = True
+            copied = copy.deepcopy(network)
+            steps = epochs * -(-size // batch_size)
+            trials.append(Trial(copied, optimiser(copied.parameters()), loss, rows, held_back, batch_size, steps))
     with torch.enable_grad():
         for epoch in range(epochs):
             for batch in epoch_of(epoch):
@@ -161,33 +184,31 @@ def try_pools(
                     trial.see(batch)
             for trial in trials:
                 trial.step()
-    outputs: list[list[Tensor]] = [[] for _ in trials]
-    targets = []
     with torch.no_grad():
         for trial in trials:
             trial.network.eval()
         for batch in everything():
-            judged = batch.at(held_back[batch.indices])
-            targets.append(judged.y)
-            for trial, seen in zip(trials, outputs, strict=True):
-                seen.append(trial.network(judged.x) if judged.rows else judged.x.new_empty(0))
-        y = torch.cat(targets)
-        all_credits = [credits(torch.cat([o for o in seen if o.numel()]), y, loss) for seen in outputs]
+            for trial in trials:
+                trial.judge(batch)
+        each = [trial.credits() for trial in trials]
+    by_pool = [torch.cat(pair) for pair in zip(each[::2], each[1::2], strict=True)]
     found = []
-    for share, each in zip(shares, all_credits, strict=True):
-        ahead = each - all_credits[0]
-        error = ahead.std() / len(ahead) ** 0.5 if len(ahead) > 1 else ahead.new_zeros(())
-        numbers = replicas.mean(torch.stack([each.mean(), ahead.mean(), error]))
+    for share, own in zip(shares, by_pool, strict=True):
+        ahead = own - by_pool[0]
+        numbers = replicas.mean(torch.stack([own.mean(), ahead.mean(), ahead.std() / n**0.5]))
         found.append(Tried(share, *numbers.tolist()))
     return found
 
 
 def best_pool(tried: list[Tried]) -> float:
-    """The pool of the largest credit, if that is more than chance; otherwise all of the data.
+    """The smallest pool that is demonstrably better than the larger one that would otherwise be taken.
 
     Example:
-        >>> best_pool([Tried(1.0, 0.70, 0.0, 0.0), Tried(0.8, 0.75, 0.05, 0.01), Tried(0.6, 0.71, 0.01, 0.01)])
+        >>> best_pool([Tried(1.0, 0.70, 0.0, 0.0), Tried(0.8, 0.75, 0.05, 0.01), Tried(0.6, 0.76, 0.06, 0.01)])
         0.8
     """
-    best = max(tried, key=lambda one: one.credit, default=Tried(1.0, 0.0, 0.0, 0.0))
-    return best.pool if best.gain > ERRORS * best.error else 1.0
+    taken = Tried(1.0, 0.0, 0.0, 0.0)
+    for one in tried:
+        if one.gain - taken.gain > ERRORS * one.error:
+            taken = one
+    return taken.pool
