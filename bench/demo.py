@@ -34,7 +34,7 @@ SAME_STEPS = METHODS[1]  # what the others are compared with
 
 def measure_ops(pattern: str) -> list[Record]:
     """The ops of the chart against eager PyTorch, in a process of their own."""
-    options = argparse.Namespace(only=pattern, contenders=["pysel", "eager"], quick=True, device="cpu")
+    options = argparse.Namespace(only=pattern, contenders=["pysel", "eager"], quick=True, device="cpu", variant=None)
     results: Record = {"records": []}
     for results in run.measure_all(options):  # noqa: B007
         pass

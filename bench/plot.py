@@ -12,7 +12,7 @@ from pathlib import Path
 
 import matplotlib
 
-from bench.report import ON_GPU, Record, copy_share, curve, find, judged, median, speed_up
+from bench.report import Record, copy_share, curve, find, median, on_gpu, speed_up, variants
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -28,7 +28,8 @@ def speed_ups(results: Record, path: Path) -> None:
     """Bars: how much longer the torch op takes, with both kinds of pages, and what the target is."""
     names = case_names(results)[::-1]
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.3 * len(names)), layout="constrained")
-    pages = "" if judged(results) is ON_GPU else ", huge pages"
+    pages = "" if on_gpu(results) else ", huge pages"
+    title = "A rival's time over pysel's" + ("" if on_gpu(results) else f", {variants(results)[0]}")
     series = (
         (f"torch eager{pages}", "tab:blue", [speed_up(find(results, c), "eager") for c in names]),
         (
@@ -49,7 +50,7 @@ def speed_ups(results: Record, path: Path) -> None:
         if goals:
             axes.plot(goals, [y] * len(goals), "k|", markersize=11, label="target, against eager")
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set(xscale="log", title="A rival's time over pysel's", yticks=range(len(names)), ylim=(-0.6, len(names) - 0.4))
+    axes.set(xscale="log", title=title, yticks=range(len(names)), ylim=(-0.6, len(names) - 0.4))
     axes.set_yticklabels(names)
     for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
         axis_formatter(lambda value, _: f"{value:g}x" if f"{value:e}"[0] in "125" else "")

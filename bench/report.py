@@ -12,18 +12,28 @@ from bench.timing import COPY_BYTES
 
 Record = dict[str, Any]
 
-JUDGED = {"huge_pages": True, "threads": 2}  # where targets hold and rivals are compared
-ON_GPU = {"device": "cuda"}  # the same for results of a GPU
+# Where targets hold and rivals are compared: for each variant of the CPU kernels, and for results of a GPU.
+JUDGED = {"huge_pages": True, "threads": 2}
+ON_GPU = {"device": "cuda"}
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 
+def on_gpu(results: Record) -> bool:
+    return bool(results["machine"].get("gpu"))
+
+
+def variants(results: Record) -> list[str | None]:
+    """The CPU variants that were measured, the one with all configurations first; of a GPU, none."""
+    return list(dict.fromkeys(r["config"].get("variant") for r in results["records"]))
+
+
 def judged(results: Record) -> Record:
-    return ON_GPU if results["machine"].get("gpu") else JUDGED
+    return ON_GPU if on_gpu(results) else {**JUDGED, "variant": variants(results)[0]}
 
 
 def find(results: Record, case: str, **changes: Any) -> Record | None:
     """The record of a case in the judged configuration, or with ``changes`` in another."""
-    config = {**judged(results), **changes}
+    config = {**judged(results), **{name: value for name, value in changes.items() if value is not None}}
     for record in results["records"]:
         if record["case"] == case and record["n"] is None and record["config"] == config:
             return record
@@ -32,7 +42,8 @@ def find(results: Record, case: str, **changes: Any) -> Record | None:
 
 def curve(results: Record, case: str) -> list[Record]:
     """The points of a curve, in the judged configuration, by ascending n."""
-    points = [r for r in results["records"] if r["case"] == case and r["n"] is not None and r["config"] == JUDGED]
+    config = judged(results)
+    points = [r for r in results["records"] if r["case"] == case and r["n"] is not None and r["config"] == config]
     return sorted(points, key=lambda r: r["n"])
 
 
@@ -46,9 +57,9 @@ def speed_up(record: Record | None, contender: str) -> float | None:
     return theirs / ours if ours and theirs else None
 
 
-def scaling(results: Record, case: str) -> float | None:
+def scaling(results: Record, case: str, variant: str | None = None) -> float | None:
     """pysel's time on one thread over that on two."""
-    one, two = median(find(results, case, threads=1)), median(find(results, case))
+    one, two = (median(find(results, case, variant=variant, threads=threads)) for threads in (1, None))
     return one / two if one and two else None
 
 
@@ -64,12 +75,14 @@ def copy_share(record: Record) -> float | None:
     return record["bytes"] / ours / copy if ours and copy else None
 
 
-def reached(results: Record, case: str, target: Record) -> float | None:
+def reached(results: Record, case: str, target: Record, variant: str | None = None) -> float | None:
     """What to compare with the target's ratio; None if it was not measured."""
-    record, against = find(results, case), target["against"]
+    record, against = find(results, case, variant=variant), target["against"]
     if against == "1 thread":
-        return scaling(results, case)
+        return scaling(results, case, variant)
     if against == "growth":
+        if variant != variants(results)[0]:
+            return None
         points = {r["n"]: median(r) / r["n"] for r in curve(results, case) if median(r)}
         n = max(points, default=0)
         return points[10**7] / points[n] if n > 10**7 and 10**7 in points else None
@@ -102,14 +115,21 @@ def wanted(record: Record, target: Record) -> str:
     return f">= {ratio} {names.get(against, against)}"
 
 
-def target_rows(results: Record) -> list[tuple[str, str, str, str]]:
-    """Case, target, figure reached, and whether that meets it; for each case that was run."""
+def target_header(results: Record) -> tuple[str, ...]:
+    return ("case", "target", *(name for variant in variants(results) for name in (variant or "reached", "met")))
+
+
+def target_rows(results: Record) -> list[tuple[str, ...]]:
+    """Case, target, and for each variant the figure reached and whether it meets that; for each case that was run."""
     rows = []
     for record in {r["case"]: r for r in results["records"]}.values():
         for target in record["targets"]:
-            figure = reached(results, record["case"], target)
-            met = "not measured" if figure is None else "yes" if figure >= target["ratio"] else "NO"
-            rows.append((record["case"], wanted(record, target), times(figure), met))
+            row = [record["case"], wanted(record, target)]
+            for variant in variants(results):
+                figure = reached(results, record["case"], target, variant)
+                met = "not measured" if figure is None else "yes" if figure >= target["ratio"] else "NO"
+                row += [times(figure), met]
+            rows.append(tuple(row))
     return rows
 
 
@@ -134,34 +154,33 @@ def mebibytes(record: Record, contender: str) -> str:
     return "-" if memory is None else f"{memory / 2**20:.0f}"
 
 
-def case_rows(results: Record) -> list[tuple[str, ...]]:
+def case_rows(results: Record, variant: str | None) -> list[tuple[str, ...]]:
     """One row a case: what it took, and how others fared."""
     rows: list[tuple[str, ...]] = []
     for case in dict.fromkeys(r["case"] for r in results["records"] if r["n"] is None):
-        record = find(results, case)
+        record = find(results, case, variant=variant)
         if record is None:
             continue
         others = [name for name in record["contenders"] if name not in ("pysel", "eager", "compile", "copy")]
         share = copy_share(record)
+        memory = f"{mebibytes(record, 'pysel')} / {mebibytes(record, 'eager')}"
         eager = f"{record['eager']}: {times(speed_up(record, 'eager'))}{spread(record, 'eager')}"
         rows.append(
             (
                 case,
                 seconds(median(record)) + spread(record),
                 eager if record["eager"] else "",
-                times(speed_up(find(results, case, huge_pages=False), "eager")),
+                times(speed_up(find(results, case, variant=variant, huge_pages=False), "eager")),
                 times(speed_up(record, "compile")),
                 ", ".join(f"{name}: {times(speed_up(record, name))}" for name in others),
                 "" if share is None else f"{share:.0%}",
-                times(scaling(results, case)),
-                f"{mebibytes(record, 'pysel')} / {mebibytes(record, 'eager')}",
+                times(scaling(results, case, variant)),
+                "" if memory == "- / -" else memory,
             )
         )
     return rows
 
 
-ONLY_CPU = ("the same, 4 kB pages", "two threads")
-TARGET_HEADER = ("case", "target", "reached", "met")
 CASE_HEADER = (
     "case",
     "pysel",
@@ -175,11 +194,12 @@ CASE_HEADER = (
 )
 
 
-def case_table(results: Record) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows, without the columns that say nothing of a GPU."""
-    kept = [i for i, name in enumerate(CASE_HEADER) if judged(results) is JUDGED or name not in ONLY_CPU]
-    header, *rows = (tuple(row[i] for i in kept) for row in (CASE_HEADER, *case_rows(results)))
-    return header, rows
+def case_table(results: Record, variant: str | None) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows, without columns that say nothing; the variant stands above what it took."""
+    rows = case_rows(results, variant)
+    kept = [i for i in range(len(CASE_HEADER)) if any(row[i] for row in rows)]
+    header = tuple(variant if variant and name == "pysel" else name for name in CASE_HEADER)
+    return tuple(header[i] for i in kept), [tuple(row[i] for i in kept) for row in rows]
 
 
 def aligned(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
@@ -207,7 +227,8 @@ def left_out(results: Record) -> list[str]:
 def configuration(config: Record) -> str:
     if config == ON_GPU:
         return "the GPU"
-    return f"{'huge pages' if config['huge_pages'] else 'default pages'}, {config['threads']} threads"
+    pages = "huge pages" if config["huge_pages"] else "default pages"
+    return f"{config['variant']}, {pages}, {config['threads']} threads"
 
 
 def copy_speeds(results: Record) -> str:
@@ -235,25 +256,28 @@ def provenance(results: Record) -> str:
 
 def text(results: Record) -> str:
     """Everything, for the terminal; the targets last."""
-    (header, cases), notes = case_table(results), left_out(results)
+    tables, notes = [case_table(results, variant) for variant in variants(results)], left_out(results)
     parts = [provenance(results)]
-    if cases:
-        parts += [copy_speeds(results), aligned(header, cases)]
+    if tables[0][1]:
+        parts += [copy_speeds(results), *(aligned(*table) for table in tables)]
     if notes:
         parts.append("\n".join(("Left out:", *notes)))
-    return "\n\n".join([*parts, aligned(TARGET_HEADER, target_rows(results))])
+    return "\n\n".join([*parts, aligned(target_header(results), target_rows(results))])
 
 
 def markdown(results: Record) -> str:
     """Everything, for README; the targets first."""
     notes = [f"- {note.replace('|', '/')}" for note in left_out(results)]
-    where = "events on the GPU" if judged(results) is ON_GPU else "alternating calls, on two threads and huge pages"
+    where = "events on the GPU" if on_gpu(results) else "alternating calls, on two threads and huge pages"
+    rivals = (
+        "" if on_gpu(results) else " Where a variant is not the machine's own, torch is held to its instructions, too."
+    )
     parts = [
         f"{provenance(results)} {copy_speeds(results)}.",
-        piped(TARGET_HEADER, target_rows(results)),
+        piped(target_header(results), target_rows(results)),
         f"Speed-ups are a rival's median time over pysel's, in the same process with {where}; "
-        "± is half the distance between the quartiles.",
-        piped(*case_table(results)),
+        f"± is half the distance between the quartiles.{rivals}",
+        *(piped(*case_table(results, variant)) for variant in variants(results)),
     ]
     if notes:
         parts += ["Left out:", "\n".join(notes)]

@@ -1,6 +1,7 @@
 """Measure pysel against its rivals on this machine.
 
-    python -m bench.run                                          everything, up to 15 minutes on two cores
+    python -m bench.run                                          everything, a quarter of an hour for a variant
+    python -m bench.run --variant avx2,portable                  these variants of the CPU kernels alone
     python -m bench.run --quick                                  judged configuration, fewer rivals, 2 minutes
     python -m bench.run --only ^select --contenders pysel,eager  a look at one op, in seconds
     python -m bench.run --device cuda                            the CUDA kernels, on a GPU, 5 minutes
@@ -8,7 +9,8 @@
 
 Huge pages for torch's own allocations must be asked for before torch is loaded, so each configuration is measured in
 a process of its own. All rivals run in the judged one: two threads, huge pages. pysel and the torch op it replaces
-also run with default pages, and on one thread.
+also run with default pages, and on one thread. All that is done for the variant of the CPU kernels that the machine
+takes by itself; its other ones are measured in the judged configuration, and torch there has the same instruction set.
 """
 
 from __future__ import annotations
@@ -34,11 +36,25 @@ from bench.report import JUDGED, ON_GPU, Record
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = (JUDGED, {**JUDGED, "huge_pages": False}, {**JUDGED, "threads": 1})
+# What holds torch to a variant's instruction set: a machine that has no other would run it so.
+RIVALS = {
+    "portable": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "avx512": {},
+}
 PACKAGES = ("torch", "numpy", "eai-sparsify", "torchrl", "tensordict")
 STUCK = 240  # seconds; a case on a GPU that takes longer is given up
 LONGEST_POINT = 5.0  # seconds a call; a contender that would take longer leaves its curve
 QUICK_SIZES = 10**5  # curves end here in a quick run
 CACHED = 1 << 20  # bytes; a case that moves less is not compared with copying memory
+
+
+def variants() -> list[str]:
+    """The variants of the CPU kernels that this machine can run, the one that it takes by itself first."""
+    import pysel
+
+    build = pysel.build_info()
+    return build["cpu_variants"][build["cpu_variants"].index(build["cpu_variant"]) :: -1]
 
 
 def plan(options: argparse.Namespace, device: str = "cpu") -> list[Record]:
@@ -61,10 +77,16 @@ def plan(options: argparse.Namespace, device: str = "cpu") -> list[Record]:
     }
     if device == "cuda":
         return [{**job, "curves": [], "memory": None, "budget": job["budget"] / 4, "config": ON_GPU}]
+    first, *others = options.variant or variants()
     if options.quick or options.contenders is not None:
-        return [job]
+        chosen = [first, *others] if options.variant else [first]
+        return [{**job, "config": {**JUDGED, "variant": variant}} for variant in chosen]
     less = {"contenders": ["pysel", "eager"], "curves": [], "memory": [], "budget": 0.5, "min_samples": 1}
-    return [job, *({**job, **less, "config": config} for config in CONFIGS[1:])]
+    return [
+        {**job, "config": {**JUDGED, "variant": first}},
+        *({**job, **less, "config": {**config, "variant": first}} for config in CONFIGS[1:]),
+        *({**job, "curves": [], "memory": [], "config": {**JUDGED, "variant": variant}} for variant in others),
+    ]
 
 
 def steps(job: Record) -> int:
@@ -177,19 +199,26 @@ def worker(job: str) -> None:
             print(json.dumps(record), file=out, flush=True)
 
 
-def run(job: Record) -> Iterator[Record]:
-    """The records of a worker process."""
-    environment = {
+def environment(config: Record) -> dict[str, str]:
+    """What a worker finds in its environment."""
+    variant = config.get("variant")
+    return {
         # how threads wait is left to torch's default: the Makefile's choice is for machines that do other things, too
         **{name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"},
-        "THP_MEM_ALLOC_ENABLE": str(int(job["config"].get("huge_pages", False))),
+        "THP_MEM_ALLOC_ENABLE": str(int(config.get("huge_pages", False))),
         # where torch looks for ninja
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
+        **({"PYSEL_CPU_VARIANT": variant, **RIVALS[variant]} if variant else {}),
     }
+
+
+def run(job: Record) -> Iterator[Record]:
+    """The records of a worker process."""
+    where = environment(job["config"])
     command = [sys.executable, "-m", "bench.run", "--worker", json.dumps(job)]
     with (
         tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+        subprocess.Popen(command, cwd=ROOT, env=where, stdout=subprocess.PIPE, stderr=log, text=True) as process,
     ):
         assert process.stdout is not None
         for line in process.stdout:
@@ -319,6 +348,12 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="A,B",
         help="a quick look: these alone, in the judged configuration; nothing is written",
     )
+    parser.add_argument(
+        "--variant",
+        type=lambda names: names.split(","),
+        metavar="A,B",
+        help="variants of the CPU kernels, the first in all configurations (default: all that this machine has)",
+    )
     parser.add_argument("--quick", action="store_true", help="judged configuration alone, fewer samples and rivals")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="whose kernels, at whose sizes")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="where results.json and pictures go")
@@ -329,6 +364,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.worker:
         return worker(options.worker)
+    if unknown := set(options.variant or ()) - set(variants()):
+        parser.error(f"--variant must be of {', '.join(variants())}, got {', '.join(sorted(unknown))}")
     if options.readme:
         return report.write_readme(json.loads(options.readme.read_text()), ROOT / "README.md")
 

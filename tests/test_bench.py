@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+import pysel
 from bench import report, run, timing
 from bench.cases import CASES, CURVES, Case
 from bench.timing import peak_extra_memory
@@ -119,8 +122,11 @@ def results() -> dict[str, Any]:
             "same_bits": None,
         }
 
-    records = [record(name, config) for config in run.CONFIGS for name in ("select", "gumbel_softmax soft")]
-    records += [record("select n/3", report.JUDGED, n) for n in (10**6, 10**7, 10**8)]
+    best, other = ({"variant": variant} for variant in ("avx512", "avx2"))
+    records = [record(name, best | config) for config in run.CONFIGS for name in ("select", "gumbel_softmax soft")]
+    records += [record("select n/3", best | report.JUDGED, n) for n in (10**6, 10**7, 10**8)]
+    records += [record(name, other | report.JUDGED) for name in ("select", "gumbel_softmax soft")]
+    records[-2]["contenders"]["eager"]["median"] /= 2
     made = {
         "date": "2000-01-01",
         "commit": {"id": "0" * 40, "dirty": True},
@@ -132,12 +138,14 @@ def results() -> dict[str, Any]:
 
 
 def test_targets_are_compared_with_what_was_reached() -> None:
-    rows = {(case, target): (figure, met) for case, target, figure, met in report.target_rows(results())}
-    assert rows["select", ">= 10x torch.topk(sorted=False)"] == ("12x", "yes")
-    assert rows["select", ">= 1.8x one thread, on two"] == ("2x", "yes")
-    assert rows["gumbel_softmax soft", ">= 20x F.gumbel_softmax"] == ("12x", "NO")
-    assert rows["gumbel_softmax soft", ">= 8x compiled F.gumbel_softmax"] == ("", "not measured")
-    assert [met for (case, _), (_, met) in rows.items() if case == "select n/3"] == ["yes"]
+    missing = ("", "not measured")
+    assert report.target_header(results()) == ("case", "target", "avx512", "met", "avx2", "met")
+    rows = {(case, target): (*reached,) for case, target, *reached in report.target_rows(results())}
+    assert rows["select", ">= 10x torch.topk(sorted=False)"] == ("12x", "yes", "6x", "NO")
+    assert rows["select", ">= 1.8x one thread, on two"] == ("2x", "yes", *missing)
+    assert rows["gumbel_softmax soft", ">= 20x F.gumbel_softmax"] == ("12x", "NO", "12x", "NO")
+    assert rows["gumbel_softmax soft", ">= 8x compiled F.gumbel_softmax"] == missing * 2
+    assert [row for (case, _), row in rows.items() if case == "select n/3"] == [("1x", "yes", *missing)]
 
 
 def test_readme_gets_the_table_between_the_markers(tmp_path: Path) -> None:
@@ -147,9 +155,12 @@ def test_readme_gets_the_table_between_the_markers(tmp_path: Path) -> None:
         report.write_readme(results(), readme)
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert "| select | >= 10x torch.topk(sorted=False) | 12x | yes |" in text
+    assert "| select | >= 10x torch.topk(sorted=False) | 12x | yes | 6x | NO |" in text
     assert "no / torchrl" in text and "numpy: 3x" in text
-    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 2
+    assert "| case | avx512 | torch eager | the same, 4 kB pages |" in text
+    assert "| case | avx2 | torch eager | libraries |" in text  # what was not measured has no column
+    assert "with avx2, huge pages, 2 threads" in text
+    assert "| select | 5 ms ±0% | torch.topk(sorted=False): 6x ±0% |" in text
     readme.write_text("nothing")
     with pytest.raises(ValueError, match="must have"):
         report.write_readme(results(), readme)
@@ -163,7 +174,7 @@ def test_pictures_are_drawn_from_the_results_alone(tmp_path: Path) -> None:
 
 
 def test_worker_gives_a_record_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = SimpleNamespace(only="16 elements", contenders=["pysel", "eager"], quick=True)
+    options = SimpleNamespace(only="16 elements", contenders=["pysel", "eager"], quick=True, variant=None)
     (job,) = run.plan(options)
     (record,) = [json.loads(json.dumps(r)) for r in run.work({**job, "budget": 0, "min_samples": 1})]
     assert run.steps(job) == 1
@@ -171,7 +182,39 @@ def test_worker_gives_a_record_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.speed_up(record, "eager") is not None and report.copy_share(record) is None
 
 
-def test_full_run_has_every_configuration() -> None:
-    jobs = run.plan(SimpleNamespace(only="", contenders=None, quick=False))
-    assert [job["config"] for job in jobs] == list(run.CONFIGS)
+def test_full_run_has_every_configuration_and_variant() -> None:
+    jobs = run.plan(SimpleNamespace(only="", contenders=None, quick=False, variant=["avx2", "portable"]))
+    configs = [*({**config, "variant": "avx2"} for config in run.CONFIGS), {**report.JUDGED, "variant": "portable"}]
+    assert [job["config"] for job in jobs] == configs
     assert jobs[0]["contenders"] is None and jobs[0]["curves"] and not jobs[1]["curves"]
+    assert jobs[-1]["contenders"] is None and not jobs[-1]["curves"]
+
+
+def test_all_of_this_machine_s_variants_are_run_its_own_first() -> None:
+    build = pysel.build_info()
+    assert run.variants()[0] == build["cpu_variant"] and run.variants()[-1] == "portable"
+    jobs = run.plan(SimpleNamespace(only="", contenders=None, quick=False, variant=None))
+    assert list(dict.fromkeys(job["config"]["variant"] for job in jobs)) == run.variants()
+    (quick,) = run.plan(SimpleNamespace(only="", contenders=None, quick=True, variant=None))
+    assert quick["config"]["variant"] == build["cpu_variant"]
+
+
+@pytest.mark.parametrize("variant", run.variants())
+def test_worker_runs_a_variant_and_torch_has_no_more(variant: str) -> None:
+    ask = "import pysel, torch; print(pysel.build_info()['cpu_variant'], torch.backends.cpu.get_cpu_capability())"
+    done = subprocess.run(
+        [sys.executable, "-c", ask],
+        env=run.environment({**report.JUDGED, "variant": variant}),
+        cwd=run.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    capability = {"portable": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512"}
+    assert done.stdout.split() == [variant, capability[variant]]
+
+
+def test_variant_that_the_machine_lacks_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main(["--variant", "avx2,sse9"])
+    assert "--variant must be of " in capsys.readouterr().err
