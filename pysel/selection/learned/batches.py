@@ -26,7 +26,9 @@ class Batch(NamedTuple):
 
     def at(self, rows: Tensor) -> Batch:
         """Some of its samples, by a mask or by places."""
-        return Batch(*(part[rows.to(part.device)] for part in self))
+        rows = torch.nonzero(rows).flatten() if rows.dtype == torch.bool else rows
+        indices, x, y = (part[rows.to(part.device)] for part in self[:3])
+        return Batch(indices, x, y, x if self.seen is self.x else self.seen[rows.to(self.seen.device)])
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(part.to(device, non_blocking=True) for part in self))
