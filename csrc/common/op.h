@@ -1,7 +1,8 @@
 #pragma once
 
 // How a kernel meets the dispatcher: PYSEL_OP(&kernel) in place of TORCH_BOX, so that what fails within torch, and lack
-// of memory, is told in torch's own words. Training loops that look for a batch size which fits go by these.
+// of memory, is told in torch's own words. Training loops that look for a batch size which fits go by these. And so that
+// subnormals count in all that an op computes.
 
 #include <torch/csrc/stable/library.h>
 
@@ -9,6 +10,8 @@
 #include <new>
 #include <stdexcept>
 #include <utility>
+
+#include "common/subnormals.h"
 
 // What the last failure within torch said, on this thread. Missing before torch 2.13.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
@@ -21,6 +24,7 @@ struct Op;
 template <typename Result, typename... Arguments, Result (*kernel)(Arguments...)>
 struct Op<kernel> {
   static Result call(Arguments... arguments) {
+    const KeepSubnormals guard;
     try {
       return kernel(std::move(arguments)...);
     } catch (const std::bad_alloc&) {

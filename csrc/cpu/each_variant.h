@@ -4,6 +4,9 @@
 // Philox) its own vector types are used, PYSEL_VECTOR_BYTES wide: a SIMD library would hide the same few instructions
 // behind a dependency. -ffp-contract=off and explicit fma keep the bits equal.
 #include "cpu/variant.h"
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
 
 #define PYSEL_VARIANT portable
 #define PYSEL_VECTOR_BYTES 16

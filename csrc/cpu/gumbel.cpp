@@ -504,7 +504,6 @@ void check_logits(const char* op, const T* x, const Layout& layout, bool need_fi
 void write_gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start, bool validate,
                           bool fresh, Tensor out) {
   constexpr const char* op = "gumbel_softmax";
-  const KeepSubnormals guard;
   const Layout layout(op, logits, dim);
   const double t = read_tau(op, tau, hard);
   const Key k = read_key(op, key);
@@ -545,7 +544,6 @@ void gumbel_softmax_out(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool
 
 Tensor gumbel_argmax(Tensor logits, Tensor key, int64_t dim, int64_t start, std::optional<bool> validate) {
   constexpr const char* op = "gumbel_argmax";
-  const KeepSubnormals guard;
   const Layout layout(op, logits, dim);
   const Key k = read_key(op, key);
   check_start(op, start);
@@ -565,7 +563,6 @@ Tensor gumbel_argmax(Tensor logits, Tensor key, int64_t dim, int64_t start, std:
 
 Tensor gumbel_softmax_backward(Tensor grad, Tensor y, Tensor tau, int64_t dim) {
   constexpr const char* op = "gumbel_softmax_backward";
-  const KeepSubnormals guard;
   const Layout layout(op, y, dim);
   check_value(sizes(grad) == sizes(y), op, ": grad must have the shape of y, ", shape(y), ", got ", shape(grad));
   check_same_dtype(op, "y", y, "grad", grad);
@@ -616,7 +613,6 @@ Tensor gumbel_softmax_backward(Tensor grad, Tensor y, Tensor tau, int64_t dim) {
 void write_gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, bool validate, bool fresh,
                           Tensor out) {
   constexpr const char* op = "gumbel_sigmoid";
-  const KeepSubnormals guard;
   const double t = read_tau(op, tau, hard);
   const Key k = read_key(op, key);
   check_start(op, start);
@@ -652,7 +648,6 @@ void gumbel_sigmoid_out(Tensor logits, Tensor tau, Tensor key, bool hard, int64_
 
 Tensor gumbel_sigmoid_backward(Tensor grad, Tensor logits, Tensor tau, Tensor key, int64_t start) {
   constexpr const char* op = "gumbel_sigmoid_backward";
-  const KeepSubnormals guard;
   check_value(sizes(grad) == sizes(logits), op, ": grad must have the shape of logits, ", shape(logits), ", got ",
               shape(grad));
   check_same_dtype(op, "logits", logits, "grad", grad);
@@ -681,7 +676,6 @@ Tensor gumbel_sigmoid_backward(Tensor grad, Tensor logits, Tensor tau, Tensor ke
 
 Tensor noise(Tensor bits, std::string kind, bool double_precision) {
   constexpr const char* op = "noise";
-  const KeepSubnormals guard;
   check_value(kind == "exponential" || kind == "gumbel" || kind == "logistic", op,
               ": kind must be exponential, gumbel or logistic, got ", kind);
   check_dtype(op, "bits", bits, ScalarType::Long, "int64");

@@ -5,39 +5,10 @@
 #include <exception>
 #include <mutex>
 
+#include "common/subnormals.h"
 #include "common/tensor.h"
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
 
 namespace pysel {
-
-// Results do not depend on torch.set_flush_denormal: subnormals count while one of these lives.
-class KeepSubnormals {
- public:
-#ifdef __x86_64__
-  KeepSubnormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ & ~0x8040u); }
-  ~KeepSubnormals() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#elif defined(__aarch64__)
-  KeepSubnormals() {
-    asm volatile("mrs %0, fpcr" : "=r"(saved_));
-    asm volatile("msr fpcr, %0" : : "r"(saved_ & ~(uint64_t{1} << 24)));
-  }
-  ~KeepSubnormals() { asm volatile("msr fpcr, %0" : : "r"(saved_)); }
-
- private:
-  uint64_t saved_;
-#else
-  KeepSubnormals() {}
-#endif
-  KeepSubnormals(const KeepSubnormals&) = delete;
-  KeepSubnormals& operator=(const KeepSubnormals&) = delete;
-};
 
 // f(begin, end) over parts of [0, n) of at least `grain`. Exceptions keep their type and text, which torch's own
 // parallel_for would lose.
@@ -46,7 +17,7 @@ void parallel_for(int64_t n, int64_t grain, const F& f) {
   std::exception_ptr error;
   std::mutex mutex;
   torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
-    KeepSubnormals guard;
+    const KeepSubnormals guard;  // a thread of torch's has its own
     try {
       f(begin, end);
     } catch (...) {

@@ -681,7 +681,6 @@ void write_weighted_sample(const Tensor& weights, int64_t k, bool replacement, b
                            const std::string& order, const std::optional<Tensor>& groups,
                            const std::optional<Tensor>& quotas, const Tensor& key, int64_t start, bool validate,
                            const Tensor& out) {
-  const KeepSubnormals guard;
   const int64_t n = weights.size(weights.dim() - 1);
   const int64_t rows = weights.dim() == 2 ? weights.size(0) : 1;
   const GroupTensors given(kOp, groups, quotas, k);
@@ -733,7 +732,6 @@ void weighted_sample_out(Tensor weights, int64_t k, bool replacement, bool log_w
 
 // What the race is decided by, as numbers.
 Tensor race_keys_of(Tensor weights, bool log_weights, Tensor key, int64_t start) {
-  const KeepSubnormals guard;
   check_start("race_keys", start);
   const Key k = read_key("race_keys", key);
   const bool wide = weights.scalar_type() == ScalarType::Double;
@@ -770,7 +768,6 @@ Tensor draw_targets(Tensor key, int64_t start, int64_t k, int64_t total) {
 
 // Weights in fixed point, for a sum of n of which the largest is `max`.
 Tensor fixed_weights_of(Tensor weights, bool log_weights, double max, int64_t n) {
-  const KeepSubnormals guard;
   Tensor out = empty_cpu(sizes(weights), ScalarType::Long);
   const FixedPoint fixed(log_weights, max, n);
   dispatch_floating("fixed_weights", "weights", weights, [&]<typename T>() {
