@@ -56,6 +56,9 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
+        cache = build / "CMakeCache.txt"
+        if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n" not in cache.read_text():
+            options.append("--fresh")  # the checkout has moved, which CMake would refuse
         for command in (
             ["cmake", "--log-level=NOTICE", "-S", ROOT, "-B", build, "-G", "Ninja", *options],
             ["cmake", "--build", build, *jobs],

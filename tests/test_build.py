@@ -21,12 +21,12 @@ INFO = pysel.build_info()
 ON_X86 = platform.machine() == "x86_64"
 
 
-def output(*command, **environment):
+def output(*command, folder=ROOT, **environment):
     """What the command printed, on either stream, and its exit status."""
     done = subprocess.run(
         [str(part) for part in command],
         env=os.environ | environment,
-        cwd=ROOT,
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -103,7 +103,8 @@ def test_finds_torch_beside_itself():
 def test_every_symbol_resolves():
     if shutil.which("ldd") is None:
         pytest.skip("needs ldd")
-    printed, _ = output("ldd", "-r", _C.__file__)
+    (torch_folder,) = find_spec("torch").submodule_search_locations
+    printed, _ = output("ldd", "-r", _C.__file__, LD_LIBRARY_PATH=f"{torch_folder}/lib")
     undefined = re.findall(r"undefined symbol: (\w+)", printed)
     # Python itself is in the process by the time that the module loads, not in a library that it names.
     assert [name for name in undefined if not re.match(r"_?Py", name)] == []
@@ -197,8 +198,8 @@ def test_reductions_are_loops_of_vectors(kernel, double, variant, register):
 # --- progress ---
 
 
-def build(folder, *sources, terminal=False):
-    """What `make build` prints for these C++ sources, and its exit status."""
+def prepare(folder, *sources):
+    """A checkout with these C++ sources."""
     for name in ("Makefile", "CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
     (folder / "csrc").mkdir()
@@ -216,6 +217,11 @@ BROKEN = "#error the reason why\n"
 @pytest.mark.parametrize("terminal", [False, True], ids=["log", "terminal"])
 @pytest.mark.skipif(shutil.which("make") is None or shutil.which("c++") is None, reason="needs make and a compiler")
 def test_build_says_how_far_it_is_and_why_it_fails(tmp_path, terminal):
+
+
+def build(folder, *sources, terminal=False):
+    """What `make build` prints for these C++ sources, and its exit status."""
+    prepare(folder, *sources)
     if terminal and shutil.which("script") is None:
         pytest.skip("needs script, from bsdutils")
     printed, status = build(tmp_path, "", "", BROKEN, "", terminal=terminal)
@@ -241,6 +247,32 @@ def run_setup(tmp_path, packages, **environment):
     start = (
         f"import sys; sys.prefix = {str(tmp_path)!r}; sys.path.insert(0, sys.prefix)\n"
         f"import runpy; sys.argv = ['setup.py', '--version']\n"
+@pytest.mark.skipif(shutil.which("make") is None or shutil.which("c++") is None, reason="needs make and a compiler")
+def test_build_warns_of_a_name_that_hides_another(tmp_path):
+    printed, _ = build(tmp_path, "int f(int x) {\n  for (int x = 0; x < 2;) return x;\n  return x;\n}\n", BROKEN)
+    assert re.search(r"source0.cpp:2:.*warning: .*\bx\b.* shadows", printed)
+
+
+@pytest.mark.skipif(shutil.which("make") is None or shutil.which("c++") is None, reason="needs make and a compiler")
+def test_a_moved_checkout_builds_again(tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    (before / "pysel").mkdir()
+    sources = ("", 'extern "C" void* PyInit__C() { return nullptr; }')
+
+    def compiles(folder):
+        command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+        printed, status = output(*command, folder=folder, PYSEL_CUDA="OFF", MAX_JOBS="1")
+        assert status == 0, printed
+        return printed
+
+    prepare(before, *sources)
+    assert "Building CXX" in compiles(before)
+    assert "Building CXX" not in compiles(before)  # what has been built is kept
+    before.rename(after)
+    assert "Building CXX" in compiles(after)
+
+
         f"runpy.run_path({str(ROOT / 'setup.py')!r}, run_name='__main__')"
     )
     return output(sys.executable, "-I", "-S", "-c", start, **environment)

@@ -401,10 +401,10 @@ class GroupSelection {
     std::sort(s.keys.begin(), s.keys.end());
     Bits splits[kSplitBins - 1];
     for (size_t i = 1; i < kSplitBins; ++i) splits[i - 1] = s.keys[s.keys.size() * i / kSplitBins];
-    const auto table = histogram(kSplitBins, [&](int count, const Bits* keys, const uint32_t* groups, uint32_t* table) {
+    const auto table = histogram(kSplitBins, [&](int count, const Bits* keys, const uint32_t* groups, uint32_t* found) {
       alignas(64) Bits bins[kChunk];
       PYSEL_CHOOSE(split_bins<Bits>)(keys, count, splits, bins);
-      for (int i = 0; i < count; ++i) ++table[groups[i] * size_t{kSplitBins} + bins[i]];
+      for (int i = 0; i < count; ++i) ++found[groups[i] * size_t{kSplitBins} + bins[i]];
     });
     each_group([&](size_t g) {
       State& state = state_[g];
@@ -751,14 +751,14 @@ class GroupSelection {
       while (static_cast<Bits>(s.high - s.low) >> shift >= bins) ++shift;
       scales[g] = {s.low, s.high, shift};
     }
-    const auto table = histogram(bins + 2, [&](int count, const Bits* keys, const uint32_t* groups, uint32_t* table) {
+    const auto table = histogram(bins + 2, [&](int count, const Bits* keys, const uint32_t* groups, uint32_t* found) {
       for (int i = 0; i < count; ++i) {
         const Scale& s = scales[groups[i]];
         // without a branch, which would often be mispredicted
         size_t bin = static_cast<size_t>(static_cast<Bits>(keys[i] - s.low) >> s.shift) + 1;
         bin = keys[i] < s.low ? below : bin;
         bin = keys[i] > s.high ? above : bin;
-        ++table[groups[i] * (bins + 2) + bin];
+        ++found[groups[i] * (bins + 2) + bin];
       }
     });
     each_group([&](size_t g) {

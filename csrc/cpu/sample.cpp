@@ -322,7 +322,7 @@ class Arranger {
   float pack(const int64_t* winners, uint64_t* items) const {
     constexpr int64_t kDense = 8;
     const int64_t k = request_.k;
-    uint32_t last = 0;
+    uint32_t most = 0;
     std::mutex mutex;
     parallel_for(k, kGrain, [&](int64_t begin, int64_t end) {
       alignas(64) uint32_t leading[kChunk];
@@ -341,9 +341,9 @@ class Arranger {
         }
       }
       std::lock_guard lock(mutex);
-      last = std::max(last, mine);
+      most = std::max(most, mine);
     });
-    return from_order<float>(~last);
+    return from_order<float>(~most);
   }
 
   // Leading bits of elements [at, at + n).

@@ -47,7 +47,10 @@ def build(variant: str = "plain", only: tuple[str, ...] = ()) -> Path:
         "SIMT_SANITIZER": VARIANTS[variant],
         "TORCH_DIR": Path(torch.__file__).parent,
     }
-    configure = ["cmake", "-S", ROOT / "tests/simt", "-B", folder, "-G", "Ninja"]
+    source, cache = ROOT / "tests/simt", folder / "CMakeCache.txt"
+    configure = ["cmake", "-S", source, "-B", folder, "-G", "Ninja"]
+    if cache.exists() and f"CMAKE_HOME_DIRECTORY:INTERNAL={source}\n" not in cache.read_text():
+        configure.append("--fresh")  # the checkout has moved, which CMake would refuse
     configure += [f"-D{name}={value}" for name, value in options.items()]
     compile_all = ["cmake", "--build", folder, "--parallel", os.environ.get("MAX_JOBS", "2"), "--", "-k", "0"]
     with open(folder / "lock", "w") as lock:
