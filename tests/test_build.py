@@ -55,7 +55,7 @@ def test_build_info_tells_cpu_variants():
     flags = set(
         re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0].split() if ON_X86 else []
     )
-    best = "avx2" if {"avx2", "fma", "bmi2"} <= flags else "portable"
+    best = "avx2" if {"avx2", "fma", "bmi2", "f16c"} <= flags else "portable"
     if best == "avx2" and {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags:
         best = "avx512"
     assert INFO["cpu_variant"] == os.environ.get("PYSEL_CPU_VARIANT", best)
@@ -64,6 +64,17 @@ def test_build_info_tells_cpu_variants():
 def test_build_info_tells_cuda():
     assert INFO["cuda"] is bool(INFO["cuda_architectures"])
     assert all(re.fullmatch(r"\d+[af]?", architecture) for architecture in INFO["cuda_architectures"])
+
+
+def test_every_instruction_set_that_a_variant_is_compiled_for_is_asked_for():
+    # by GCC's pragma and by clang's; prefer-vector-width is none
+    targets = re.findall(r'target\("(avx.+?)"', (ROOT / "csrc/cpu/each_variant.h").read_text())
+    compiled = [set(target.split(",")) - {"prefer-vector-width=512"} for target in targets]
+    assert len(compiled) == 4
+    choice = (ROOT / "csrc/cpu/variant.cpp").read_text().split("case Variant::")[1:]
+    asked = {case.split(":")[0]: set(re.findall(r'supports(?:\("|_)(\w+)', case)) for case in choice}
+    asked["avx512"] |= asked["avx2"]
+    assert compiled == [asked["avx2"], asked["avx2"], asked["avx512"], asked["avx512"]]
 
 
 ASK_VARIANT = "import pysel; print(pysel.build_info()['cpu_variant'])"

@@ -1,5 +1,9 @@
 #include "cpu/variant.h"
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 
@@ -8,13 +12,22 @@ namespace {
 
 constexpr const char* kNames[] = {"portable", "avx2", "avx512"};
 
+#ifdef __x86_64__
+// Not all compilers' __builtin_cpu_supports() knows it.
+bool supports_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 bool supported(Variant v) {
 #if defined(__x86_64__)
   switch (v) {
     case Variant::portable:
       return true;
     case Variant::avx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
+             supports_f16c();
     case Variant::avx512:
       return supported(Variant::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
