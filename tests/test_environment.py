@@ -1,6 +1,10 @@
-"""What a process may set for itself does not show in results."""
+"""What a process may set for itself shows neither in results nor in messages."""
 
 import functools
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ import torch
 import pysel
 from tests.tensors import assert_same_bits
 
+ROOT = Path(__file__).parent.parent
 OPS = torch.ops.pysel
 
 
@@ -116,3 +121,46 @@ def test_flush_denormal_stays_as_it_was(flushed):
     with pytest.raises(ValueError, match="gamma"):
         pysel.usage_penalty(torch.ones(4), torch.ones(4), -1.0)
     assert float(torch.tensor(2.0**-126) / 2) == 0
+
+
+# --- the locale ---
+
+GROUPED = """
+#include <locale>
+struct Grouped : std::numpunct<char> {
+  char do_thousands_sep() const override { return '.'; }
+  char do_decimal_point() const override { return ','; }
+  std::string do_grouping() const override { return "\\3"; }
+};
+extern "C" void group_digits() { std::locale::global(std::locale(std::locale::classic(), new Grouped)); }
+"""
+
+REFUSED = """
+import ctypes, sys, torch, pysel
+ctypes.CDLL(sys.argv[1]).group_digits()
+for call in (
+    lambda: pysel.topk(torch.zeros(1, 1_000_000), 1_000_001),
+    lambda: pysel.usage_penalty(torch.zeros(2, 1234), torch.zeros(1234), 0.1),
+    lambda: pysel.usage_penalty(torch.zeros(2), torch.zeros(2), -0.5),
+    lambda: pysel.usage_update_(torch.zeros(2), torch.tensor([123_456])),
+):
+    try:
+        call()
+    except (ValueError, IndexError) as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_messages_are_the_same_in_every_locale(tmp_path):
+    source, library = tmp_path / "locale.cpp", tmp_path / "liblocale.so"
+    source.write_text(GROUPED)
+    subprocess.run(["c++", "-shared", "-fPIC", "-o", library, source], check=True)
+    command = [sys.executable, "-c", REFUSED, library]
+    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert printed.splitlines() == [
+        "topk: k must be between 0 and 1000000, got 1000001",
+        "usage_penalty: scores must have the shape of counts, [1234], got [2, 1234]",
+        "usage_penalty: gamma must be finite and at least 0, got -0.5",
+        "usage_update_: selected must be between 0 and 1, got 123456",
+    ]

@@ -4,6 +4,7 @@
 // ValueError and std::out_of_range as IndexError. Wrong dtypes are refused as TypeError in Python, before an op is
 // called; what stands here keeps a raw call from reading foreign memory.
 
+#include <locale>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -13,6 +14,7 @@ namespace pysel {
 template <typename... Parts>
 std::string text(const Parts&... parts) {
   std::ostringstream out;
+  out.imbue(std::locale::classic());  // not the one that the process has set, which may group digits
   (out << ... << parts);
   return out.str();
 }
