@@ -9,7 +9,9 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <optional>
+#include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/checks.h"
@@ -41,13 +43,23 @@ inline void call_torch(const char* op, const char* overload, StableIValue* stack
 }
 
 inline std::vector<int64_t> sizes(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+inline const std::vector<int64_t>& sizes(const std::vector<int64_t>& size) { return size; }
 
-inline std::string shape(const std::vector<int64_t>& size) {
-  std::ostringstream out;
-  out << '[';
-  for (size_t d = 0; d < size.size(); ++d) out << (d ? ", " : "") << size[d];
-  out << ']';
-  return out.str();
+// A shape as messages write it. Only a message that is needed is written, so that a check costs next to nothing.
+template <typename Sized>
+struct ShapeText {
+  const Sized& of;
+
+  friend std::ostream& operator<<(std::ostream& out, const ShapeText& text) {
+    const char* between = "[";
+    for (const int64_t size : sizes(text.of)) out << std::exchange(between, ", ") << size;
+    return out << (*between == '[' ? "[]" : "]");
+  }
+};
+
+template <typename Sized>
+ShapeText<Sized> shape(const Sized& sized) {
+  return {sized};
 }
 
 inline std::string shape(const Tensor& t) { return shape(sizes(t)); }
