@@ -105,6 +105,30 @@ def test_update_leaves_the_memory_between_strided_counts():
     assert (memory.view(-1, 3)[:, [0, 2]] == 7).all()
 
 
+@pytest.mark.parametrize("counts_dtype", [torch.int32, torch.int64], ids=name)
+@pytest.mark.parametrize("order", ["ascending", "random", "duplicates"])
+def test_whole_counts_stay_at_their_largest(order, counts_dtype, device):
+    n, most = 1000, torch.iinfo(counts_dtype).max
+    selected = {"ascending": torch.arange(n), "random": torch.arange(n).flip(0)}.get(order, torch.arange(n) // 9 * 9)
+    counts = most - torch.arange(n, dtype=counts_dtype) % 5
+    counts[::7] = torch.iinfo(counts_dtype).min  # and these are far from it
+    times = selected.bincount(minlength=n)
+    wanted = [min(most, c + t) for c, t in zip(counts.tolist(), times.tolist(), strict=True)]
+    assert wanted.count(most) > n / 10
+    for update in (
+        lambda c, s: pysel.usage_update_(c, s),
+        lambda c, s: pysel.usage_step_(c, s, torch.zeros(n, device=device), 0.1),
+        lambda c, s: reference.usage_update_(c, s, 1.0),
+    ):
+        got = counts.to(device, copy=True)
+        update(got, selected.to(device))
+        assert got.tolist() == wanted
+    got = counts.to(device, copy=True)
+    chosen = pysel.usage_select_(got, *torch.rand(2, n, device=device), 0.5, n, 0.0)
+    assert chosen.tolist() == list(range(n))
+    assert got.tolist() == [min(most, c + 1) for c in counts.tolist()]
+
+
 @every_form
 @every_count
 @pytest.mark.parametrize("n", [0, 1, 3000])

@@ -29,6 +29,17 @@ PYSEL_HD S rounded(A x) {
     return static_cast<S>(x);
 }
 
+// One use more. Whole counts stay at their type's largest, as floats do where the sum rounds back.
+template <typename C>
+PYSEL_HD C add_one(C x) {
+  if constexpr (std::is_integral_v<C>) {
+    constexpr C most = std::numeric_limits<C>::max();
+    return x + static_cast<C>(x != most);
+  } else {
+    return x + C{1};
+  }
+}
+
 struct PenaltyArguments {
   enum Form { log, linear, exp, rate } form;
   double gamma;

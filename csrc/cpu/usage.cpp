@@ -115,7 +115,7 @@ void update(const char* op, const Tensor& counts, const Tensor& selected, double
       if (stride != 1)
         for (int i = 0; i < size; ++i) block[i] = data[(at + i) * stride];
       if (decay != 1) PYSEL_CHOOSE(scale<C>)(block, size, static_cast<C>(decay));
-      for (const int64_t* s = grouped.begin(b); s != grouped.end(b); ++s) block[*s - at] += C{1};
+      for (const int64_t* s = grouped.begin(b); s != grouped.end(b); ++s) block[*s - at] = add_one(block[*s - at]);
       for (int i = 0; i < size; i += kChunk) after(at + i, std::min(kChunk, size - i), block + i);
       if (stride != 1)
         for (int i = 0; i < size; ++i) data[(at + i) * stride] = block[i];

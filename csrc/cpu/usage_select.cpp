@@ -92,7 +92,7 @@ Tensor usage_select_(Tensor counts, Tensor first, Tensor second, double mix, dou
       return true;
     };
     const Written count = [&](const int64_t* begin, const int64_t* end) {
-      for (; begin < end; ++begin) used[*begin * stride] += C{1};
+      for (; begin < end; ++begin) used[*begin * stride] = add_one(used[*begin * stride]);
     };
     if (given.groups)
       select_of_groups<Bits>(

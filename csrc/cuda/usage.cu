@@ -98,13 +98,15 @@ __device__ void store(T* data, std::int64_t stride, std::int64_t i, std::int64_t
 
 // x + 1 + 1 + ..., each sum rounded, until it no longer grows.
 template <typename C>
-__device__ C add_ones(C x, unsigned times) {
+__device__ C add_ones(C x, std::uint64_t times) {
   if constexpr (std::is_integral_v<C>) {
-    x += static_cast<C>(times);
+    constexpr C most = std::numeric_limits<C>::max();
+    const std::uint64_t room = static_cast<std::uint64_t>(most) - static_cast<std::uint64_t>(x);  // exact modulo 2^64
+    return times < room ? static_cast<C>(static_cast<std::uint64_t>(x) + times) : most;
   } else {
     for (; times > 0 && x + C{1} != x; --times) x += C{1};
+    return x;
   }
-  return x;
 }
 
 struct Tally {
@@ -173,17 +175,33 @@ __global__ void usage_kernel(const Findings* __restrict__ found, When when,
   }
 }
 
-__device__ void add_one(float* x) { atomicAdd(x, 1.0f); }
-__device__ void add_one(double* x) { atomicAdd(x, 1.0); }
-__device__ void add_one(std::int32_t* x) { atomicAdd(x, 1); }
-__device__ void add_one(std::int64_t* x) { atomicAdd(reinterpret_cast<unsigned long long*>(x), 1ull); }
+__device__ void count_one(float* x, std::int64_t) { atomicAdd(x, 1.0f); }
+__device__ void count_one(double* x, std::int64_t) { atomicAdd(x, 1.0); }
+
+// Whole counts stay at their type's largest. One that all `others` together cannot bring there takes a plain addition.
+template <typename Word, typename C>
+__device__ void count_one_to_most(C* x, std::int64_t others) {
+  constexpr C most = std::numeric_limits<C>::max();
+  auto* word = reinterpret_cast<Word*>(x);
+  C seen = *static_cast<volatile C*>(x);
+  if (add_ones(seen, static_cast<std::uint64_t>(others)) < most) {
+    atomicAdd(word, Word{1});
+    return;
+  }
+  for (C before = add_one(seen); before != seen;) {
+    before = seen;
+    seen = static_cast<C>(atomicCAS(word, static_cast<Word>(before), static_cast<Word>(add_one(before))));
+  }
+}
+__device__ void count_one(std::int32_t* x, std::int64_t others) { count_one_to_most<int>(x, others); }
+__device__ void count_one(std::int64_t* x, std::int64_t others) { count_one_to_most<unsigned long long>(x, others); }
 
 template <typename C>
 __global__ void add_kernel(const Findings* __restrict__ found, When when,
                            const std::int64_t* __restrict__ selected,         // [m]
                            std::int64_t m, C* counts, std::int64_t stride) {  // [n]
   if (found->outside != 0 || (when == When::descending && found->descends == 0)) return;
-  for (std::int64_t i = thread_in_grid(); i < m; i += threads_in_grid()) add_one(counts + selected[i] * stride);
+  for (std::int64_t i = thread_in_grid(); i < m; i += threads_in_grid()) count_one(counts + selected[i] * stride, m);
 }
 
 unsigned blocks_of(std::int64_t items, std::int64_t block) { return std::min(grid_size(items, block), kMostBlocks); }

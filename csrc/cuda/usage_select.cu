@@ -48,7 +48,10 @@ template <typename C>
 __global__ void __launch_bounds__(kSelectBlock) use_kernel(const std::int64_t* __restrict__ selected,  // [k]
                                                            std::int64_t k, C* counts, std::int64_t stride) {
   for (std::int64_t i = thread_in_grid(); i < k; i += threads_in_grid())
-    if (selected[i] >= 0) counts[selected[i] * stride] += C{1};
+    if (selected[i] >= 0) {
+      C& count = counts[selected[i] * stride];
+      count = add_one(count);
+    }
 }
 
 constexpr const char* kOp = "usage_select_";

@@ -51,7 +51,8 @@ def usage_update_(counts: Tensor, selected: Tensor, decay: float = 1.0) -> Tenso
     :func:`select` gives them, are fastest.
 
     Args:
-        counts: [n], float32 (exact up to 2**24, where it stays), float64, or, with ``decay`` 1, int32 or int64.
+        counts: [n], float32 (exact up to 2**24, where it stays), float64, or, with ``decay`` 1, int32 or int64 (which
+            stay at their largest).
         selected: [m], int64, in [0, n), in any order.
         decay: in [0, 1].
 

@@ -24,8 +24,13 @@ def _update(op: str, counts: Tensor, selected: Tensor, decay: float) -> None:
     _check_selected(op, selected, counts.shape[0])
     if decay != 1:
         counts.mul_(decay)
-    # one addition a duplicate, each rounded: a float32 count stays at 2**24
-    counts.index_add_(0, selected, torch.ones_like(selected, dtype=counts.dtype))
+    if counts.dtype.is_floating_point:
+        # one addition a duplicate, each rounded: a float32 count stays at 2**24
+        counts.index_add_(0, selected, torch.ones_like(selected, dtype=counts.dtype))
+        return
+    times = torch.zeros_like(counts, dtype=torch.int64).index_add_(0, selected, torch.ones_like(selected))
+    most = torch.iinfo(counts.dtype).max
+    counts.copy_(torch.where(counts > most - times, most, counts + times))
 
 
 def usage_update_(counts: Tensor, selected: Tensor, decay: float) -> None:
