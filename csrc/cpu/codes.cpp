@@ -166,42 +166,44 @@ Tensor sddmm(Tensor indices, Tensor weight, Tensor grad) {
 }
 
 // The entries of [B, k] codes by factor, in ascending order: factor f has entries [start[f], start[f + 1]).
-struct ByFactor {
-  std::vector<int64_t> start;
-  std::vector<int64_t> entry;  // b * k + j
-
+class ByFactor {
+ public:
   ByFactor(const int64_t* indices, int64_t entries, int64_t factors)
-      : start(static_cast<size_t>(factors + 1)), entry(static_cast<size_t>(entries)) {
-    for (int64_t e = 0; e < entries; ++e) ++start[static_cast<size_t>(indices[e] + 1)];
-    for (size_t f = 1; f < start.size(); ++f) start[f] += start[f - 1];
-    std::vector<int64_t> next(start.begin(), start.end() - 1);
-    for (int64_t e = 0; e < entries; ++e) entry[static_cast<size_t>(next[static_cast<size_t>(indices[e])]++)] = e;
-  }
+      : entry_(empty_cpu({entries}, ScalarType::Long)),
+        start_(group(
+            entries, static_cast<size_t>(factors),
+            [indices](int64_t begin, int64_t end, const auto& f) {
+              for (int64_t e = begin; e < end; ++e) f(e, static_cast<size_t>(indices[e]));
+            },
+            [to = static_cast<int64_t*>(entry_.data_ptr())](int64_t place, int64_t e) { to[place] = e; })) {}
 
   // f(factor, its first entry, the end) for all factors, in parts of equal work however skewed they are.
   template <typename F>
   void each(int64_t d, const F& f) const {
-    const auto factors = static_cast<int64_t>(start.size()) - 1;
-    parallel_for(factors + static_cast<int64_t>(entry.size()), rows_per_thread(d), [&](int64_t begin, int64_t end) {
+    const auto factors = static_cast<int64_t>(start_.size()) - 1;
+    const auto* entry = static_cast<const int64_t*>(entry_.data_ptr());  // b * k + j
+    parallel_for(factors + entry_.numel(), rows_per_thread(d), [&](int64_t begin, int64_t end) {
       const int64_t last = factor_at(end);
       for (int64_t factor = factor_at(begin); factor < last; ++factor)
-        f(factor, entry.data() + start[static_cast<size_t>(factor)],
-          entry.data() + start[static_cast<size_t>(factor + 1)]);
+        f(factor, entry + start_[static_cast<size_t>(factor)], entry + start_[static_cast<size_t>(factor + 1)]);
     });
   }
 
  private:
   // The first factor that has `work` entries and factors before it.
   int64_t factor_at(int64_t work) const {
-    int64_t low = 0, high = static_cast<int64_t>(start.size()) - 1;
+    int64_t low = 0, high = static_cast<int64_t>(start_.size()) - 1;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
-      if (start[static_cast<size_t>(middle)] + middle < work)
+      if (start_[static_cast<size_t>(middle)] + middle < work)
         low = middle + 1;
       else
         high = middle;
     }
     return low;
+
+  Tensor entry_;
+  std::vector<int64_t> start_;
   }
 };
 
@@ -288,7 +290,7 @@ int64_t factor_grain(int64_t factors, int64_t k) { return rows_per_thread(k) + f
 // into one group's counts at a time, which stay in cache, and only its first and last group have rows of other threads.
 struct ByGroup {
   std::vector<int64_t> start;
-  std::vector<uint64_t> row;  // empty where there is one group
+  std::vector<int64_t> row;  // empty where there is one group
 
   ByGroup(const int64_t* groups, int64_t rows, int64_t count) {
     if (groups == nullptr) {
@@ -296,17 +298,15 @@ struct ByGroup {
       return;
     }
     row.resize(static_cast<size_t>(rows));
-    const auto produce = [](int64_t first, int n, uint64_t* room) {
-      std::iota(room, room + n, static_cast<uint64_t>(first));
-      return room;
-    };
-    const auto groups_of = [groups](const uint64_t* items, int n, uint32_t* out) {
-      for (int i = 0; i < n; ++i) out[i] = static_cast<uint32_t>(groups[items[i]]);
-    };
-    start = bucket(rows, static_cast<size_t>(count), produce, groups_of, row.data());
+    start = group(
+        rows, static_cast<size_t>(count),
+        [groups](int64_t begin, int64_t end, const auto& f) {
+          for (int64_t r = begin; r < end; ++r) f(r, static_cast<size_t>(groups[r]));
+        },
+        [this](int64_t place, int64_t r) { row[static_cast<size_t>(place)] = r; });
   }
 
-  int64_t row_at(int64_t i) const { return row.empty() ? i : static_cast<int64_t>(row[static_cast<size_t>(i)]); }
+  int64_t row_at(int64_t i) const { return row.empty() ? i : row[static_cast<size_t>(i)]; }
 
   // f(group, begin, end, whole) for the parts of groups in [begin, end).
   template <typename F>

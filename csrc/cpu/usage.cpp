@@ -22,7 +22,7 @@ void scale(C* counts, int n, C factor) {
 #include <type_traits>
 
 #include "common/usage.h"
-#include "cpu/chunk.h"
+#include "cpu/bucket.h"
 
 #define PYSEL_FILE "cpu/usage.cpp"
 #include "cpu/each_variant.h"
@@ -82,19 +82,20 @@ class Grouped {
 
  private:
   void sort_by_block(int64_t m) {
-    for (int64_t i = 0; i < m; ++i) ++start_[static_cast<size_t>(data_[i] / kBlock + 1)];
-    for (size_t b = 1; b < start_.size(); ++b) start_[b] += start_[b - 1];
-    std::vector<int64_t> next(start_.begin(), start_.end() - 1);
-    sorted_.resize(static_cast<size_t>(m));
-    for (int64_t i = 0; i < m; ++i)
-      sorted_[static_cast<size_t>(next[static_cast<size_t>(data_[i] / kBlock)]++)] = data_[i];
-    data_ = sorted_.data();
+    sorted_ = empty_cpu({m}, ScalarType::Long);
+    auto* sorted = static_cast<int64_t*>(sorted_.data_ptr());
+    start_ = group(
+        m, start_.size() - 1,
+        [this](int64_t begin, int64_t end, const auto& f) {
+          for (int64_t i = begin; i < end; ++i) f(data_[i], static_cast<size_t>(data_[i]) / kBlock);
+        },
+        [sorted](int64_t place, int64_t index) { sorted[place] = index; });
+    data_ = sorted;
   }
 
-  Tensor tensor_;
+  Tensor tensor_, sorted_;
   const int64_t* data_;
   std::vector<int64_t> start_;  // of each block's group, and the end
-  std::vector<int64_t> sorted_;
 };
 
 // Decays and counts; then `after(at, n, counts)` sees each chunk, if `visit_all` even where nothing changed.
