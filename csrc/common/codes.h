@@ -31,6 +31,7 @@ inline void check_codes(const char* op, const Tensor* values, const Tensor& indi
   check_dtype(op, "indices", indices, ScalarType::Long, "int64");
   if (!values) return;
   check_matrix(op, "values", *values, "[B, k]", indices);
+  check_floating(op, "values", *values);
   check_value(sizes(*values) == sizes(indices), op, ": indices must have the shape of values, ", shape(*values),
               ", got ", shape(indices));
 }
@@ -63,6 +64,7 @@ inline void check_sddmm(const char* op, const Tensor& indices, const Tensor& wei
   check_codes(op, nullptr, indices);
   check_matrix(op, "weight", weight, "[H, d]", indices);
   check_matrix(op, "grad", grad, "[B, d]", indices);
+  check_floating(op, "weight", weight);
   check_same_dtype(op, "weight", weight, "grad", grad);
   check_grad(op, grad, indices, weight);
 }

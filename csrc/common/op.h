@@ -1,8 +1,8 @@
 #pragma once
 
 // How a kernel meets the dispatcher: PYSEL_OP(&kernel) in place of TORCH_BOX, so that what fails within torch, and lack
-// of memory, is told in torch's own words. Training loops that look for a batch size which fits go by these. And so that
-// subnormals count in all that an op computes.
+// of memory, is told in torch's own words. Training loops that look for a batch size which fits go by these. And so
+// that subnormals count in all that an op computes.
 
 #include <torch/csrc/stable/library.h>
 

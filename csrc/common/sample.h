@@ -26,9 +26,20 @@ inline void check_groups(const char* op, const std::optional<Tensor>& groups, co
   check_device(op, "quotas", *quotas, like);
 }
 
+// The caller's tensor for indices of `from`.
+inline void check_indices_out(const char* op, const Tensor& out, const std::vector<int64_t>& size,
+                              const char* from_name, const Tensor& from, const std::optional<Tensor>& groups,
+                              const std::optional<Tensor>& quotas) {
+  check_out(op, out, size, ScalarType::Long, from);
+  check_apart(op, out, from_name, from);
+  if (groups) check_apart(op, out, "groups", *groups);
+  if (quotas) check_apart(op, out, "quotas", *quotas);
+}
+
 inline std::vector<int64_t> check_weighted_sample(const char* op, const Tensor& weights, int64_t k, bool replacement,
                                                   const std::string& order, const std::optional<Tensor>& groups,
                                                   const std::optional<Tensor>& quotas, int64_t start) {
+  check_floating(op, "weights", weights);
   check_value(weights.dim() == 1 || weights.dim() == 2, op, ": weights must have shape [n] or [B, n], got ",
               shape(weights));
   check_value(order == "draw" || order == "index" || order == "shuffled", op,
@@ -57,6 +68,8 @@ inline std::vector<int64_t> check_select(const char* op, const Tensor& scores, i
   check_value(scores.dim() == 1, op, ": scores must have shape [n], got ", shape(scores));
   check_k(op, k, scores.size(0));
   check_start(op, start);
+  const ScalarType type = scores.scalar_type();
+  if (type != ScalarType::Long && type != ScalarType::Int) check_floating(op, "scores", scores);
   check_groups(op, groups, quotas, "scores", scores);
   return {k};
 }

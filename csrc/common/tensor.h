@@ -62,7 +62,12 @@ ShapeText<Sized> shape(const Sized& sized) {
   return {sized};
 }
 
-inline std::string shape(const Tensor& t) { return shape(sizes(t)); }
+inline void check_floating(const char* op, const char* argument, const Tensor& t) {
+  const ScalarType type = t.scalar_type();
+  check_value(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
+                  type == ScalarType::Half,
+              op, ": ", argument, " must be float32, float64, bfloat16 or float16");
+}
 
 // f.template operator()<T>() for the tensor's floating type.
 template <typename F>
@@ -74,10 +79,9 @@ auto dispatch_floating(const char* op, const char* argument, const Tensor& t, F 
       return f.template operator()<double>();
     case ScalarType::BFloat16:
       return f.template operator()<BFloat16>();
-    case ScalarType::Half:
-      return f.template operator()<Half>();
     default:
-      throw std::invalid_argument(text(op, ": ", argument, " must be float32, float64, bfloat16 or float16"));
+      check_floating(op, argument, t);
+      return f.template operator()<Half>();
   }
 }
 

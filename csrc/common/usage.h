@@ -95,23 +95,30 @@ inline void check_counts(const char* op, const Tensor& counts) {
               ": counts must not be an expanded tensor, whose elements share memory");
 }
 
+inline void check_count_dtype(const char* op, const Tensor& counts) {
+  const ScalarType type = counts.scalar_type();
+  check_value(
+      type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Int || type == ScalarType::Long,
+      op, ": counts must be float32, float64, int32 or int64");
+}
+
 inline void check_update(const char* op, const Tensor& counts, const Tensor& selected, double decay) {
   check_counts(op, counts);
   check_value(selected.dim() == 1, op, ": selected must have shape [m], got ", shape(selected));
   check_dtype(op, "selected", selected, ScalarType::Long, "int64");
   check_device(op, "selected", selected, counts);
   check_value(decay >= 0 && decay <= 1, op, ": decay must be between 0 and 1, got ", decay);
-}
-
-template <typename C>
-void check_decay(const char* op, double decay) {
-  if constexpr (std::is_integral_v<C>) check_value(decay == 1, op, ": decay must be 1 for integer counts, got ", decay);
+  check_count_dtype(op, counts);
+  const bool whole = counts.scalar_type() == ScalarType::Int || counts.scalar_type() == ScalarType::Long;
+  check_value(decay == 1 || !whole, op, ": decay must be 1 for integer counts, got ", decay);
 }
 
 inline void check_scores(const char* op, const Tensor& scores, const Tensor& counts) {
   check_value(sizes(scores) == sizes(counts), op, ": scores must have the shape of counts, ", shape(counts), ", got ",
               shape(scores));
   check_device(op, "scores", scores, counts);
+  check_floating(op, "scores", scores);
+  check_count_dtype(op, counts);
 }
 
 inline void check_penalty_out(const char* op, const Tensor& out, const Tensor& scores, const Tensor& counts) {
@@ -131,6 +138,7 @@ inline void check_usage_select(const char* op, const Tensor& counts, const Tenso
   check_value(first.scalar_type() == ScalarType::Float || first.scalar_type() == ScalarType::Double, op,
               ": first must be float32 or float64");
   check_same_dtype(op, "first", first, "second", second);
+  check_count_dtype(op, counts);
   check_device(op, "first", first, counts);
   check_device(op, "second", second, counts);
   check_value(mix >= 0 && mix <= 1, op, ": mix must be between 0 and 1, got ", mix);
@@ -148,10 +156,9 @@ void dispatch_counts(const char* op, const Tensor& counts, F f) {
       return f.template operator()<double>();
     case ScalarType::Int:
       return f.template operator()<int32_t>();
-    case ScalarType::Long:
-      return f.template operator()<int64_t>();
     default:
-      throw std::invalid_argument(text(op, ": counts must be float32, float64, int32 or int64"));
+      check_count_dtype(op, counts);
+      return f.template operator()<int64_t>();
   }
 }
 

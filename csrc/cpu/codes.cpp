@@ -105,10 +105,15 @@ class Indices {
   Tensor tensor_;
 };
 
-void write_sparse_decode(const char* op, const Tensor& values, const Tensor& indices, const Tensor& weight,
-                         const std::optional<Tensor>& bias, const Tensor& out) {
+// Writes into the caller's tensor, or into a fresh one.
+Tensor write_sparse_decode(const Tensor& values, const Tensor& indices, const Tensor& weight,
+                           const std::optional<Tensor>& bias, const std::optional<Tensor>& own) {
+  constexpr const char* op = "sparse_decode";
+  check_sparse_decode(op, values, indices, weight, bias);
+  if (own) check_sparse_decode_out(op, *own, values, indices, weight, bias);
   const int64_t rows = values.size(0), k = values.size(1), d = weight.size(1);
   const Indices which(op, indices, weight.size(0));
+  const Tensor out = own ? *own : empty_cpu({rows, d}, values.scalar_type());
   dispatch_floating(op, "values", values, [&]<typename T>() {
     using A = Compute<T>;
     const Tensor values_c = torch::stable::contiguous(values), weight_c = torch::stable::contiguous(weight);
@@ -128,21 +133,15 @@ void write_sparse_decode(const char* op, const Tensor& values, const Tensor& ind
       }
     });
   });
-}
-
-Tensor sparse_decode(Tensor values, Tensor indices, Tensor weight, std::optional<Tensor> bias) {
-  constexpr const char* op = "sparse_decode";
-  check_sparse_decode(op, values, indices, weight, bias);
-  Tensor out = empty_cpu({values.size(0), weight.size(1)}, values.scalar_type());
-  write_sparse_decode(op, values, indices, weight, bias, out);
   return out;
 }
 
+Tensor sparse_decode(Tensor values, Tensor indices, Tensor weight, std::optional<Tensor> bias) {
+  return write_sparse_decode(values, indices, weight, bias, std::nullopt);
+}
+
 void sparse_decode_out(Tensor values, Tensor indices, Tensor weight, std::optional<Tensor> bias, Tensor out) {
-  constexpr const char* op = "sparse_decode";
-  check_sparse_decode(op, values, indices, weight, bias);
-  check_sparse_decode_out(op, out, values, indices, weight, bias);
-  write_sparse_decode(op, values, indices, weight, bias, out);
+  write_sparse_decode(values, indices, weight, bias, out);
 }
 
 Tensor sddmm(Tensor indices, Tensor weight, Tensor grad) {
@@ -201,10 +200,10 @@ class ByFactor {
         high = middle;
     }
     return low;
+  }
 
   Tensor entry_;
   std::vector<int64_t> start_;
-  }
 };
 
 Tensor spmm_t(Tensor values, Tensor indices, Tensor rows, int64_t num_factors) {

@@ -837,17 +837,16 @@ class GroupSelection {
 GroupTensors::GroupTensors(const char* op, const std::optional<Tensor>& of, const std::optional<Tensor>& quotas,
                            int64_t k) {
   if (!of) return;
-  groups_c_ = torch::stable::contiguous(*of);
   quotas_c_ = torch::stable::contiguous(*quotas);
-  groups = Groups{groups_c_->data_ptr(), of->scalar_type() == ScalarType::Long, quotas->size(0),
-                  static_cast<const int64_t*>(quotas_c_->data_ptr())};
+  const auto* quota = static_cast<const int64_t*>(quotas_c_->data_ptr());
   int64_t sum = 0;
-  for (int64_t g = 0; g < groups->count; ++g) {
-    const int64_t quota = groups->quotas[g];
-    check_value(quota >= 0, op, ": quotas must be at least 0, got ", quota, " for group ", g);
-    if (__builtin_add_overflow(sum, quota, &sum)) sum = std::numeric_limits<int64_t>::max();
+  for (int64_t g = 0; g < quotas->size(0); ++g) {
+    check_value(quota[g] >= 0, op, ": quotas must be at least 0, got ", quota[g], " for group ", g);
+    if (__builtin_add_overflow(sum, quota[g], &sum)) sum = std::numeric_limits<int64_t>::max();
   }
   check_value(sum == k, op, ": quotas must sum to k, ", k, ", got a sum of ", sum);
+  groups_c_ = torch::stable::contiguous(*of);
+  groups = Groups{groups_c_->data_ptr(), of->scalar_type() == ScalarType::Long, quotas->size(0), quota};
 }
 
 template <typename Bits>

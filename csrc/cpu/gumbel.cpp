@@ -501,17 +501,20 @@ void check_logits(const char* op, const T* x, const Layout& layout, bool need_fi
   });
 }
 
-void write_gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start, bool validate,
-                          bool fresh, Tensor out) {
+// Writes into the caller's tensor, or into a fresh one.
+Tensor write_gumbel_softmax(const Tensor& logits, const Tensor& tau, const Tensor& key, int64_t dim, bool hard,
+                            int64_t start, bool validate, const std::optional<Tensor>& own) {
   constexpr const char* op = "gumbel_softmax";
+  check_floating(op, "logits", logits);
   const Layout layout(op, logits, dim);
   const double t = read_tau(op, tau, hard);
   const Key k = read_key(op, key);
   check_start(op, start);
+  const Tensor out = own ? *own : empty_cpu(sizes(logits), logits.scalar_type());
   dispatch_floating(op, "logits", logits, [&]<typename T>() {
     if (logits.numel() == 0) return;
     const Tensor x = torch::stable::contiguous(logits);
-    if (validate && !fresh) check_logits(op, static_cast<const T*>(x.data_ptr()), layout, true);
+    if (validate && own) check_logits(op, static_cast<const T*>(x.data_ptr()), layout, true);
     const PerturbedRows<T> source(x, layout, k, static_cast<uint64_t>(start));
     T* y = static_cast<T*>(out.data_ptr());
     if (!hard) return soft_rows<T>(op, source, layout, t, validate, y);
@@ -526,31 +529,31 @@ void write_gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bo
       if (!nan) y[place.base + index * place.step] = static_cast<T>(1.0f);
     });
   });
+  return out;
 }
 
 Tensor gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start,
                       std::optional<bool> validate) {
-  Tensor out = empty_cpu(sizes(logits), logits.scalar_type());
-  write_gumbel_softmax(logits, tau, key, dim, hard, start, validate.value_or(true), true, out);
-  return out;
+  return write_gumbel_softmax(logits, tau, key, dim, hard, start, validate.value_or(true), std::nullopt);
 }
 
 void gumbel_softmax_out(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start,
                         std::optional<bool> validate, Tensor out) {
   check_out("gumbel_softmax", out, sizes(logits), logits.scalar_type(), logits);
   check_apart("gumbel_softmax", out, "logits", logits, true);
-  write_gumbel_softmax(logits, tau, key, dim, hard, start, validate.value_or(true), false, out);
+  write_gumbel_softmax(logits, tau, key, dim, hard, start, validate.value_or(true), out);
 }
 
 Tensor gumbel_argmax(Tensor logits, Tensor key, int64_t dim, int64_t start, std::optional<bool> validate) {
   constexpr const char* op = "gumbel_argmax";
+  check_floating(op, "logits", logits);
   const Layout layout(op, logits, dim);
   const Key k = read_key(op, key);
   check_start(op, start);
   std::vector<int64_t> size = sizes(logits);
   if (!size.empty()) size.erase(size.begin() + wrap_dim(op, dim, logits.dim()));
-  Tensor out = empty_cpu(size, ScalarType::Long);
   check_index(layout.width > 0, op, ": dim must have at least one element, got shape ", shape(logits));
+  Tensor out = empty_cpu(size, ScalarType::Long);
   dispatch_floating(op, "logits", logits, [&]<typename T>() {
     if (logits.numel() == 0) return;
     const Tensor x = torch::stable::contiguous(logits);
@@ -563,6 +566,7 @@ Tensor gumbel_argmax(Tensor logits, Tensor key, int64_t dim, int64_t start, std:
 
 Tensor gumbel_softmax_backward(Tensor grad, Tensor y, Tensor tau, int64_t dim) {
   constexpr const char* op = "gumbel_softmax_backward";
+  check_floating(op, "y", y);
   const Layout layout(op, y, dim);
   check_value(sizes(grad) == sizes(y), op, ": grad must have the shape of y, ", shape(y), ", got ", shape(grad));
   check_same_dtype(op, "y", y, "grad", grad);
@@ -610,19 +614,22 @@ Tensor gumbel_softmax_backward(Tensor grad, Tensor y, Tensor tau, int64_t dim) {
   return out;
 }
 
-void write_gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, bool validate, bool fresh,
-                          Tensor out) {
+// Writes into the caller's tensor, or into a fresh one.
+Tensor write_gumbel_sigmoid(const Tensor& logits, const Tensor& tau, const Tensor& key, bool hard, int64_t start,
+                            bool validate, const std::optional<Tensor>& own) {
   constexpr const char* op = "gumbel_sigmoid";
+  check_floating(op, "logits", logits);
   const double t = read_tau(op, tau, hard);
   const Key k = read_key(op, key);
   check_start(op, start);
+  const Tensor out = own ? *own : empty_cpu(sizes(logits), logits.scalar_type());
   dispatch_floating(op, "logits", logits, [&]<typename T>() {
     using A = Compute<T>;
     const Tensor x = torch::stable::contiguous(logits);
     const T* s = static_cast<const T*>(x.data_ptr());
     T* w = static_cast<T*>(out.data_ptr());
     const int64_t n = logits.numel();
-    if (validate && !fresh) check_logits(op, s, Layout{1, n, 1}, false);
+    if (validate && own) check_logits(op, s, Layout{1, n, 1}, false);
     each_chunk(n, true, [&](int64_t c) {
       const int64_t at = c * kChunk;
       const bool plus_inf = PYSEL_CHOOSE(gate<T, A>)(
@@ -631,23 +638,23 @@ void write_gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int6
       check_value(!plus_inf || !validate, op, ": logits must be below +inf, got +inf");
     });
   });
+  return out;
 }
 
 Tensor gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, std::optional<bool> validate) {
-  Tensor out = empty_cpu(sizes(logits), logits.scalar_type());
-  write_gumbel_sigmoid(logits, tau, key, hard, start, validate.value_or(true), true, out);
-  return out;
+  return write_gumbel_sigmoid(logits, tau, key, hard, start, validate.value_or(true), std::nullopt);
 }
 
 void gumbel_sigmoid_out(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, std::optional<bool> validate,
                         Tensor out) {
   check_out("gumbel_sigmoid", out, sizes(logits), logits.scalar_type(), logits);
   check_apart("gumbel_sigmoid", out, "logits", logits, true);
-  write_gumbel_sigmoid(logits, tau, key, hard, start, validate.value_or(true), false, out);
+  write_gumbel_sigmoid(logits, tau, key, hard, start, validate.value_or(true), out);
 }
 
 Tensor gumbel_sigmoid_backward(Tensor grad, Tensor logits, Tensor tau, Tensor key, int64_t start) {
   constexpr const char* op = "gumbel_sigmoid_backward";
+  check_floating(op, "logits", logits);
   check_value(sizes(grad) == sizes(logits), op, ": grad must have the shape of logits, ", shape(logits), ", got ",
               shape(grad));
   check_same_dtype(op, "logits", logits, "grad", grad);

@@ -677,10 +677,14 @@ class Inversion {
   std::vector<uint64_t> start_;  // of each chunk, and the total
 };
 
-void write_weighted_sample(const Tensor& weights, int64_t k, bool replacement, bool log_weights,
-                           const std::string& order, const std::optional<Tensor>& groups,
-                           const std::optional<Tensor>& quotas, const Tensor& key, int64_t start, bool validate,
-                           const Tensor& out) {
+// Writes into the caller's tensor, or into a fresh one.
+Tensor write_weighted_sample(const Tensor& weights, int64_t k, bool replacement, bool log_weights,
+                             const std::string& order, const std::optional<Tensor>& groups,
+                             const std::optional<Tensor>& quotas, const Tensor& key, int64_t start, bool validate,
+                             const std::optional<Tensor>& own) {
+  const std::vector<int64_t> size = check_weighted_sample(kOp, weights, k, replacement, order, groups, quotas, start);
+  if (own) check_indices_out(kOp, *own, size, "weights", weights, groups, quotas);
+  const Key checked_key = read_key(kOp, key);
   const int64_t n = weights.size(weights.dim() - 1);
   const int64_t rows = weights.dim() == 2 ? weights.size(0) : 1;
   const GroupTensors given(kOp, groups, quotas, k);
@@ -691,13 +695,15 @@ void write_weighted_sample(const Tensor& weights, int64_t k, bool replacement, b
                         order == "draw"    ? Arrangement::draw
                         : order == "index" ? Arrangement::index
                                            : Arrangement::shuffled,
-                        read_key(kOp, key)};
+                        checked_key};
+  Tensor out;
   dispatch_floating(kOp, "weights", weights, [&]<typename T>() {
     const Tensor w_c = torch::stable::contiguous(weights);
     const T* w = static_cast<const T*>(w_c.data_ptr());
-    auto* index = static_cast<int64_t*>(out.data_ptr());
     if (validate)
       for (int64_t r = 0; r < rows; ++r) check_weights(w + r * n, n, request, replacement);
+    out = own ? *own : empty_cpu(size, ScalarType::Long);
+    auto* index = static_cast<int64_t*>(out.data_ptr());
     if (out.numel() == 0 && !given.groups) return;
     each_row(rows, std::max(n, k), [&](int64_t r, bool) {
       const auto row_start = static_cast<uint64_t>(start) + static_cast<uint64_t>(r * (replacement ? k : n));
@@ -708,30 +714,26 @@ void write_weighted_sample(const Tensor& weights, int64_t k, bool replacement, b
       }
     });
   });
+  return out;
 }
 
 Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order,
                        std::optional<Tensor> groups, std::optional<Tensor> quotas, Tensor key, int64_t start,
                        std::optional<bool> validate) {
-  Tensor out =
-      empty_cpu(check_weighted_sample(kOp, weights, k, replacement, order, groups, quotas, start), ScalarType::Long);
-  write_weighted_sample(weights, k, replacement, log_weights, order, groups, quotas, key, start,
-                        validate.value_or(true), out);
-  return out;
+  return write_weighted_sample(weights, k, replacement, log_weights, order, groups, quotas, key, start,
+                               validate.value_or(true), std::nullopt);
 }
 
 void weighted_sample_out(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order,
                          std::optional<Tensor> groups, std::optional<Tensor> quotas, Tensor key, int64_t start,
                          std::optional<bool> validate, Tensor out) {
-  check_out(kOp, out, check_weighted_sample(kOp, weights, k, replacement, order, groups, quotas, start),
-            ScalarType::Long, weights);
-  check_apart(kOp, out, "weights", weights);
   write_weighted_sample(weights, k, replacement, log_weights, order, groups, quotas, key, start,
                         validate.value_or(true), out);
 }
 
 // What the race is decided by, as numbers.
 Tensor race_keys_of(Tensor weights, bool log_weights, Tensor key, int64_t start) {
+  check_floating("race_keys", "weights", weights);
   check_start("race_keys", start);
   const Key k = read_key("race_keys", key);
   const bool wide = weights.scalar_type() == ScalarType::Double;
@@ -768,6 +770,7 @@ Tensor draw_targets(Tensor key, int64_t start, int64_t k, int64_t total) {
 
 // Weights in fixed point, for a sum of n of which the largest is `max`.
 Tensor fixed_weights_of(Tensor weights, bool log_weights, double max, int64_t n) {
+  check_floating("fixed_weights", "weights", weights);
   Tensor out = empty_cpu(sizes(weights), ScalarType::Long);
   const FixedPoint fixed(log_weights, max, n);
   dispatch_floating("fixed_weights", "weights", weights, [&]<typename T>() {

@@ -41,35 +41,37 @@ void select_from(const Tensor& scores, int64_t k, bool largest, const std::optio
     select_largest<Bits>(n, k, keys_of, {.tie_order = tie_order}, indices);
 }
 
-void write_select(const Tensor& scores, int64_t k, bool largest, const std::optional<Tensor>& groups,
-                  const std::optional<Tensor>& quotas, const std::optional<Tensor>& key, std::optional<bool> validate,
-                  int64_t start, const Tensor& out) {
-  const GroupTensors given(kOp, groups, quotas, k);
+// Writes into the caller's tensor, or into a fresh one.
+Tensor write_select(const Tensor& scores, int64_t k, bool largest, const std::optional<Tensor>& groups,
+                    const std::optional<Tensor>& quotas, const std::optional<Tensor>& key, bool validate, int64_t start,
+                    const std::optional<Tensor>& own) {
+  const std::vector<int64_t> size = check_select(kOp, scores, k, groups, quotas, start);
+  if (own) check_indices_out(kOp, *own, size, "scores", scores, groups, quotas);
   std::optional<TieOrder> tie_order;
   if (key) tie_order = TieOrder{read_key(kOp, *key), static_cast<uint64_t>(start)};
+  const GroupTensors given(kOp, groups, quotas, k);
+  const Tensor out = own ? *own : empty_cpu(size, ScalarType::Long);
   auto* indices = static_cast<int64_t*>(out.data_ptr());
-  const bool check = validate.value_or(true);
-  const auto run = [&]<typename T>() { select_from<T>(scores, k, largest, given.groups, tie_order, check, indices); };
+  const auto run = [&]<typename T>() {
+    select_from<T>(scores, k, largest, given.groups, tie_order, validate, indices);
+  };
   if (scores.scalar_type() == ScalarType::Long)
     run.template operator()<int64_t>();
   else if (scores.scalar_type() == ScalarType::Int)
     run.template operator()<int32_t>();
   else
     dispatch_floating(kOp, "scores", scores, run);
+  return out;
 }
 
 Tensor select(Tensor scores, int64_t k, bool largest, std::optional<Tensor> groups, std::optional<Tensor> quotas,
               std::optional<Tensor> key, std::optional<bool> validate, int64_t start) {
-  Tensor out = empty_cpu(check_select(kOp, scores, k, groups, quotas, start), ScalarType::Long);
-  write_select(scores, k, largest, groups, quotas, key, validate, start, out);
-  return out;
+  return write_select(scores, k, largest, groups, quotas, key, validate.value_or(true), start, std::nullopt);
 }
 
 void select_out(Tensor scores, int64_t k, bool largest, std::optional<Tensor> groups, std::optional<Tensor> quotas,
                 std::optional<Tensor> key, std::optional<bool> validate, int64_t start, Tensor out) {
-  check_out(kOp, out, check_select(kOp, scores, k, groups, quotas, start), ScalarType::Long, scores);
-  check_apart(kOp, out, "scores", scores);
-  write_select(scores, k, largest, groups, quotas, key, validate, start, out);
+  write_select(scores, k, largest, groups, quotas, key, validate.value_or(true), start, out);
 }
 
 }  // namespace

@@ -227,6 +227,7 @@ void topk_rows(const T* x, int64_t rows, int64_t n, int64_t k, T* values, int64_
 
 std::tuple<Tensor, Tensor> topk(Tensor x, int64_t k) {
   constexpr const char* op = "topk";
+  check_floating(op, "x", x);
   check_value(x.dim() >= 1, op, ": x must have shape [..., n], got ", shape(x));
   const int64_t n = x.size(x.dim() - 1);
   check_k(op, k, n);
@@ -338,6 +339,7 @@ void encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& 
 std::tuple<Tensor, Tensor> topk_encode(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t k,
                                        std::string activation) {
   constexpr const char* op = "topk_encode";
+  check_floating(op, "x", x);
   check_matrix(op, "x", x, "[B, d]", x);
   check_matrix(op, "weight", weight, "[H, d]", x);
   check_value(x.size(1) == weight.size(1), op, ": weight must have shape [H, ", x.size(1), "] to go with x, got ",

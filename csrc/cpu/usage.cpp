@@ -100,11 +100,8 @@ class Grouped {
 
 // Decays and counts; then `after(at, n, counts)` sees each chunk, if `visit_all` even where nothing changed.
 template <typename C, typename F>
-void update(const char* op, const Tensor& counts, const Tensor& selected, double decay, bool visit_all,
-            const F& after) {
-  check_decay<C>(op, decay);
+void update(const Tensor& counts, const Grouped& grouped, double decay, bool visit_all, const F& after) {
   const int64_t n = counts.size(0), stride = n > 0 ? counts.stride(0) : 1;
-  const Grouped grouped(op, selected, n);
   C* data = static_cast<C*>(counts.data_ptr());
   parallel_for(grouped.blocks(), 1, [&](int64_t first, int64_t last) {
     std::vector<C> gathered(stride == 1 ? 0 : kBlock);
@@ -127,15 +124,19 @@ void update(const char* op, const Tensor& counts, const Tensor& selected, double
 void usage_update_(Tensor counts, Tensor selected, double decay) {
   constexpr const char* op = "usage_update_";
   check_update(op, counts, selected, decay);
+  const Grouped grouped(op, selected, counts.size(0));
   dispatch_counts(op, counts,
-                  [&]<typename C>() { update<C>(op, counts, selected, decay, false, [](int64_t, int, const C*) {}); });
+                  [&]<typename C>() { update<C>(counts, grouped, decay, false, [](int64_t, int, const C*) {}); });
 }
 
-void usage_penalty_out(Tensor scores, Tensor counts, double gamma, std::string form, int64_t step, Tensor out) {
+// Writes into the caller's tensor, or into a fresh one.
+Tensor write_usage_penalty(const Tensor& scores, const Tensor& counts, double gamma, const std::string& form,
+                           int64_t step, const std::optional<Tensor>& own) {
   constexpr const char* op = "usage_penalty";
   check_scores(op, scores, counts);
-  check_penalty_out(op, out, scores, counts);
+  if (own) check_penalty_out(op, *own, scores, counts);
   const PenaltyArguments penalty(op, gamma, form, step);
+  const Tensor out = own ? *own : empty_cpu(sizes(scores), scores.scalar_type());
   dispatch_floating(op, "scores", scores, [&]<typename S>() {
     dispatch_counts(op, counts, [&]<typename C>() {
       const Tensor scores_c = torch::stable::contiguous(scores), counts_c = torch::stable::contiguous(counts);
@@ -148,38 +149,50 @@ void usage_penalty_out(Tensor scores, Tensor counts, double gamma, std::string f
       });
     });
   });
-}
-
-Tensor usage_penalty(Tensor scores, Tensor counts, double gamma, std::string form, int64_t step) {
-  Tensor out = empty_cpu(sizes(scores), scores.scalar_type());
-  usage_penalty_out(scores, counts, gamma, form, step, out);
   return out;
 }
 
-void usage_step_out(Tensor counts, Tensor selected, Tensor scores, double gamma, double decay, std::string form,
-                    int64_t step, Tensor out) {
+Tensor usage_penalty(Tensor scores, Tensor counts, double gamma, std::string form, int64_t step) {
+  return write_usage_penalty(scores, counts, gamma, form, step, std::nullopt);
+}
+
+void usage_penalty_out(Tensor scores, Tensor counts, double gamma, std::string form, int64_t step, Tensor out) {
+  write_usage_penalty(scores, counts, gamma, form, step, out);
+}
+
+// Writes into the caller's tensor, or into a fresh one.
+Tensor write_usage_step(const Tensor& counts, const Tensor& selected, const Tensor& scores, double gamma, double decay,
+                        const std::string& form, int64_t step, const std::optional<Tensor>& own) {
   constexpr const char* op = "usage_step_";
   check_update(op, counts, selected, decay);
   check_scores(op, scores, counts);
-  check_penalty_out(op, out, scores, counts);
-  check_apart(op, out, "selected", selected);
+  if (own) {
+    check_penalty_out(op, *own, scores, counts);
+    check_apart(op, *own, "selected", selected);
+  }
   const PenaltyArguments penalty(op, gamma, form, step);
+  const Grouped grouped(op, selected, counts.size(0));
+  const Tensor out = own ? *own : empty_cpu(sizes(scores), scores.scalar_type());
   dispatch_floating(op, "scores", scores, [&]<typename S>() {
     dispatch_counts(op, counts, [&]<typename C>() {
       const Tensor scores_c = torch::stable::contiguous(scores);
       const S* from = static_cast<const S*>(scores_c.data_ptr());
       S* to = static_cast<S*>(out.data_ptr());
-      update<C>(op, counts, selected, decay, true,
+      update<C>(counts, grouped, decay, true,
                 [&](int64_t at, int n, const C* used) { penalise_chunk(penalty, from + at, used, n, to + at); });
     });
   });
+  return out;
 }
 
 Tensor usage_step_(Tensor counts, Tensor selected, Tensor scores, double gamma, double decay, std::string form,
                    int64_t step) {
-  Tensor out = empty_cpu(sizes(scores), scores.scalar_type());
-  usage_step_out(counts, selected, scores, gamma, decay, form, step, out);
-  return out;
+  return write_usage_step(counts, selected, scores, gamma, decay, form, step, std::nullopt);
+}
+
+void usage_step_out(Tensor counts, Tensor selected, Tensor scores, double gamma, double decay, std::string form,
+                    int64_t step, Tensor out) {
+  write_usage_step(counts, selected, scores, gamma, decay, form, step, out);
 }
 
 }  // namespace

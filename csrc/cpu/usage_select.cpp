@@ -46,28 +46,14 @@ namespace {
 
 constexpr const char* kOp = "usage_select_";
 
-void check_table(const char* name, const Tensor& table, const Tensor& counts) {
-  check_value(sizes(table) == sizes(counts), kOp, ": ", name, " must have the shape of counts, ", shape(counts),
-              ", got ", shape(table));
-  check_device(kOp, name, table, counts);
-}
-
 Tensor usage_select_(Tensor counts, Tensor first, Tensor second, double mix, double gamma, std::string form,
                      int64_t step, int64_t k, std::optional<Tensor> groups, std::optional<Tensor> quotas,
                      std::optional<Tensor> key, std::optional<bool> validate) {
-  check_counts(kOp, counts);
-  check_table("first", first, counts);
-  check_table("second", second, counts);
-  check_value(first.scalar_type() == ScalarType::Float || first.scalar_type() == ScalarType::Double, kOp,
-              ": first must be float32 or float64");
-  check_same_dtype(kOp, "first", first, "second", second);
-  check_value(0 <= mix && mix <= 1, kOp, ": mix must be between 0 and 1, got ", mix);
+  check_usage_select(kOp, counts, first, second, mix, k, groups, quotas);
   const PenaltyArguments penalty(kOp, gamma, form, step);
-  check_k(kOp, k, counts.size(0));
-  check_groups(kOp, groups, quotas, "counts", counts);
-  const GroupTensors given(kOp, groups, quotas, k);
   std::optional<TieOrder> tie_order;
   if (key) tie_order = TieOrder{read_key(kOp, *key), 0};
+  const GroupTensors given(kOp, groups, quotas, k);
 
   const int64_t n = counts.size(0), stride = n > 0 ? counts.stride(0) : 1;
   const Tensor first_c = torch::stable::contiguous(first), second_c = torch::stable::contiguous(second);

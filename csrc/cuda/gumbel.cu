@@ -728,14 +728,18 @@ constexpr Fault kSoftmaxGradientTau{
 constexpr Fault kSigmoidGradientTau{
     Fault::value, "gumbel_sigmoid_backward: tau must be finite and above 0 (0 only with hard=True), got another value"};
 
-void write_gumbel_softmax(const Call& call, Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard,
-                          int64_t start, Tensor out) {
+// Writes into the caller's tensor, or into a fresh one.
+Tensor write_gumbel_softmax(const Tensor& logits, const Tensor& tau, const Tensor& key, int64_t dim, bool hard,
+                            int64_t start, std::optional<bool> validate, const std::optional<Tensor>& own) {
   constexpr const char* op = "gumbel_softmax";
+  check_floating(op, "logits", logits);
+  const Call call(logits, validate);
   const Layout layout(op, logits, dim);
   const TauArgument t(op, tau, hard, logits, call.report(kSoftmaxTau));
   const NoiseArgument noise{KeyArgument(op, key, logits), static_cast<uint64_t>(start), true};
   check_start(op, start);
-  if (logits.numel() == 0) return;
+  Tensor out = own ? *own : call.empty(sizes(logits), logits.scalar_type());
+  if (logits.numel() == 0) return out;
   const LogitReports reports{call.report(kSoftmaxPlusInf), call.report(kSoftmaxMinusInf)};
   const int64_t rows = layout.outer * layout.inner, width = layout.width;
   with_rows(call, op, logits, layout, noise, [&]<typename T>(const Tensor& x, const NoiseArgument& g) {
@@ -756,28 +760,25 @@ void write_gumbel_softmax(const Call& call, Tensor logits, Tensor tau, Tensor ke
     const Tensor back = transposed(y, layout.outer, layout.inner, width);
     torch::stable::copy_(out, torch::stable::view(back, {size.data(), size.size()}));
   });
+  call.finish();
+  return out;
 }
 
 Tensor gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start,
                       std::optional<bool> validate) {
-  const Call call(logits, validate);
-  Tensor out = call.empty(sizes(logits), logits.scalar_type());
-  write_gumbel_softmax(call, logits, tau, key, dim, hard, start, out);
-  call.finish();
-  return out;
+  return write_gumbel_softmax(logits, tau, key, dim, hard, start, validate, std::nullopt);
 }
 
 void gumbel_softmax_out(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start,
                         std::optional<bool> validate, Tensor out) {
   check_out("gumbel_softmax", out, sizes(logits), logits.scalar_type(), logits);
   check_apart("gumbel_softmax", out, "logits", logits, true);
-  const Call call(logits, validate);
-  write_gumbel_softmax(call, logits, tau, key, dim, hard, start, out);
-  call.finish();
+  write_gumbel_softmax(logits, tau, key, dim, hard, start, validate, out);
 }
 
 Tensor gumbel_argmax(Tensor logits, Tensor key, int64_t dim, int64_t start, std::optional<bool> validate) {
   constexpr const char* op = "gumbel_argmax";
+  check_floating(op, "logits", logits);
   const Layout layout(op, logits, dim);
   const NoiseArgument noise{KeyArgument(op, key, logits), static_cast<uint64_t>(start), true};
   check_start(op, start);
@@ -798,6 +799,7 @@ Tensor gumbel_argmax(Tensor logits, Tensor key, int64_t dim, int64_t start, std:
 
 Tensor gumbel_softmax_backward(Tensor grad, Tensor y, Tensor tau, int64_t dim) {
   constexpr const char* op = "gumbel_softmax_backward";
+  check_floating(op, "y", y);
   const Layout layout(op, y, dim);
   check_value(sizes(grad) == sizes(y), op, ": grad must have the shape of y, ", shape(y), ", got ", shape(grad));
   check_same_dtype(op, "y", y, "grad", grad);
@@ -832,40 +834,41 @@ Tensor gumbel_softmax_backward(Tensor grad, Tensor y, Tensor tau, int64_t dim) {
   return torch::stable::view(transposed(out, layout.outer, layout.inner, width), {size.data(), size.size()});
 }
 
-void write_gumbel_sigmoid(const Call& call, Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start,
-                          Tensor out) {
+// Writes into the caller's tensor, or into a fresh one.
+Tensor write_gumbel_sigmoid(const Tensor& logits, const Tensor& tau, const Tensor& key, bool hard, int64_t start,
+                            std::optional<bool> validate, const std::optional<Tensor>& own) {
   constexpr const char* op = "gumbel_sigmoid";
+  check_floating(op, "logits", logits);
+  const Call call(logits, validate);
   const TauArgument t(op, tau, hard, logits, call.report(kSigmoidTau));
   const NoiseArgument noise{KeyArgument(op, key, logits), static_cast<uint64_t>(start), true};
   check_start(op, start);
+  const Tensor out = own ? *own : call.empty(sizes(logits), logits.scalar_type());
   const int64_t n = logits.numel();
-  if (n == 0) return;
+  if (n == 0) return out;
   const Tensor x = torch::stable::contiguous(logits);
   dispatch_floating(op, "logits", logits, [&]<typename T>() {
     call.launch(gate_kernel<T>, grid_size(n / 4 + 1, kBlock), kBlock, static_cast<const T*>(x.data_ptr()), n, noise, t,
                 hard, call.report(kSigmoidPlusInf), static_cast<T*>(out.data_ptr()));
   });
+  call.finish();
+  return out;
 }
 
 Tensor gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, std::optional<bool> validate) {
-  const Call call(logits, validate);
-  Tensor out = call.empty(sizes(logits), logits.scalar_type());
-  write_gumbel_sigmoid(call, logits, tau, key, hard, start, out);
-  call.finish();
-  return out;
+  return write_gumbel_sigmoid(logits, tau, key, hard, start, validate, std::nullopt);
 }
 
 void gumbel_sigmoid_out(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, std::optional<bool> validate,
                         Tensor out) {
   check_out("gumbel_sigmoid", out, sizes(logits), logits.scalar_type(), logits);
   check_apart("gumbel_sigmoid", out, "logits", logits, true);
-  const Call call(logits, validate);
-  write_gumbel_sigmoid(call, logits, tau, key, hard, start, out);
-  call.finish();
+  write_gumbel_sigmoid(logits, tau, key, hard, start, validate, out);
 }
 
 Tensor gumbel_sigmoid_backward(Tensor grad, Tensor logits, Tensor tau, Tensor key, int64_t start) {
   constexpr const char* op = "gumbel_sigmoid_backward";
+  check_floating(op, "logits", logits);
   check_value(sizes(grad) == sizes(logits), op, ": grad must have the shape of logits, ", shape(logits), ", got ",
               shape(grad));
   check_same_dtype(op, "logits", logits, "grad", grad);

@@ -355,10 +355,7 @@ void weighted_sample_out(Tensor weights, int64_t k, bool replacement, bool log_w
                          std::optional<Tensor> groups, std::optional<Tensor> quotas, Tensor key, int64_t start,
                          std::optional<bool> validate, Tensor out) {
   const std::vector<int64_t> size = check_weighted_sample(kOp, weights, k, replacement, order, groups, quotas, start);
-  check_out(kOp, out, size, ScalarType::Long, weights);
-  check_apart(kOp, out, "weights", weights);
-  if (groups) check_apart(kOp, out, "groups", *groups);
-  if (quotas) check_apart(kOp, out, "quotas", *quotas);
+  check_indices_out(kOp, out, size, "weights", weights, groups, quotas);
   const Call call(weights, validate);
   Tensor room = reshaped(out, {size.size() == 2 ? size[0] : 1, k});
   const Tensor result = sampled(call, weights, k, replacement, log_weights, order, groups, quotas, key, start, room);

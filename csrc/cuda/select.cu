@@ -72,10 +72,8 @@ Tensor select(Tensor scores, int64_t k, bool largest, std::optional<Tensor> grou
 
 void select_out(Tensor scores, int64_t k, bool largest, std::optional<Tensor> groups, std::optional<Tensor> quotas,
                 std::optional<Tensor> key, std::optional<bool> validate, int64_t start, Tensor out) {
-  check_out(kOp, out, check_select(kOp, scores, k, groups, quotas, start), ScalarType::Long, scores);
-  check_apart(kOp, out, "scores", scores);
-  if (groups) check_apart(kOp, out, "groups", *groups);
-  if (quotas) check_apart(kOp, out, "quotas", *quotas);
+  const std::vector<int64_t> size = check_select(kOp, scores, k, groups, quotas, start);
+  check_indices_out(kOp, out, size, "scores", scores, groups, quotas);
   write_select(Call(scores, validate), scores, k, largest, groups, quotas, key, start, out);
 }
 

@@ -722,6 +722,7 @@ void topk_rows(const Call& call, const T* x, std::int64_t rows, std::int64_t n, 
 
 std::tuple<Tensor, Tensor> topk(Tensor x, int64_t k) {
   constexpr const char* op = "topk";
+  check_floating(op, "x", x);
   check_value(x.dim() >= 1, op, ": x must have shape [..., n], got ", shape(x));
   const int64_t n = x.size(x.dim() - 1);
   check_k(op, k, n);
@@ -839,6 +840,7 @@ void encode_by_sort(const Call& call, const Tensor& x, const Tensor& weight, con
 std::tuple<Tensor, Tensor> topk_encode(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t k,
                                        std::string activation) {
   constexpr const char* op = "topk_encode";
+  check_floating(op, "x", x);
   check_value(x.dim() == 2, op, ": x must have shape [B, d], got ", shape(x));
   check_value(weight.dim() == 2, op, ": weight must have shape [H, d], got ", shape(weight));
   check_device(op, "weight", weight, x);

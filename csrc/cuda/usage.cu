@@ -240,7 +240,6 @@ void usage_update_(Tensor counts, Tensor selected, double decay) {
   constexpr const char* op = "usage_update_";
   check_update(op, counts, selected, decay);
   dispatch_counts(op, counts, [&]<typename C>() {
-    check_decay<C>(op, decay);
     const Call call(counts);
     const std::int64_t n = counts.size(0), stride = n > 0 ? counts.stride(0) : 1;
     const Selected s(call, selected, n, kUpdateFaults);
@@ -262,10 +261,15 @@ void usage_update_(Tensor counts, Tensor selected, double decay) {
   });
 }
 
-void write_usage_penalty(const Call& call, const Tensor& scores, const Tensor& counts, double gamma,
-                         const std::string& form, int64_t step, const Tensor& out) {
+// Writes into the caller's tensor, or into a fresh one.
+Tensor write_usage_penalty(const Tensor& scores, const Tensor& counts, double gamma, const std::string& form,
+                           int64_t step, const std::optional<Tensor>& own) {
   constexpr const char* op = "usage_penalty";
+  check_scores(op, scores, counts);
+  if (own) check_penalty_out(op, *own, scores, counts);
   const PenaltyArguments arguments(op, gamma, form, step);
+  const Call call(scores);
+  const Tensor out = own ? *own : call.empty(sizes(scores), scores.scalar_type());
   dispatch_floating(op, "scores", scores, [&]<typename S>() {
     dispatch_counts(op, counts, [&]<typename C>() {
       using A = PenaltyType<S, C>;
@@ -279,30 +283,33 @@ void write_usage_penalty(const Call& call, const Tensor& scores, const Tensor& c
                   static_cast<S*>(out.data_ptr()));
     });
   });
-}
-
-Tensor usage_penalty(Tensor scores, Tensor counts, double gamma, std::string form, int64_t step) {
-  check_scores("usage_penalty", scores, counts);
-  const Call call(scores);
-  Tensor out = call.empty(sizes(scores), scores.scalar_type());
-  write_usage_penalty(call, scores, counts, gamma, form, step, out);
   return out;
 }
 
-void usage_penalty_out(Tensor scores, Tensor counts, double gamma, std::string form, int64_t step, Tensor out) {
-  check_scores("usage_penalty", scores, counts);
-  check_penalty_out("usage_penalty", out, scores, counts);
-  write_usage_penalty(Call(scores), scores, counts, gamma, form, step, out);
+Tensor usage_penalty(Tensor scores, Tensor counts, double gamma, std::string form, int64_t step) {
+  return write_usage_penalty(scores, counts, gamma, form, step, std::nullopt);
 }
 
-void write_usage_step(const Call& call, const Tensor& counts, const Tensor& selected, const Tensor& scores,
-                      double gamma, double decay, const std::string& form, int64_t step, const Tensor& out) {
+void usage_penalty_out(Tensor scores, Tensor counts, double gamma, std::string form, int64_t step, Tensor out) {
+  write_usage_penalty(scores, counts, gamma, form, step, out);
+}
+
+// Writes into the caller's tensor, or into a fresh one.
+Tensor write_usage_step(const Tensor& counts, const Tensor& selected, const Tensor& scores, double gamma, double decay,
+                        const std::string& form, int64_t step, const std::optional<Tensor>& own) {
   constexpr const char* op = "usage_step_";
+  check_update(op, counts, selected, decay);
+  check_scores(op, scores, counts);
+  if (own) {
+    check_penalty_out(op, *own, scores, counts);
+    check_apart(op, *own, "selected", selected);
+  }
   const PenaltyArguments arguments(op, gamma, form, step);
+  const Call call(counts);
+  const Tensor out = own ? *own : call.empty(sizes(scores), scores.scalar_type());
   dispatch_floating(op, "scores", scores, [&]<typename S>() {
     dispatch_counts(op, counts, [&]<typename C>() {
       using A = PenaltyType<S, C>;
-      check_decay<C>(op, decay);
       const std::int64_t n = counts.size(0), stride = n > 0 ? counts.stride(0) : 1;
       const Selected s(call, selected, n, kStepFaults);
       if (n == 0) return;
@@ -322,25 +329,17 @@ void write_usage_step(const Call& call, const Tensor& counts, const Tensor& sele
       pass(When::descending, 0, 1, true);
     });
   });
+  return out;
 }
 
 Tensor usage_step_(Tensor counts, Tensor selected, Tensor scores, double gamma, double decay, std::string form,
                    int64_t step) {
-  check_update("usage_step_", counts, selected, decay);
-  check_scores("usage_step_", scores, counts);
-  const Call call(counts);
-  Tensor out = call.empty(sizes(scores), scores.scalar_type());
-  write_usage_step(call, counts, selected, scores, gamma, decay, form, step, out);
-  return out;
+  return write_usage_step(counts, selected, scores, gamma, decay, form, step, std::nullopt);
 }
 
 void usage_step_out(Tensor counts, Tensor selected, Tensor scores, double gamma, double decay, std::string form,
                     int64_t step, Tensor out) {
-  check_update("usage_step_", counts, selected, decay);
-  check_scores("usage_step_", scores, counts);
-  check_penalty_out("usage_step_", out, scores, counts);
-  check_apart("usage_step_", out, "selected", selected);
-  write_usage_step(Call(counts), counts, selected, scores, gamma, decay, form, step, out);
+  write_usage_step(counts, selected, scores, gamma, decay, form, step, out);
 }
 
 }  // namespace
