@@ -164,6 +164,17 @@ def test_counts_with_gaps_may_not_hold_out():
     assert (memory == 0).all()
 
 
+@pytest.mark.parametrize("op", [pysel.select, pysel.weighted_sample])
+def test_groups_and_quotas_may_not_hold_out(op, device):
+    scores, groups = torch.rand(40, device=device), torch.arange(40, device=device) % 2
+    quotas = torch.tensor([1, 1, 0], device=device)
+    for name, out in (("groups", groups[7:9]), ("quotas", quotas[1:])):
+        with pytest.raises(ValueError, match=f"{op.__name__}: out must share no memory with {name}"):
+            op(scores, 2, groups=groups, quotas=quotas, key=pysel.key(0, device=device), out=out)
+    assert groups.sum() == 20
+    assert quotas.tolist() == [1, 1, 0]
+
+
 @every_call
 def test_bad_out_is_refused_and_nothing_is_written(name):
     call = calls()[name]

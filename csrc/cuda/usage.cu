@@ -183,7 +183,7 @@ template <typename Word, typename C>
 __device__ void count_one_to_most(C* x, std::int64_t others) {
   constexpr C most = std::numeric_limits<C>::max();
   auto* word = reinterpret_cast<Word*>(x);
-  C seen = *static_cast<volatile C*>(x);
+  auto seen = static_cast<C>(atomicAdd(word, Word{0}));
   if (add_ones(seen, static_cast<std::uint64_t>(others)) < most) {
     atomicAdd(word, Word{1});
     return;
