@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import multiprocessing
 import os
 import tempfile
@@ -13,11 +14,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+PATIENCE = datetime.timedelta(minutes=2)  # a rank that waits in vain says so
+
 
 def _serve(rank: int, world: int, store: str, pipe: Any) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world)
-    groups = {size: dist.new_group(list(range(size))) for size in range(1, world + 1)}
+    dist.init_process_group("gloo", store=dist.FileStore(store, world), rank=rank, world_size=world, timeout=PATIENCE)
+    groups = {size: dist.new_group(list(range(size)), timeout=PATIENCE) for size in range(1, world + 1)}
     while (job := pipe.recv()) is not None:
         function, size, arguments = job
         answer: Any = None
@@ -54,13 +57,15 @@ def ranks(world: int) -> Iterator[Ranks]:
             context.Process(target=_serve, args=(rank, world, f"{folder}/store", end[1]), daemon=True)
             for rank, end in enumerate(ends)
         ]
-        for process in processes:
+        for process, (_, end) in zip(processes, ends, strict=True):
             process.start()
+            end.close()  # so that a rank that is lost is noticed
         try:
             yield Ranks(world, [end[0] for end in ends])
         finally:
-            for end in ends:
-                end[0].send(None)
+            for end, _ in ends:
+                with contextlib.suppress(BrokenPipeError):
+                    end.send(None)
             for process in processes:
                 process.join(10)
                 process.kill()

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoin
 
 from pysel import _checks, _inputs, ops
 from pysel.distributed import shards
-from pysel.distributed.agree import Meeting, add, meet
+from pysel.distributed.agree import Meeting, add, meet, together
 from pysel.distributed.race import PIECE
 from pysel.distributed.sample import drawn
 from pysel.distributed.select import chosen
@@ -156,24 +156,27 @@ class ShardedDynamicSelector(Planned):
                 changed.
         """
         name = type(self).__name__
-        if epoch == self._epoch >= 0 and not isinstance(epoch, bool):
+        if isinstance(epoch, int) and not isinstance(epoch, bool) and epoch == self._epoch >= 0:
             return self._bitmap
+        asked = first = 0
 
         def prepare() -> tuple[dict[str, Any], int]:
+            nonlocal asked, first
             asked = _checks.in_range(name, "epoch", epoch, 0, torch.iinfo(self._uses.dtype).max - 1)
-            return {"epoch": asked, "the epoch before": self._epoch}, 0
+            first = self._epoch + 1 if asked > self._epoch else 0
+            return {"epoch": asked, "the epoch before": self._epoch, **self._weighed(first, asked)}, 0
 
         meeting = meet(name, self._uses, prepare, self._group)
-        if epoch < self._epoch:
-            first, uses = 0, torch.zeros_like(self._uses)
-        else:
-            first = self._epoch + 1
-            uses = (
-                self._uses if first == epoch else self._uses.clone()
-            )  # changed by the last step alone, after all else
-        self._uses, self._bitmap = self._played(meeting, uses, first, int(epoch), self._key)
-        self._epoch = int(epoch)
+        uses = self._uses if first else torch.zeros_like(self._uses)
+        if 0 < first < asked:
+            uses = uses.clone()  # the last epoch alone changes them, after all else
+        self._uses, self._bitmap = self._played(meeting, uses, first, asked, self._key)
+        self._epoch = asked
         return self._bitmap
+
+    def _weighed(self, first: int, last: int) -> dict[str, Any]:
+        """What the schedule, anybody's function, says of some epochs: it could fail on one rank alone, or differ."""
+        return {"the schedule": [self.weight(epoch) for epoch in range(first, last + 1) if not self._is_full(epoch)]}
 
     @lasting
     def select(self, epoch: int = 0) -> Tensor:
@@ -316,7 +319,8 @@ class ShardedDynamicSelector(Planned):
                     f"{name}: state_dict['uses'] must be between 0 and {max(epoch, 0)} before epoch {epoch}, "
                     f"got {int(uses.min())} to {int(uses.max())}"
                 )
-            return {"state_dict['epoch']": epoch, "state_dict['key']": key}, int(uses.sum(dtype=torch.int64))
+            shown = {"state_dict['epoch']": epoch, "state_dict['key']": key, **self._weighed(max(epoch, 0), epoch)}
+            return shown, int(uses.sum(dtype=torch.int64))
 
         meeting = meet(f"{name}.load_state_dict", self._uses, prepare, self._group)
         wanted, got = sum(map(self.size, range(epoch))), sum(meeting.notes)
@@ -333,30 +337,43 @@ class ShardedDynamicSelector(Planned):
     def save(self, path: str | Path) -> None:
         """Write arguments, tables and state into a folder that all ranks see; collective.
 
-        The tensors are a checkpoint of torch.distributed.checkpoint, each rank's shard in a file of its own.
+        The tensors are a checkpoint of torch.distributed.checkpoint, each rank's shard in a file of its own. The folder
+        holds a selector when all of it is written: a rank that is lost before leaves one that `load` does not take, so
+        save each state into a folder of its own.
 
         Raises:
             ValueError: an argument is a function, which cannot be written; nothing has been.
+            OSError: on the first rank; RuntimeError then on the others.
         """
+        name = f"{type(self).__name__}.save"
         self._check_writable()
-        state = self._state()
-        if self._rank == 0:
-            folder = Path(path)
-            folder.mkdir(parents=True, exist_ok=True)
-            entries = {
-                "format": FORMAT,
-                "selector": type(self).__name__,
-                "num_samples": self.num_samples,
-                "dtype": str(self.diversity.dtype).removeprefix("torch."),
-                "labels": None if self._labels is None else self._labels.tolist(),
-                "arguments": self._arguments,
-                "fingerprint": self.fingerprint,
-                "epoch": state["epoch"],
-                "key": state["key"].tolist(),
-            }
-            (folder / "selector.json").write_text(json.dumps(entries, indent=2) + "\n")
+        folder, state = Path(path), self._state()
+        entries = {
+            "format": FORMAT,
+            "selector": type(self).__name__,
+            "num_samples": self.num_samples,
+            "dtype": str(self.diversity.dtype).removeprefix("torch."),
+            "labels": None if self._labels is None else self._labels.tolist(),
+            "arguments": self._arguments,
+            "fingerprint": self.fingerprint,
+            "epoch": state["epoch"],
+            "key": state["key"].tolist(),
+        }
+
+        def begin() -> None:
+            if self._rank == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "selector.json").unlink(missing_ok=True)  # what it speaks of is about to be overwritten
+
+        def finish() -> None:
+            if self._rank == 0:
+                (folder / "selector.part").write_text(json.dumps(entries, indent=2) + "\n")
+                (folder / "selector.part").replace(folder / "selector.json")
+
+        together(name, begin, self._group)
         vectors = {name: shards.VectorShard(x, self._offset, self.num_samples) for name, x in self._tables.items()}
         save_checkpoint({**vectors, "uses": state["uses"]}, checkpoint_id=path, process_group=self._group)
+        together(name, finish, self._group)
 
     @classmethod
     def load(
@@ -367,8 +384,9 @@ class ShardedDynamicSelector(Planned):
         Raises:
             FileNotFoundError: there is no such folder.
             ValueError: it holds another kind of selector, or tables that do not belong to its fingerprint.
+            RuntimeError: another rank has failed.
         """
-        saved = cls._read(Path(path))
+        saved = together(f"{cls.__name__}.load", lambda: cls._read(Path(path)), process_group)
         n, rank, world = saved["num_samples"], dist.get_rank(process_group), dist.get_world_size(process_group)
         first, stop = n * rank // world, n * (rank + 1) // world
         arguments = {name: exact(value) for name, value in saved["arguments"].items()}

@@ -90,28 +90,18 @@ class Pass(Iterator[int]):
 
     def _begin(self) -> None:
         sampler, name = self._sampler, type(self._sampler).__name__
-        who = ranks.beneath_accelerate(name, sampler._ranks())
-        place = self._place or sampler._next_place()
-        if (
-            place.done and sampler._named and sampler._epoch > place.epoch
-        ):  # set_epoch has gone on from a finished state
-            place = sampler._next_place()
+        who = ranks.beneath_accelerate(name, ranks.find(name, sampler._where))
+        try:
+            place = self._start(who.world)
+        except Exception as error:
+            ranks.compare(name, who, error)  # the others are waiting
+            raise
         if sampler._compared(place):
             who = who._replace(groups=())
+        # before a selector's own collectives, in which ranks that are not at the same place would not meet
+        ranks.compare(name, who, sampler._place_digests(place))
         if not place.done:
-            try:
-                with sampler._watch:
-                    self._elements, length = sampler._sequence(place)
-                    if place.length not in (0, length):
-                        raise ValueError(
-                            f"{name}: epoch {place.epoch} has {length} samples, the loaded state's had {place.length}"
-                        )
-                    digests = sampler._digests(place) if who.groups else {}
-            except Exception as error:
-                ranks.compare(name, who, error)  # the others are waiting
-                raise
-            ranks.compare(name, who, digests)
-            place.length = length
+            self._elements, place.length = ranks.agree(name, who, lambda: self._opened(place, bool(who.groups)))
         left = place.length - place.position
         self._place, self.begun = place, True
         self.rank, self.world = who.rank, who.world
@@ -119,6 +109,28 @@ class Pass(Iterator[int]):
         self.stop = place.position + sampler._share(left, who.world) * who.world
         sampler._began(self)
         self.seconds += sampler._watch.claim()
+
+    def _start(self, world: int) -> Place:
+        sampler = self._sampler
+        sampler._agree(world)
+        place = self._place or sampler._next_place()
+        if (
+            place.done and sampler._named and sampler._epoch > place.epoch
+        ):  # set_epoch has gone on from a finished state
+            place = sampler._next_place()
+        return place
+
+    def _opened(self, place: Place, compared: bool) -> tuple[tuple[Elements, int], dict[str, str]]:
+        """The epoch's sequence; and what ranks must have in common of it, if they are compared."""
+        sampler = self._sampler
+        with sampler._watch:
+            elements, length = sampler._sequence(place)
+            if place.length not in (0, length):
+                raise ValueError(
+                    f"{type(sampler).__name__}: epoch {place.epoch} has {length} samples, "
+                    f"the loaded state's had {place.length}"
+                )
+            return (elements, length), sampler._content_digests(place) if compared else {}
 
     def _next_piece(self) -> list[int]:
         with self._sampler._watch:

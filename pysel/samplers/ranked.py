@@ -15,6 +15,7 @@ from pysel.random import as_key
 from pysel.random import key as new_key
 from pysel.samplers import ranks
 from pysel.samplers.passes import Elements, Pass, Place, Watch
+from pysel.samplers.ranks import digest
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -70,9 +71,22 @@ class RankedSampler(DistributedSampler[int]):
         """Length of the coming pass's global sequence."""
         raise NotImplementedError
 
-    def _digests(self, place: Place) -> dict[str, str]:
-        """What all ranks must have in common, by name."""
+    def _arguments(self) -> list[Any]:
+        """Those that all ranks must have in common."""
         raise NotImplementedError
+
+    def _content_digests(self, place: Place) -> dict[str, str]:
+        """What an epoch's samples come from, which all ranks must have in common, by name."""
+        raise NotImplementedError
+
+    def _place_digests(self, place: Place) -> dict[str, str]:
+        """What all ranks must have in common before an epoch's samples are known, by name."""
+        at = {name: value for name, value in vars(place).items() if not isinstance(value, Tensor) and name != "length"}
+        return {
+            "epoch and position": digest(at),
+            "key": digest(place.key),
+            "arguments": digest(self._arguments()),
+        }
 
     def _padding_from(self, place: Place) -> int:
         """The position from which samples are taken again to fill the last round."""

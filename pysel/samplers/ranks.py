@@ -26,7 +26,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -43,6 +44,8 @@ _SAME_SAMPLES = frozenset(
     "tp cp pp sp mp tensor context pipeline sequence model "
     "tensor_parallel context_parallel pipeline_parallel sequence_parallel model_parallel".split()
 )
+
+_Result = TypeVar("_Result")
 
 
 class Ranks(NamedTuple):
@@ -162,6 +165,21 @@ def beneath_accelerate(name: str, who: Ranks) -> Ranks:
                 return who._replace(groups=(None,) if dist_ready() else ())
         frame = frame.f_back
     return who
+
+
+def agree(name: str, ranks: Ranks, work: Callable[[], tuple[_Result, dict[str, str]]]) -> _Result:
+    """What ``work`` gives, once it has been done on all ranks with the same report, which it gives second.
+
+    Raises:
+        what it raises; and on the other ranks what `compare` does.
+    """
+    try:
+        result, report = work()
+    except Exception as error:
+        compare(name, ranks, error)  # the others are waiting
+        raise
+    compare(name, ranks, report)
+    return result
 
 
 def compare(name: str, ranks: Ranks, report: dict[str, str] | Exception) -> None:

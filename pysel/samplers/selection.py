@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from pysel import _checks, _inputs, ops
 from pysel.random import fold_in
+from pysel.samplers import ranks
 from pysel.samplers.passes import Elements, Place
 from pysel.samplers.ranked import RankedSampler
 from pysel.samplers.ranks import digest
@@ -180,12 +181,12 @@ class SelectionSampler(RankedSampler):
     def _repeats(self) -> bool:
         return self.shuffle and super()._repeats()
 
-    def _digests(self, place: Place) -> dict[str, str]:
+    def _arguments(self) -> list[Any]:
+        return [type(self.selector).__qualname__, self.shuffle, self.drop_last, self.round_to]
+
+    def _content_digests(self, place: Place) -> dict[str, str]:
         subset = self._subset(place.epoch)
         return {
-            "epoch and position": digest([place.epoch, place.position]),
-            "key": digest(place.key),
-            "arguments": digest([type(self.selector).__qualname__, self.shuffle, self.drop_last, self.round_to]),
             "selector": digest(self.selector.state_dict()),
             "subset": digest(subset.words if isinstance(subset, Bitmap) else subset),
         }
@@ -235,10 +236,21 @@ class SelectionSampler(RankedSampler):
         Raises:
             ValueError: the state has missing or impossible entries, or does not fit the selector; nothing has changed.
         """
-        place = self._read(state_dict, whole=True)
+        place = self._read_together(state_dict)
         self.selector.load_state_dict(state_dict["selector"])
         self._load(place)
         self._picked = None  # the selector, asked again for its current epoch, answers from its state
+
+    def _read_together(self, state_dict: dict[str, Any]) -> Place:
+        """The place in a state; where the selector's loading is collective, once all ranks have read the same."""
+
+        def read() -> tuple[Place, dict[str, str]]:
+            place = self._read(state_dict, whole=True)
+            return place, self._place_digests(place)
+
+        if not isinstance(self.selector, _HasBitmap):
+            return read()[0]
+        return ranks.agree(type(self).__name__, self._ranks(), read)
 
     def _check_rest(self, state: dict[str, Any]) -> None:
         if not isinstance(state["selector"], dict):

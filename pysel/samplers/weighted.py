@@ -196,15 +196,13 @@ class WeightedSampler(RankedSampler):
         ).cpu()
         return lambda part: drawn[part.start - since : part.stop - since : part.step], self.num_samples
 
-    def _digests(self, place: Place) -> dict[str, str]:
+    def _arguments(self) -> list[Any]:
+        return [self.num_samples, self.replacement, self.order, self.drop_last]
+
+    def _content_digests(self, place: Place) -> dict[str, str]:
         assert isinstance(place, DrawPlace)
         self._digest = self._digest or digest(self._weights)
-        return {
-            "epoch and position": digest([place.epoch, place.position, place.since]),
-            "key": digest(place.key),
-            "arguments": digest([self.num_samples, self.replacement, self.order, self.drop_last]),
-            "weights": digest([self._digest, self._version, place.drawn]),
-        }
+        return {"weights": digest([self._digest, self._version, place.drawn])}
 
     def state_dict(self, *, yielded: int | None = None) -> dict[str, Any]:
         return {**super().state_dict(yielded=yielded), "weights": self._weights, "version": self._version}
