@@ -54,6 +54,19 @@ ChunkSummary<A> perturb(const T* x, Key key, uint64_t first, int n, A* z) {
   return summarise(z, n);
 }
 
+// Where the first element that equals `wanted` is, or the last of all if none does.
+template <typename A>
+inline int first_equal(const A* x, int n, A wanted) {
+  constexpr int kGroup = 64;
+  int i = 0;
+  for (uint32_t found = 0; i + kGroup < n; i += kGroup) {
+    for (int l = 0; l < kGroup; ++l) found |= x[i + l] == wanted ? 1u : 0u;
+    if (found != 0) break;
+  }
+  while (i + 1 < n && x[i] != wanted) ++i;
+  return i;
+}
+
 // The largest of x + g among elements [first, first + n), if it exceeds `floor`. Few need their noise.
 template <typename T, typename A>
 ChunkBest<A> best(const T* x, Key key, uint64_t first, int n, A floor) {
@@ -65,9 +78,7 @@ ChunkBest<A> best(const T* x, Key key, uint64_t first, int n, A floor) {
     const float most = fma_(chord, -kChordScale, 158 * 0.693147181f + 1e-3f);  // and a little for rounding
     bound[i] = static_cast<A>(x[i]) + static_cast<A>(most);
   }
-  int likely = 0;
-  A most = summarise(bound, n).max;
-  while (likely + 1 < n && bound[likely] != most) ++likely;
+  const int likely = first_equal(bound, n, summarise(bound, n).max);
   const A z =
       static_cast<A>(x[likely]) + noise_of<ToGumbel, A>(key, first + static_cast<uint64_t>(likely), high[likely]);
   const A enough = z > floor ? z : floor;
