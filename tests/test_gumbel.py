@@ -67,6 +67,31 @@ def test_rows_sum_to_one_at_every_width(width, dtype, key):
     )
 
 
+@pytest.mark.parametrize("width", [*range(1, 36), 63, 64, 65, 100, 127, 128, 129])
+def test_short_rows_are_what_each_would_be_alone(width, key):
+    # Rows share a kernel's vectors, where a neighbour must not show: not even one that is very large, or NaN.
+    rows = 3 * 1024 // width
+    x = random_logits(rows, width, seed=width) * 3
+    y = pysel.gumbel_softmax(x, key=key)
+    z = x + noise_of(x.shape, key, "gumbel", x.dtype)
+    torch.testing.assert_close(y, torch.softmax(z.double(), -1).float(), rtol=1e-5, atol=1e-12)
+    x[1::3] += 80
+    x[2::9] = torch.nan
+    x[5::9, 1:] = -torch.inf
+    mixed = pysel.gumbel_softmax(x, key=key)
+    assert_same_bits(mixed[0::3], y[0::3])
+    assert mixed[2::9].isnan().all()
+    assert torch.equal(mixed[5::9], (torch.arange(width) == 0).float().expand_as(mixed[5::9]))
+    for r in (0, 1, rows // 2, rows - 1):
+        assert_same_bits(mixed[r], pysel.gumbel_softmax(x[r], key=key, start=r * width))
+    x[5, 0] = -torch.inf
+    with pytest.raises(ValueError, match="a row of only -inf"):
+        pysel.gumbel_softmax(x, key=key)
+    x[5, 0], x[rows // 2, -1] = 0, torch.inf
+    with pytest.raises(ValueError, match="below .inf"):
+        pysel.gumbel_softmax(x, key=key)
+
+
 @pytest.mark.parametrize("row", golden.load("ops"), ids=lambda row: f"{row['op']}-{row['dtype']}")
 @pytest.mark.parametrize("source", ["native", "reference"])
 def test_golden_results(row, source):

@@ -47,10 +47,15 @@ bool has_plus_inf(const T* x, int n) {
 
 // z = x + g, elements [first, first + n).
 template <typename T, typename A>
-ChunkSummary<A> perturb(const T* x, Key key, uint64_t first, int n, A* z) {
+void perturb(const T* x, Key key, uint64_t first, int n, A* z) {
   alignas(64) A g[kChunk];
   fill_noise<ToGumbel>(key, first, n, g);
   for (int i = 0; i < n; ++i) z[i] = static_cast<A>(x[i]) + g[i];
+}
+
+template <typename T, typename A>
+ChunkSummary<A> perturb_and_summarise(const T* x, Key key, uint64_t first, int n, A* z) {
+  perturb<T, A>(x, key, first, n, z);
   return summarise(z, n);
 }
 
@@ -158,15 +163,28 @@ inline __attribute__((always_inline)) WideSum<A> wide_sum(const A* e, int n) {
   return sum_of_lanes(lane);
 }
 
-// The same of at most 16, where 16 may be read.
-template <typename A>
-inline __attribute__((always_inline)) double sum_of_few(const A* e, int n) {
-  WideSum<A> lane[16] = {};
-  for (int l = 0; l < 16; ++l) {
-    const A x = e[l];
-    lane[l].high = static_cast<double>(l < n ? x : A{0});
+// The same of n <= 16, where 16 may be read.
+inline __attribute__((always_inline)) double sum_of_few(const float* e, int n) {
+  using L = Lanes<float>;
+  constexpr float kIota[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  alignas(64) float few[16];
+  for (int p = 0, at = 0; p < L::kParts; ++p, at += L::kWidth) {
+    const auto x = load_vector<float>(e + at),
+               taken = load_vector<float>(kIota + at) < static_cast<float>(n) ? x : L::Vector{};
+    memcpy(few + at, &taken, sizeof(taken));
   }
-  return sum_of_lanes(lane).value();
+  WideLanes lanes = {};
+  add_sixteen(few, lanes);
+  auto* part = lanes.high.part;
+#pragma GCC unroll 4
+  for (int parts = Lanes<double>::kParts / 2; parts > 0; parts /= 2)
+    for (int p = 0; p < parts; ++p) part[p] += part[p + parts];
+  double lane[Lanes<double>::kWidth];
+  memcpy(lane, part, sizeof(lane));
+#pragma GCC unroll 4
+  for (int count = Lanes<double>::kWidth / 2; count > 0; count /= 2)
+    for (int l = 0; l < count; ++l) lane[l] += lane[l + count];
+  return lane[0];
 }
 
 // z = exp((z - max) / tau) in place; returns the sum.
@@ -180,36 +198,63 @@ WideSum<A> exponentiate(A* z, int n, A max, A tau) {
   return wide_sum(z, n);
 }
 
-// Soft samples of whole rows that fit in a chunk together, from their sums with noise. z has room for 16 more.
-template <typename T, typename A>
-void short_rows(A* z, const ChunkSummary<A>* row, int rows, int width, A tau, T* out) {
-  alignas(64) A shift[kChunk];
-  for (int r = 0; r < rows; ++r)
-    for (int i = 0; i < width; ++i) shift[r * width + i] = row[r].max;
+// The largest of each of many short rows, ignoring NaN. False if a row has NaN, +inf or nothing but -inf. z has room
+// for kShortRow more.
+template <typename A>
+bool largest_of_rows(const A* z, int rows, int width, A* most) {
+  constexpr A kInf = static_cast<A>(__builtin_inf());
+  // the largest of what begins at each element and is `length` long: rows of any width, and all of them vectors
+  alignas(64) A window[kChunk + kShortRow];
   const int n = rows * width;
-  for (int i = 0; i < n; ++i) z[i] -= shift[i];
+  uint32_t nan = 0;
+  for (int i = 0; i < n; ++i) nan |= z[i] != z[i] ? 1u : 0u;
+  for (int i = 0; i < n; ++i) window[i] = z[i];
+  for (int i = n; i < n + width; ++i) window[i] = -kInf;
+  int length = 1;
+  for (; 2 * length <= width; length *= 2)
+    for (int i = 0; i < n; ++i) window[i] = window[i + length] > window[i] ? window[i + length] : window[i];
+  uint32_t odd = 0;
+  for (int r = 0; r < rows; ++r) {
+    const A a = window[r * width], b = window[(r + 1) * width - length];
+    most[r] = a > b ? a : b;
+    odd |= (most[r] == kInf) | (most[r] == -kInf) ? 1u : 0u;
+  }
+  return (nan | odd) == 0;
+}
+
+// to[r * width + i] = value[r] for i < width; what is beyond the last row, up to a vector, is overwritten.
+template <typename A>
+inline __attribute__((always_inline)) void spread(const A* value, int rows, int width, A* to) {
+  using V = typename Lanes<A>::Vector;
+  for (int r = 0; r < rows; ++r) {
+    const V all = V{} + value[r];
+    for (int i = 0; i < width; i += Lanes<A>::kWidth) memcpy(to + r * width + i, &all, sizeof(all));
+  }
+}
+
+// Soft samples of whole rows that fit in a chunk together, from their sums with noise and the largest of each. z has
+// room for 16 more.
+template <typename T, typename A>
+void short_rows(A* z, const A* most, int rows, int width, A tau, T* out) {
+  alignas(64) A each[kChunk + 16], factor[kChunk];
+  alignas(64) double sum[kChunk];
+  spread(most, rows, width, each);
+  const int n = rows * width;
+  for (int i = 0; i < n; ++i) z[i] -= each[i];
   if (tau != A{1})
     for (int i = 0; i < n; ++i) z[i] /= tau;
   for (int i = 0; i < n; ++i) z[i] = exp_nonpositive(z[i]);
   for (int r = 0; r < rows; ++r) {
     const A* e = z + r * width;
-    const A factor = A{1} / static_cast<A>(width <= 16 ? sum_of_few(e, width) : wide_sum(e, width).value());
-    for (int i = 0; i < width; ++i) shift[r * width + i] = factor;
+    if constexpr (sizeof(A) == sizeof(float)) {
+      sum[r] = width <= 16 ? sum_of_few(e, width) : wide_sum(e, width).value();
+    } else {
+      sum[r] = wide_sum(e, width).value();
+    }
   }
-  for (int i = 0; i < n; ++i) out[i] = static_cast<T>(z[i] * shift[i]);
-}
-
-// A row's summary, as summarise() gives it, without what that takes to begin.
-template <typename A>
-ChunkSummary<A> summarise_short(const A* z, int n) {
-  constexpr A kInf = static_cast<A>(__builtin_inf());
-  A max = -kInf;
-  uint32_t nan = 0;
-  for (int i = 0; i < n; ++i) {
-    max = z[i] > max ? z[i] : max;
-    nan |= z[i] != z[i] ? 1u : 0u;
-  }
-  return {max, nan != 0, max == kInf};
+  for (int r = 0; r < rows; ++r) factor[r] = A{1} / static_cast<A>(sum[r]);
+  spread(factor, rows, width, each);
+  for (int i = 0; i < n; ++i) out[i] = static_cast<T>(z[i] * each[i]);
 }
 
 template <typename T, typename A>
@@ -296,6 +341,8 @@ struct ChunkBest : ChunkSummary<A> {
   int at;  // the first that holds the maximum, or the first NaN
 };
 
+constexpr int kShortRow = 128;  // rows up to this width go through a kernel together
+
 }  // namespace
 }  // namespace pysel
 
@@ -304,8 +351,6 @@ struct ChunkBest : ChunkSummary<A> {
 
 namespace pysel {
 namespace {
-
-constexpr int64_t kShortRow = 128;  // rows up to this width go through a kernel together
 
 double read_tau(const char* op, const Tensor& tau, bool zero_allowed) {
   check_value(tau.numel() == 1 && tau.dim() == 0, op, ": tau must be a number or a 0-d tensor, got shape ", shape(tau));
@@ -368,7 +413,7 @@ class PerturbedRows {
       std::memcpy(z, staged_.data() + at, sizeof(A) * static_cast<size_t>(n));
       return PYSEL_CHOOSE(summarise<A>)(z, n);
     }
-    return PYSEL_CHOOSE(perturb<T, A>)(x_ + at, key_, start_ + static_cast<uint64_t>(at), n, z);
+    return PYSEL_CHOOSE(perturb_and_summarise<T, A>)(x_ + at, key_, start_ + static_cast<uint64_t>(at), n, z);
   }
 
   // Elements [at, at + n) of rows along the last dim, n <= kChunk.
@@ -427,17 +472,18 @@ void soft_short_rows(const char* op, const PerturbedRows<T>& source, int width, 
   const int64_t rows = source.rows(), together = kChunk / width;
   parallel_for((rows + together - 1) / together, kGrain / kChunk, [&](int64_t begin, int64_t end) {
     alignas(64) A z[kChunk + 16] = {};
-    std::vector<ChunkSummary<A>> summary(1);
-    std::vector<ChunkSummary<A>> row(static_cast<size_t>(together));
+    alignas(64) A most[kChunk];
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * together;
       const auto count = static_cast<int>(std::min(together, rows - first));
       source.perturb(first * width, count * width, z);
-      for (int r = 0; r < count; ++r) {
-        summary[0] = row[static_cast<size_t>(r)] = PYSEL_CHOOSE(summarise_short<A>)(z + r * width, width);
-        merge(op, summary, validate);
+      if (!PYSEL_CHOOSE(largest_of_rows<A>)(z, count, width, most)) {
+        for (int r = 0; r < count; ++r) {
+          const std::vector row{PYSEL_CHOOSE(summarise<A>)(z + r * width, width)};
+          most[r] = merge(op, row, validate).max;
+        }
       }
-      PYSEL_CHOOSE(short_rows<T, A>)(z, row.data(), count, width, divisor<A>(tau), out + first * width);
+      PYSEL_CHOOSE(short_rows<T, A>)(z, most, count, width, divisor<A>(tau), out + first * width);
     }
   });
 }
