@@ -39,6 +39,10 @@ def cuts(n: int, world: int, how: str) -> list[int]:
 LAYOUTS = ["even", "all on one", "random"]
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def shard(x: Tensor | None, at: list[int], rank: int) -> Tensor | None:
     return None if x is None else x[at[rank] : at[rank + 1]].clone()
 
@@ -187,17 +191,25 @@ def counted(
         ("select", "few", {"k": 999_999, "key": 1, "largest": False}, 5),
         ("weighted_sample", "equal", {"k": 300_000, "key": 1}, 5),
         ("weighted_sample", "equal", {"k": 300_000, "key": 1, "replacement": True}, 2),
-        ("groups", "wild", {"k": 500_000, "key": 1}, 7),
-        ("groups", "equal", {"k": 500_000, "key": 1}, 7),
-        ("groups", "equal", {"k": 500_000}, 8),
+        ("groups", "wild", {"key": 1}, 6),
+        ("groups", "equal", {"key": 1}, 6),
+        ("groups", "equal", {}, 6),
+        ("groups at random", "equal", {}, 6),
+        ("groups at random", "few", {"largest": False}, 6),
+        ("groups at random", "small integers", {"key": 1}, 6),
+        pytest.param("groups", "equal", {"n": 10_000_000}, 6, marks=pytest.mark.long),
+        pytest.param("groups", "equal", {"n": 10_000_000, "key": 1}, 6, marks=pytest.mark.long),
     ],
 )
 def test_collectives_and_bytes(four: Ranks, name: str, kind: str, given: dict[str, Any], most: int) -> None:
-    n = 1_000_000
-    x = numbers(torch.float64, n, kind)
-    if name == "groups":
-        groups = torch.arange(n) % 1000
-        given = {**given, "groups": groups, "quotas": torch.bincount(groups) // 2}
+    given = dict(given)
+    n = given.pop("n", 1_000_000)
+    # integers whose keys have the same upper halves
+    x = torch.arange(n) * 7919 % 1_000_003 * 4001 if kind == "small integers" else numbers(torch.float64, n, kind)
+    if name.startswith("groups"):
+        groups = torch.arange(n) % 1000 if name == "groups" else torch.randint(1000, (n,), generator=seeded(0))
+        quotas = torch.bincount(groups) // 2
+        given = {**given, "k": int(quotas.sum()), "groups": groups, "quotas": quotas}
         name = "select"
     answers = four(counted, 4, name, x, cuts(n, 4, "even"), given)
     order = {"order": "index"} if name == "weighted_sample" else {}

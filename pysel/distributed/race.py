@@ -144,7 +144,7 @@ def winners(op: str, meeting: Meeting, shard: Shard, quotas: Tensor, size_name: 
     while bool(cut.split.any()):
         capacity = _BYTES // (8 * (len(held) - 1) * meeting.world)
         size = held.size(1)
-        place = _places(held[0], cut, capacity) if size > capacity else torch.arange(size, device=device)
+        place = _places(held, cut, capacity) if size > capacity else torch.arange(size, device=device)
         message = torch.zeros(len(held) - 1, capacity + 1, dtype=torch.int64, device=device)
         message[:2, 0] = torch.tensor([size, len(place)], device=device)
         message[:, 1 : len(place) + 1] = _packed(held[:, place])
@@ -259,25 +259,54 @@ class _Bracket:
 
 
 class _Pivots:
-    """The first round's bins with groups: from each element of a sample to the next, by group and half a key."""
+    """The first round's bins with groups: from each element of a sample to the next.
+
+    Elements have two words: group and the upper half of the key, then its lower half and what orders equal keys. All are
+    found by the first; by the second only those, as a rule few, whose first one is a pivot's.
+    """
 
     def __init__(self, meeting: Meeting, shard: Shard, need: Tensor) -> None:
         self._shard = shard
+        self._index_bits = (sum(meeting.rows) - 1).bit_length()
         capacity = (1 << 15) // meeting.world
         sample = shard.sample(capacity)
-        message = need.new_full((capacity,), torch.iinfo(torch.int64).max)
-        message[: len(sample.rows)] = self._leading(sample)
-        starts = torch.arange(len(need), device=need.device) << 32
-        lower = torch.unique(torch.cat([starts, gather(message, meeting.group).flatten()]))
-        self._lower = lower[lower < len(need) << 32]
-        self.groups = self._lower >> 32
+        message = need.new_full((2, capacity), torch.iinfo(torch.int64).max)
+        message[0, : len(sample.rows)] = self._first(sample)
+        message[1, : len(sample.rows)] = self._second(sample.rows, sample.values)
+        starts = torch.stack([torch.arange(len(need), device=need.device) << 32, torch.zeros_like(need)])
+        words = torch.cat([starts, *gather(message, meeting.group)], 1)
+        words = words[:, words[0] < len(need) << 32]
+        self._firsts, number = torch.unique(words[0], return_inverse=True)
+        self._room = 63 - len(self._firsts).bit_length()  # bits left for the second word beside the first one's number
+        self._lower = torch.unique((number << self._room) | (words[1] >> (63 - self._room)))
+        after = torch.arange(1, len(self._firsts) + 1, device=need.device) << self._room
+        self._last = torch.searchsorted(self._lower, after) - 1  # the last bin that begins with each first word
+        self.groups = self._firsts[self._lower >> self._room] >> 32
 
-    def _leading(self, piece: Piece) -> Tensor:
+    def _first(self, piece: Piece) -> Tensor:
         assert piece.groups is not None
         return (piece.groups.long() << 32) + ((ascending(piece.values, self._shard.largest) >> 32) + (1 << 31))
 
+    def _second(self, rows: Tensor, values: Tensor) -> Tensor:
+        """63 bits: 32 of the key and 31 of the tie."""
+        ties = self._shard.ties(rows)
+        if self._shard.key is not None:
+            ties = (ties >> 33) + (1 << 30)
+        elif self._index_bits > 31:
+            ties = ties >> (self._index_bits - 31)
+        else:
+            ties = ties << (31 - self._index_bits)
+        return ((ascending(values, self._shard.largest) & 0xFFFFFFFF) << 31) | ties
+
     def _bins(self, piece: Piece) -> Tensor:
-        return torch.searchsorted(self._lower, self._leading(piece), right=True) - 1
+        first = self._first(piece)
+        number = torch.searchsorted(self._firsts, first, right=True) - 1
+        bins = self._last[number]
+        same = (self._firsts[number] == first).nonzero().flatten()
+        if len(same):
+            second = self._second(piece.rows[same], piece.values[same]) >> (63 - self._room)
+            bins[same] = torch.searchsorted(self._lower, (number[same] << self._room) | second, right=True) - 1
+        return bins
 
     def count(self) -> Tensor:
         """int64 [bins]: this rank's elements in each."""
@@ -318,24 +347,26 @@ def _sorted(piece: Piece, shard: Shard) -> Tensor:
     return held[:, _order(held)]
 
 
-def _places(groups: Tensor, cut: _Cut, capacity: int) -> Tensor:
+def _places(held: Tensor, cut: _Cut, capacity: int) -> Tensor:
     """Which of this rank's sorted elements become pivots: ascending, at most ``capacity``."""
-    n = len(groups)
-    even = (2 * torch.arange(capacity // 2, device=groups.device) + 1) * n // (capacity // 2 * 2)
-    mine = torch.bincount(groups, minlength=len(cut.need))
+    n = held.size(1)
+    even = (2 * torch.arange(capacity // 2, device=held.device) + 1) * n // (capacity // 2 * 2)
+    mine = torch.bincount(held[0], minlength=len(cut.need))
     live = mine.nonzero().flatten()
     each = capacity // 2 // len(live)
     if each == 0:
         return even.unique()
-    first = (mine.cumsum(0) - mine)[live].double()
-    mine = mine[live].double()
-    expected = mine * (cut.need / cut.size.clamp_min(1))[live]
-    around = (
-        torch.linspace(-1.5, 1.5, each, dtype=torch.float64, device=groups.device) if each > 1 else expected[:1] * 0
-    )
-    place = expected[:, None] + mine.sqrt()[:, None] * around
+    first = (mine.cumsum(0) - mine)[live]
+    mine, need, size = mine[live], cut.need[live], cut.size[live]
+    expected = mine.double() * (need / size)
+    around = torch.linspace(-1.5, 1.5, each, dtype=torch.float64, device=held.device) if each > 1 else expected[:1] * 0
+    place = (expected[:, None] + mine.double().sqrt()[:, None] * around).long()
+    if each > 1 and len(held) == 3:
+        # what is equal goes by index, so it goes by rank: the cut is there if all others' come after these, or before
+        equal = held[1][first] == held[1][first + mine - 1]
+        place[equal, :2] = torch.stack([need, need - (size - mine)], 1)[equal]
     place = first[:, None] + place.minimum(mine[:, None] - 1).clamp_min(0)
-    return torch.cat([even, place.flatten().long()]).unique()
+    return torch.cat([even, place.flatten()]).unique()
 
 
 def _packed(columns: Tensor) -> Tensor:

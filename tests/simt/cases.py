@@ -296,7 +296,9 @@ def usage():
         few[::5] = torch.iinfo(dtype).min
         for selected in (picks(40, 200), picks(40, 200).sort().values):
             yield Case("usage_update_", (few, selected, 1.0), note="counts near their largest", tsan=True)
-            yield Case("usage_step_", (few, selected, numbers(40), 0.1, 1.0, "log", 1), note="counts near their largest")
+            yield Case(
+                "usage_step_", (few, selected, numbers(40), 0.1, 1.0, "log", 1), note="counts near their largest"
+            )
     negative = torch.tensor([-3.0, -0.5, -1e-30, -2000.0, 0.0, float("inf"), float("nan"), 3e38])
     for form in ("log", "linear", "exp", "rate"):
         args = (negative, torch.tensor([0, 1, 1, 2]), numbers(8), 3e38, 1.0, form, 3)
