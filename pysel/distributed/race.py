@@ -9,10 +9,10 @@ each group into bins, all ranks add up how many elements they have in each, and 
                     ^pivots
 
 What lies in a bin that is cut goes on to the next round, with finer pivots from among it. The first round has no order
-yet: it takes a random sample, and of each group two pivots from it between which the cut lies but for bad luck, which
-costs time and nothing else. What is left then is little and gets sorted, so that each rank's pivots are spaced by rank
-and narrow down any distribution, ties included. Half of them are even, and half are where the cut would be if all
-shards were alike. When the remainder fits into a message all ranks get all of it.
+yet: it takes a random sample, and from it without groups two pivots between which the cut lies but for bad luck, which
+costs time and nothing else, with groups all. What is left then is little and gets sorted, so that each rank's pivots
+are spaced by rank and narrow down any distribution, ties included. Half of them are even, and half are where the cut
+would be if all shards were alike. When the remainder fits into a message all ranks get all of it.
 """
 
 from __future__ import annotations
@@ -261,8 +261,8 @@ class _Bracket:
 class _Pivots:
     """The first round's bins with groups: from each element of a sample to the next.
 
-    Elements have two words: group and the upper half of the key, then its lower half and what orders equal keys. All are
-    found by the first; by the second only those, as a rule few, whose first one is a pivot's.
+    Elements have two words: group and the upper half of the key, then its lower half and what orders equal keys. All
+    are found by the first; by the second only those, as a rule few, whose first one is a pivot's.
     """
 
     def __init__(self, meeting: Meeting, shard: Shard, need: Tensor) -> None:
