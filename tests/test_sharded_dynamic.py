@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint._state_dict_stager import StateDictStager
 
 import pysel
 from pysel.distributed import ShardedDynamicSelector, shards
@@ -387,6 +391,57 @@ def test_a_checkpoint_of_four_ranks_loads_on_any_number(
         assert {(answer[3][0], answer[3][3]) for answer in answers} == {(epochs + 2, True)}
         assert torch.equal(torch.cat([answer[3][1] for answer in answers]), saved.uses)
         assert all(torch.equal(answer[3][2], saved.select(4)) for answer in answers)
+
+
+def in_the_background(rank: int, group: Any, at: list[int], folder: str) -> Any:
+    selector = make(rank, group, at, {})
+    selector.bitmap(3)
+    dcp.async_save({"selector": selector}, checkpoint_id=folder, process_group=group).result()
+    return selector.uses
+
+
+def from_the_background(rank: int, group: Any, at: list[int], folder: str) -> Any:
+    selector = make(rank, group, at, {})
+    dcp.load({"selector": selector}, checkpoint_id=folder, process_group=group)
+    return selector.uses
+
+
+def test_an_asynchronous_checkpoint(six: Ranks, tmp_path: Path) -> None:
+    saved = six(in_the_background, 2, cuts(1003, 2, "random"), str(tmp_path))
+    answers = six(from_the_background, 3, cuts(1003, 3, "random"), str(tmp_path))
+    assert all(isinstance(answer, Tensor) for answer in (*saved, *answers)), answers
+    assert torch.equal(torch.cat(answers), torch.cat(saved))
+
+
+def through_torch_save(shard: Any, safe: bool) -> Any:
+    file = io.BytesIO()
+    torch.save(shard, file)
+    file.seek(0)
+    return torch.load(file, weights_only=safe)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.copy,
+        copy.deepcopy,
+        torch.clone,
+        lambda shard: pickle.loads(pickle.dumps(shard)),
+        lambda shard: through_torch_save(shard, safe=True),
+        lambda shard: through_torch_save(shard, safe=False),
+        lambda shard: StateDictStager().stage({"shard": shard})["shard"],
+        lambda shard: shard.detach().to(torch.device("cpu"), copy=True),
+        lambda shard: shard.new_empty(shard.size()).copy_(shard),
+    ],
+)
+def test_a_copy_of_a_shard_is_of_its_part(copied: Any) -> None:
+    given = torch.arange(3, dtype=torch.uint8)
+    made = copied(shards.VectorShard(given, 2, 10))
+    assert isinstance(made, shards.VectorShard)
+    assert (made.size(), made.dtype, made.offset, made.total) == (torch.Size([10]), torch.uint8, 2, 10)
+    assert torch.equal(made.local, given) and type(made.local) is Tensor
+    with pytest.raises(TypeError, match="needs the whole vector, of which this rank has a part"):
+        made.sum()
 
 
 def spoil(rank: int, group: Any, how: str) -> Any:

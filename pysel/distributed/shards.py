@@ -92,7 +92,8 @@ def fingerprint(tables: dict[str, Tensor], meeting: Meeting) -> int:
 class VectorShard(Tensor):
     """This rank's part of a vector [N], which torch.distributed.checkpoint saves and loads at any world size.
 
-    It is a tensor because the checkpoint looks up nothing else by its place; what ops make of it is a plain one.
+    It is a tensor [N] because the checkpoint looks up nothing else by its place. It holds ``local`` alone, has no
+    memory for the rest, and can do nothing but be copied (as asynchronous checkpoints do), moved and pickled.
 
     Args:
         local: [n], elements ``offset`` to ``offset + n``.
@@ -100,24 +101,32 @@ class VectorShard(Tensor):
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    local: Tensor  # in the same memory as what was given
     offset: int
     total: int
 
     @staticmethod
     def __new__(cls, local: Tensor, offset: int, total: int) -> VectorShard:
-        """The same memory as a shard."""
-        shard: VectorShard = local.detach().as_subclass(cls)
-        shard.offset, shard.total = offset, total
+        shard: VectorShard = Tensor._make_wrapper_subclass(cls, (total,), dtype=local.dtype, device=local.device)
+        shard.local, shard.offset, shard.total = local.detach(), offset, total
         return shard
 
-    @property
-    def local(self) -> Tensor:
-        """[n], in the same memory."""
-        return self.as_subclass(Tensor)
+    @classmethod
+    def __torch_dispatch__(cls, op: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        shard, *rest = args
+        if op is torch.ops.aten.copy_.default:
+            shard.local.copy_(rest[0].local)
+            return shard
+        if op is torch.ops.aten.new_empty.default and list(rest[0]) == [shard.total]:
+            local = shard.local.new_empty(shard.local.shape, **(kwargs or {}))
+        elif op in _COPIES:
+            local = op(shard.local, *rest, **(kwargs or {}))
+        else:
+            raise TypeError(f"VectorShard: {op} needs the whole vector, of which this rank has a part, .local")
+        return VectorShard(local, shard.offset, shard.total)
 
-    def size(self, dim: int | None = None) -> Any:
-        """Of the whole: what a checkpoint's is compared with."""
-        return torch.Size([self.total]) if dim is None else torch.Size([self.total])[dim]
+    def __reduce_ex__(self, _: Any) -> tuple[Any, ...]:
+        return VectorShard, (self.local, self.offset, self.total)
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"VectorShard({self.dtype}, [{self.total}], from {self.offset})"
@@ -147,3 +156,7 @@ class VectorShard(Tensor):
 
     def __get_tensor_shard__(self, _: Any) -> Tensor:
         return self.local
+
+
+_COPIES = {torch.ops.aten.detach.default, torch.ops.aten.clone.default, torch.ops.aten._to_copy.default}
+torch.serialization.add_safe_globals([VectorShard])

@@ -53,9 +53,9 @@ class Bitmap:
             raise ValueError(f"{op}: words must have shape [{count}], got {list(words.shape)}")
         if count and int(words[-1]) & beyond:
             raise ValueError(f"{op}: words must have no bits from {num_samples} on")
-        self.words = words
         padded = torch.zeros(-(-num_samples // _BLOCK) * (_BLOCK // _WORD), dtype=torch.int64, device="cpu")
         padded[:count] = words
+        self.words = padded[:count]  # a copy of those given, and the only one
         self._blocks = padded.view(-1, _BLOCK // _WORD)
         counts = [_ones(part).sum(1) for part in self._blocks.split(_PIECE // _BLOCK)]
         self._upto = torch.cat([words.new_zeros(1), *counts]).cumsum(0)  # int64 [blocks + 1]
@@ -69,12 +69,16 @@ class Bitmap:
         return len(self)
 
     def __getitem__(self, where: slice | Tensor) -> Tensor:
-        """The members at such positions, int64.
+        """The members at such positions [n], int64.
 
         Raises:
+            TypeError: the positions are neither a slice nor a tensor [n] of integers.
             IndexError: a position is outside [0, len).
         """
         at = torch.arange(*where.indices(len(self)), device="cpu") if isinstance(where, slice) else where
+        _checks.tensor("Bitmap", "positions", at, (torch.int64, torch.int32))
+        if at.dim() != 1:
+            raise TypeError(f"Bitmap: positions must be a slice or a tensor [n], got {list(at.shape)}")
         if not at.numel():
             return at.new_empty(at.shape, dtype=torch.int64)
         low, high = int(at.min()), int(at.max())
