@@ -88,7 +88,7 @@ namespace {
 class Indices {
  public:
   Indices(const char* op, const Tensor& indices, int64_t count, const char* argument = "indices")
-      : tensor_(torch::stable::contiguous(indices)) {
+      : tensor_(packed(indices)) {
     const int64_t* data = this->data();
     parallel_for(indices.numel(), kGrain, [&](int64_t begin, int64_t end) {
       bool outside = false;
@@ -116,10 +116,10 @@ Tensor write_sparse_decode(const Tensor& values, const Tensor& indices, const Te
   const Tensor out = own ? *own : empty_cpu({rows, d}, values.scalar_type());
   dispatch_floating(op, "values", values, [&]<typename T>() {
     using A = Compute<T>;
-    const Tensor values_c = torch::stable::contiguous(values), weight_c = torch::stable::contiguous(weight);
+    const Tensor values_c = packed(values), weight_c = packed(weight);
     std::vector<A> start(static_cast<size_t>(d));
     if (bias) {
-      const Tensor bias_c = torch::stable::contiguous(*bias);
+      const Tensor bias_c = packed(*bias);
       PYSEL_CHOOSE(convert<T, A>)(static_cast<const T*>(bias_c.data_ptr()), d, start.data());
     }
     parallel_for(rows, rows_per_thread(k * d), [&](int64_t begin, int64_t end) {
@@ -152,7 +152,7 @@ Tensor sddmm(Tensor indices, Tensor weight, Tensor grad) {
   Tensor out = empty_cpu({rows, k}, weight.scalar_type());
   dispatch_floating(op, "weight", weight, [&]<typename T>() {
     using A = Compute<T>;
-    const Tensor weight_c = torch::stable::contiguous(weight), grad_c = torch::stable::contiguous(grad);
+    const Tensor weight_c = packed(weight), grad_c = packed(grad);
     const T* w = static_cast<const T*>(weight_c.data_ptr());
     const T* g = static_cast<const T*>(grad_c.data_ptr());
     T* to = static_cast<T*>(out.data_ptr());
@@ -214,7 +214,7 @@ Tensor spmm_t(Tensor values, Tensor indices, Tensor rows, int64_t num_factors) {
   Tensor out = empty_cpu({num_factors, d}, values.scalar_type());
   dispatch_floating(op, "values", values, [&]<typename T>() {
     using A = Compute<T>;
-    const Tensor values_c = torch::stable::contiguous(values), rows_c = torch::stable::contiguous(rows);
+    const Tensor values_c = packed(values), rows_c = packed(rows);
     const T* v = static_cast<const T*>(values_c.data_ptr());
     ByFactor(which.data(), values.numel(), num_factors).each(d, [&](int64_t f, const int64_t* from, const int64_t* to) {
       std::vector<A> coefficient(static_cast<size_t>(to - from)), sum(static_cast<size_t>(d));
@@ -241,8 +241,8 @@ std::tuple<Tensor, Tensor> sparse_decode_backward(Tensor grad, Tensor values, Te
   Tensor to_weight = empty_cpu(sizes(weight), weight.scalar_type());
   dispatch_floating(op, "values", values, [&]<typename T>() {
     using A = Compute<T>;
-    const Tensor values_c = torch::stable::contiguous(values), grad_c = torch::stable::contiguous(grad);
-    const Tensor weight_c = torch::stable::contiguous(weight);
+    const Tensor values_c = packed(values), grad_c = packed(grad);
+    const Tensor weight_c = packed(weight);
     const T *v = static_cast<const T*>(values_c.data_ptr()), *g = static_cast<const T*>(grad_c.data_ptr());
     const T* w = static_cast<const T*>(weight_c.data_ptr());
     T* out = static_cast<T*>(to_values.data_ptr());
@@ -332,7 +332,7 @@ Tensor factor_counts(Tensor values, Tensor indices, int64_t num_factors, std::op
   const ByGroup by_group(group ? group->data() : nullptr, values.size(0), num_groups.value_or(1));
   dispatch_floating(op, "values", values, [&]<typename T>() {
     const int64_t k = values.size(1);
-    const Tensor values_c = torch::stable::contiguous(values);
+    const Tensor values_c = packed(values);
     const T* v = static_cast<const T*>(values_c.data_ptr());
     std::mutex mutex;
     parallel_for(values.size(0), factor_grain(num_factors, k), [&](int64_t begin, int64_t end) {
@@ -388,10 +388,10 @@ Tensor factor_scores(Tensor values, Tensor indices, Tensor tables, std::string r
   const Indices which(op, indices, factors);
   Tensor out = empty_cpu(tables.dim() == 1 ? std::vector{rows} : std::vector{rows, count}, tables.scalar_type());
   // a factor's entries side by side
-  const Tensor entries = torch::stable::contiguous(tables.dim() == 1 ? tables : torch::stable::transpose(tables, 0, 1));
+  const Tensor entries = packed(tables.dim() == 1 ? tables : torch::stable::transpose(tables, 0, 1));
   auto run = [&]<typename R>() {
     dispatch_floating(op, "values", values, [&]<typename T>() {
-      const Tensor values_c = torch::stable::contiguous(values);
+      const Tensor values_c = packed(values);
       score_rows(static_cast<const T*>(values_c.data_ptr()), which.data(), rows, values.size(1),
                  static_cast<const R*>(entries.data_ptr()), factors, count, reduce == "mean", weighted,
                  static_cast<R*>(out.data_ptr()));

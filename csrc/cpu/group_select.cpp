@@ -837,7 +837,7 @@ class GroupSelection {
 GroupTensors::GroupTensors(const char* op, const std::optional<Tensor>& of, const std::optional<Tensor>& quotas,
                            int64_t k) {
   if (!of) return;
-  quotas_c_ = torch::stable::contiguous(*quotas);
+  quotas_c_ = packed(*quotas);
   const auto* quota = static_cast<const int64_t*>(quotas_c_->data_ptr());
   int64_t sum = 0;
   for (int64_t g = 0; g < quotas->size(0); ++g) {
@@ -845,7 +845,7 @@ GroupTensors::GroupTensors(const char* op, const std::optional<Tensor>& of, cons
     if (__builtin_add_overflow(sum, quota[g], &sum)) sum = std::numeric_limits<int64_t>::max();
   }
   check_value(sum == k, op, ": quotas must sum to k, ", k, ", got a sum of ", sum);
-  groups_c_ = torch::stable::contiguous(*of);
+  groups_c_ = packed(*of);
   groups = Groups{groups_c_->data_ptr(), of->scalar_type() == ScalarType::Long, quotas->size(0), quota};
 }
 

@@ -570,7 +570,7 @@ Tensor write_gumbel_softmax(const Tensor& logits, const Tensor& tau, const Tenso
   const Tensor out = own ? *own : empty_cpu(sizes(logits), logits.scalar_type());
   dispatch_floating(op, "logits", logits, [&]<typename T>() {
     if (logits.numel() == 0) return;
-    const Tensor x = torch::stable::contiguous(logits);
+    const Tensor x = packed(logits);
     if (validate && own) check_logits(op, static_cast<const T*>(x.data_ptr()), layout, true);
     const PerturbedRows<T> source(x, layout, k, static_cast<uint64_t>(start));
     T* y = static_cast<T*>(out.data_ptr());
@@ -613,7 +613,7 @@ Tensor gumbel_argmax(Tensor logits, Tensor key, int64_t dim, int64_t start, std:
   Tensor out = empty_cpu(size, ScalarType::Long);
   dispatch_floating(op, "logits", logits, [&]<typename T>() {
     if (logits.numel() == 0) return;
-    const Tensor x = torch::stable::contiguous(logits);
+    const Tensor x = packed(logits);
     const PerturbedRows<T> source(x, layout, k, static_cast<uint64_t>(start));
     auto* index = static_cast<int64_t*>(out.data_ptr());
     argmax_rows<T>(op, source, layout, validate.value_or(true), [&](int64_t r, int64_t i, bool) { index[r] = i; });
@@ -637,7 +637,7 @@ Tensor gumbel_softmax_backward(Tensor grad, Tensor y, Tensor tau, int64_t dim) {
       std::fill(to, to + y.numel(), static_cast<T>(0.0f));
       return;
     }
-    const Tensor grad_c = torch::stable::contiguous(grad), y_c = torch::stable::contiguous(y);
+    const Tensor grad_c = packed(grad), y_c = packed(y);
     const T* g = static_cast<const T*>(grad_c.data_ptr());
     const T* p = static_cast<const T*>(y_c.data_ptr());
     const auto [outer, width, inner] = layout;
@@ -682,7 +682,7 @@ Tensor write_gumbel_sigmoid(const Tensor& logits, const Tensor& tau, const Tenso
   const Tensor out = own ? *own : empty_cpu(sizes(logits), logits.scalar_type());
   dispatch_floating(op, "logits", logits, [&]<typename T>() {
     using A = Compute<T>;
-    const Tensor x = torch::stable::contiguous(logits);
+    const Tensor x = packed(logits);
     const T* s = static_cast<const T*>(x.data_ptr());
     T* w = static_cast<T*>(out.data_ptr());
     const int64_t n = logits.numel();
@@ -720,7 +720,7 @@ Tensor gumbel_sigmoid_backward(Tensor grad, Tensor logits, Tensor tau, Tensor ke
   Tensor out = empty_cpu(sizes(logits), logits.scalar_type());
   dispatch_floating(op, "logits", logits, [&]<typename T>() {
     using A = Compute<T>;
-    const Tensor grad_c = torch::stable::contiguous(grad), x = torch::stable::contiguous(logits);
+    const Tensor grad_c = packed(grad), x = packed(logits);
     const T* g = static_cast<const T*>(grad_c.data_ptr());
     const T* s = static_cast<const T*>(x.data_ptr());
     T* to = static_cast<T*>(out.data_ptr());
@@ -744,7 +744,7 @@ Tensor noise(Tensor bits, std::string kind, bool double_precision) {
               ": kind must be exponential, gumbel or logistic, got ", kind);
   check_dtype(op, "bits", bits, ScalarType::Long, "int64");
   const int which = kind == "exponential" ? 0 : kind == "gumbel" ? 1 : 2;
-  const Tensor b = torch::stable::contiguous(bits);
+  const Tensor b = packed(bits);
   const auto* data = static_cast<const int64_t*>(b.data_ptr());
   Tensor out = empty_cpu(sizes(bits), double_precision ? ScalarType::Double : ScalarType::Float);
   parallel_for(bits.numel(), kGrain, [&](int64_t begin, int64_t end) {

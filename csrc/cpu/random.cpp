@@ -30,7 +30,7 @@ Tensor words64(Tensor key, int64_t stream, Tensor items) {
   check_value(0 <= stream && stream <= static_cast<int64_t>(Stream::permutation), op,
               ": stream must be between 0 and 5, got ", stream);
   check_dtype(op, "items", items, ScalarType::Long, "int64");
-  const Tensor items_c = torch::stable::contiguous(items);
+  const Tensor items_c = packed(items);
   const auto* item = static_cast<const int64_t*>(items_c.data_ptr());
   Tensor out = empty_cpu(sizes(items), ScalarType::Long);
   auto* word = static_cast<uint64_t*>(out.data_ptr());

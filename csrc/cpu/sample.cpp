@@ -698,7 +698,7 @@ Tensor write_weighted_sample(const Tensor& weights, int64_t k, bool replacement,
                         checked_key};
   Tensor out;
   dispatch_floating(kOp, "weights", weights, [&]<typename T>() {
-    const Tensor w_c = torch::stable::contiguous(weights);
+    const Tensor w_c = packed(weights);
     const T* w = static_cast<const T*>(w_c.data_ptr());
     if (validate)
       for (int64_t r = 0; r < rows; ++r) check_weights(w + r * n, n, request, replacement);
@@ -740,7 +740,7 @@ Tensor race_keys_of(Tensor weights, bool log_weights, Tensor key, int64_t start)
   Tensor out = empty_cpu(sizes(weights), wide ? ScalarType::Double : ScalarType::Float);
   dispatch_floating("race_keys", "weights", weights, [&]<typename T>() {
     using A = Compute<T>;
-    const Tensor w_c = torch::stable::contiguous(weights);
+    const Tensor w_c = packed(weights);
     const T* w = static_cast<const T*>(w_c.data_ptr());
     A* z = static_cast<A*>(out.data_ptr());
     each_chunk(weights.numel(), true, [&](int64_t chunk) {
@@ -774,7 +774,7 @@ Tensor fixed_weights_of(Tensor weights, bool log_weights, double max, int64_t n)
   Tensor out = empty_cpu(sizes(weights), ScalarType::Long);
   const FixedPoint fixed(log_weights, max, n);
   dispatch_floating("fixed_weights", "weights", weights, [&]<typename T>() {
-    const Tensor w_c = torch::stable::contiguous(weights);
+    const Tensor w_c = packed(weights);
     const T* w = static_cast<const T*>(w_c.data_ptr());
     auto* to = static_cast<uint64_t*>(out.data_ptr());
     each_chunk(weights.numel(), true, [&](int64_t chunk) {

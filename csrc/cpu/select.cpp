@@ -26,7 +26,7 @@ template <typename T>
 void select_from(const Tensor& scores, int64_t k, bool largest, const std::optional<Groups>& groups,
                  const std::optional<TieOrder>& tie_order, bool validate, int64_t* indices) {
   using Bits = std::conditional_t<sizeof(T) <= 4, uint32_t, uint64_t>;
-  const Tensor scores_c = torch::stable::contiguous(scores);
+  const Tensor scores_c = packed(scores);
   const int64_t n = scores.size(0);
   const T* x = static_cast<const T*>(scores_c.data_ptr());
   const Bits flip = largest ? 0 : ~Bits{0};

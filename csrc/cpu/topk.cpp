@@ -236,7 +236,7 @@ std::tuple<Tensor, Tensor> topk(Tensor x, int64_t k) {
   Tensor values = empty_cpu(size, x.scalar_type()), indices = empty_cpu(size, ScalarType::Long);
   dispatch_floating(op, "x", x, [&]<typename T>() {
     if (values.numel() == 0) return;
-    const Tensor rows = torch::stable::contiguous(x);
+    const Tensor rows = packed(x);
     dispatch_entry<T>(n, [&]<typename Entry>() {
       topk_rows<T, Entry>(static_cast<const T*>(rows.data_ptr()), x.numel() / n, n, k,
                           static_cast<T*>(values.data_ptr()), static_cast<int64_t*>(indices.data_ptr()));

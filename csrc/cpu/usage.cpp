@@ -50,7 +50,7 @@ void penalise_chunk(const PenaltyArguments& penalty, const S* scores, const C* c
 class Grouped {
  public:
   Grouped(const char* op, const Tensor& selected, int64_t n)
-      : tensor_(torch::stable::contiguous(selected)),
+      : tensor_(packed(selected)),
         data_(static_cast<const int64_t*>(tensor_.data_ptr())),
         start_(static_cast<size_t>((n + kBlock - 1) / kBlock + 1)) {
     const int64_t m = selected.numel();
@@ -139,7 +139,7 @@ Tensor write_usage_penalty(const Tensor& scores, const Tensor& counts, double ga
   const Tensor out = own ? *own : empty_cpu(sizes(scores), scores.scalar_type());
   dispatch_floating(op, "scores", scores, [&]<typename S>() {
     dispatch_counts(op, counts, [&]<typename C>() {
-      const Tensor scores_c = torch::stable::contiguous(scores), counts_c = torch::stable::contiguous(counts);
+      const Tensor scores_c = packed(scores), counts_c = packed(counts);
       const S* from = static_cast<const S*>(scores_c.data_ptr());
       const C* used = static_cast<const C*>(counts_c.data_ptr());
       each_chunk(scores.numel(), true, [&](int64_t c) {
@@ -175,7 +175,7 @@ Tensor write_usage_step(const Tensor& counts, const Tensor& selected, const Tens
   const Tensor out = own ? *own : empty_cpu(sizes(scores), scores.scalar_type());
   dispatch_floating(op, "scores", scores, [&]<typename S>() {
     dispatch_counts(op, counts, [&]<typename C>() {
-      const Tensor scores_c = torch::stable::contiguous(scores);
+      const Tensor scores_c = packed(scores);
       const S* from = static_cast<const S*>(scores_c.data_ptr());
       S* to = static_cast<S*>(out.data_ptr());
       update<C>(counts, grouped, decay, true,

@@ -56,7 +56,7 @@ Tensor usage_select_(Tensor counts, Tensor first, Tensor second, double mix, dou
   const GroupTensors given(kOp, groups, quotas, k);
 
   const int64_t n = counts.size(0), stride = n > 0 ? counts.stride(0) : 1;
-  const Tensor first_c = torch::stable::contiguous(first), second_c = torch::stable::contiguous(second);
+  const Tensor first_c = packed(first), second_c = packed(second);
   const Tensor out = empty_cpu({k}, ScalarType::Long);
   auto* indices = static_cast<int64_t*>(out.data_ptr());
   const auto run = [&]<typename S, typename C>() {
