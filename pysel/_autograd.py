@@ -16,6 +16,10 @@ from torch.autograd import Function, forward_ad
 
 from pysel import _checks, _fake
 
+_WHOLE = {"indices", "key"}
+"""Arguments of integers, which never require grad."""
+
+_Below = torch._C._AutoDispatchBelowAutograd
 _library = torch.library.Library("pysel", "IMPL")
 
 
@@ -27,6 +31,7 @@ def differentiable(function: type[Function], **constant: int) -> Callable[..., A
     """
     name = function.__name__
     op = getattr(torch.ops.pysel, name).default  # as `below`: torch.jit.trace compares lines
+    tensors = [i for i, a in enumerate(op._schema.arguments) if "Tensor" in str(a.type) and a.name not in _WHOLE]
     gradient = function.backward
 
     def apply(*args: Any) -> Any:
@@ -49,26 +54,34 @@ def differentiable(function: type[Function], **constant: int) -> Callable[..., A
             return op(*args)
         if torch._C._are_functorch_transforms_active():
             return apply(*args)
-        if _no_gradient(args):  # a Function costs several times what a small kernel does
-            return below(name, *args)
-        return op(*args)
+        if forward_ad._current_level >= 0:
+            return op(*args)
+        for i in tensors:
+            if args[i] is not None and args[i].requires_grad and torch.is_grad_enabled():
+                return op(*args)
+        with _Below():  # a Function costs several times what a small kernel does
+            return op(*args)
 
     return call
 
 
-def _no_gradient(args: tuple[Any, ...]) -> bool:
-    if forward_ad._current_level >= 0:
-        return False
-    if torch.is_grad_enabled():
-        for a in args:
-            if isinstance(a, Tensor) and a.requires_grad:
-                return False
-    return True
+def constant(name: str) -> Callable[..., Any]:
+    """What the public functions call of an op that has no gradient."""
+    op = getattr(torch.ops.pysel, name).default
+
+    def call(*args: Any) -> Any:
+        transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if transformed or forward_ad._current_level >= 0:
+            return op(*(a.detach() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args))
+        with _Below():
+            return op(*args)
+
+    return call
 
 
 def below(name: str, *args: Any) -> Any:
     """Call an op's kernel without its gradient."""
-    with torch._C._AutoDispatchBelowAutograd():
+    with _Below():
         return getattr(torch.ops.pysel, name).default(*args)
 
 
@@ -118,6 +131,12 @@ def bump_version(*names: str) -> None:
 
 
 bump_version("usage_update_", "usage_step_", "usage_select_", *(f"{fake.__name__}.out" for fake in _fake.OUT))
+
+factor_counts_op = constant("factor_counts")
+factor_scores_op = constant("factor_scores")
+gumbel_argmax_op = constant("gumbel_argmax")
+select_op = constant("select")
+weighted_sample_op = constant("weighted_sample")
 
 
 # --- gumbel ---

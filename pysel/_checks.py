@@ -142,6 +142,8 @@ def _kind(value: object) -> str:
 
 def flag(op: str, name: str, value: Any) -> bool:
     """``value`` as Python's bool: a bool, numpy's, a 0-d tensor of one, or 0 or 1; else TypeError."""
+    if type(value) is bool:
+        return value
     scalar = isinstance(value, Tensor) and value.dtype == torch.bool and value.dim() == 0
     if not (scalar or isinstance(value, bool | np.bool_) or (type(value) is int and value in (0, 1))):
         raise TypeError(f"{op}: {name} must be a bool, got {_kind(value)}")

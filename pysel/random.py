@@ -102,7 +102,7 @@ def resolve(op: str, given: Tensor | int | None, generator: Generator | None, de
         if not isinstance(generator, Generator):
             raise TypeError(f"{op}: generator must be a torch.Generator, got {type(generator).__name__}")
     if given is None:
-        return key(generator=generator, device=device)
+        return key(generator=generator, device=device) if torch.compiler.is_compiling() else _draw(device, generator)
     if not isinstance(given, Tensor):
         if isinstance(given, bool) or not isinstance(given, numbers.Integral | torch.SymInt):
             raise TypeError(f"{op}: key must be a Tensor or an int, got {type(given).__name__}")

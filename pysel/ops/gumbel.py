@@ -19,18 +19,42 @@ def _tau(op: str, tau: float | Tensor, logits: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             # a float passed through arithmetic stays an input of the graph; torch.tensor would bake its value in
             return torch.ones((), dtype=torch.float64, device="cpu") * tau
-        # on the CPU whatever torch's default device is: the kernel reads it there
-        return torch.full((), tau, dtype=torch.float64, device="cpu")
+        return _number_as_tau(tau)
     _checks.tensor(op, "tau", tau)
     if tau.device.type != "cpu":
         _checks.same_device(op, "tau", tau, "logits", logits)
     return tau
 
 
+_last_tau = (0.0, torch.zeros((), dtype=torch.float64, device="cpu"))
+
+
+def _number_as_tau(number: float) -> Tensor:
+    """A tensor of the number, on the CPU whatever torch's default device is: the kernel reads it there.
+
+    Usually that of the last call. Modes and transforms, which have tensors of their own kind, and torch.jit.trace,
+    which records how they are made, get a fresh one. None made in inference mode is kept: a backward could not save it.
+    """
+    global _last_tau
+    plain = not (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state()
+    )
+    kept, tensor = _last_tau  # at once: another thread may replace them
+    if plain and kept == number:
+        return tensor
+    tensor = torch.full((), number, dtype=torch.float64, device="cpu")
+    if plain and not tensor.is_inference():
+        _last_tau = number, tensor
+    return tensor
+
+
 def _full_precision(x: Tensor) -> Tensor:
     """Under autocast, what torch.softmax does there: half types become float32 on accelerators."""
-    half = x.dtype in (torch.bfloat16, torch.float16)
-    return x.float() if half and x.device.type != "cpu" and autocast_dtype(x.device) else x
+    if x.is_cpu or x.dtype not in (torch.bfloat16, torch.float16):
+        return x
+    return x.float() if autocast_dtype(x.device) else x
 
 
 def gumbel_softmax(
@@ -190,4 +214,4 @@ def gumbel_argmax(
     start = _checks.integer(op, "start", start)
     resolved = resolve(op, key, generator, logits.device)
     validate = _checks.validate(op, validate)
-    return torch.ops.pysel.gumbel_argmax(logits.detach(), resolved, dim, start, validate)
+    return _autograd.gumbel_argmax_op(logits, resolved, dim, start, validate)

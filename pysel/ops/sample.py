@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from pysel import _checks
+from pysel import _autograd, _checks
 from pysel.ops._out import write_out
 from pysel.random import resolve
 
@@ -84,10 +84,10 @@ def weighted_sample(
     _checks.choice(op, "order", order, ("draw", "index", "shuffled"))
     _checks.groups(op, groups, quotas, "weights", weights)
     resolved = resolve(op, key, generator, weights.device)
-    args = (weights.detach(), k, replacement, log_weights, order, groups, quotas, resolved, start, validate)
+    rest = (k, replacement, log_weights, order, groups, quotas, resolved, start, validate)
     if out is not None:
-        return write_out(op, out, torch.int64, *args)
-    return torch.ops.pysel.weighted_sample(*args)
+        return write_out(op, out, torch.int64, weights.detach(), *rest)
+    return _autograd.weighted_sample_op(weights, *rest)
 
 
 _PIECE = 1 << 20  # race keys at a time

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pysel import _checks
+from pysel import _autograd, _checks
 from pysel.ops._out import write_out
 from pysel.random import resolve
 
 __all__ = ["select"]
+
+_SCORES = (*_checks.FLOATING, torch.int64, torch.int32)
 
 
 def select(
@@ -60,11 +62,13 @@ def select(
         tensor([1, 4])
     """
     op = "select"
-    _checks.tensor(op, "scores", scores, (*_checks.FLOATING, torch.int64, torch.int32))
+    _checks.tensor(op, "scores", scores, _SCORES)
     k = _checks.integer(op, "k", k)
     largest, validate = _checks.flag(op, "largest", largest), _checks.validate(op, validate)
     start = _checks.integer(op, "start", start)
     _checks.groups(op, groups, quotas, "scores", scores)
     resolved = None if key is None else resolve(op, key, None, scores.device)
-    args = (scores.detach(), k, largest, groups, quotas, resolved, validate, start)
-    return torch.ops.pysel.select(*args) if out is None else write_out(op, out, torch.int64, *args)
+    rest = (k, largest, groups, quotas, resolved, validate, start)
+    if out is not None:
+        return write_out(op, out, torch.int64, scores.detach(), *rest)
+    return _autograd.select_op(scores, *rest)

@@ -248,7 +248,7 @@ def factor_counts(
         groups = groups.flatten().long()
     if num_groups is not None:
         num_groups = _checks.integer(op, "num_groups", num_groups)
-    return torch.ops.pysel.factor_counts(_rows(values.detach()), _rows(indices), num_factors, groups, num_groups)
+    return _autograd.factor_counts_op(_rows(values), _rows(indices), num_factors, groups, num_groups)
 
 
 def factor_scores(
@@ -297,5 +297,5 @@ def factor_scores(
     _checks.no_grad(op, "values", values)
     _checks.no_grad(op, "tables", tables)
     weighted = _checks.flag(op, "weighted", weighted)
-    scores = torch.ops.pysel.factor_scores(_rows(values.detach()), _rows(indices), tables.detach(), reduce, weighted)
+    scores = _autograd.factor_scores_op(_rows(values), _rows(indices), tables, reduce, weighted)
     return scores.view((*values.shape[:-1], *tables.shape[:-1]))
