@@ -532,6 +532,41 @@ def replay_sample(n: int, k: int) -> Setup:
     )
 
 
+def replay_step(n: int, k: int) -> Setup:
+    """Draw a batch with replacement from n priorities, then give its items others.
+
+    torchrl's tree stands for itself here, without the sampler around it; its draws are from float32 sums.
+    """
+    priorities, changed = torch.rand(n).add_(1e-3), torch.rand(k).add_(1e-3)
+    prepared = pysel.prepare(priorities)
+
+    @functools.cache
+    def tree() -> Any:
+        load_torchrl()
+        from torchrl._torchrl import SumSegmentTreeFp32
+
+        made = SumSegmentTreeFp32(n)
+        made[torch.arange(n)] = priorities
+        return made
+
+    def ours() -> Tensor:
+        drawn = pysel.weighted_sample(prepared, k, replacement=True)
+        prepared.update_(drawn, changed)
+        return drawn
+
+    def torchrl() -> Tensor:
+        drawn: Tensor = tree().scan_lower_bound(torch.rand(k) * tree().query(0, n))
+        tree()[drawn] = changed
+        return drawn
+
+    def eager() -> Tensor:
+        drawn = torch.multinomial(priorities, k, replacement=True)
+        priorities[drawn] = changed
+        return drawn
+
+    return Setup({"pysel": ours, "eager": eager, "torchrl": torchrl}, 16 * k)
+
+
 def sums(y: Tensor) -> tuple[torch.Size, torch.dtype, float]:
     """Of random rows that sum to 1: shape, dtype, and the sum."""
     return y.shape, y.dtype, round(float(y.sum()) / max(1, y.numel() // y.shape[-1]), 1)
@@ -646,6 +681,8 @@ CASES = (
          {"n": 10_000_000, "k": 1_000_000, "numpy": True, "replacement": True}, FEW, comparable=form),
     Case("weighted_sample replay batch", "torch.multinomial", replay_sample, {"n": 1_000_000, "k": 1024}, FEW,
          comparable=form),
+    Case("prepared weights, a batch and its update", "torch.multinomial, index_put_", replay_step,
+         {"n": 1_000_000, "k": 256}, FEW, (Target("torchrl", 2),), comparable=form),
     Case("permutation", "torch.randperm", permutation, {"n": 10_000_000}, {"n": 60},
          (Target("eager", 5), TWO_THREADS), comparable=ordered),
     Case("permutation, first 1000", "torch.randperm", permutation, {"n": 10_000_000, "k": 1000}, {"n": 2000},
@@ -731,6 +768,8 @@ CUDA_CASES = (
          {**MANY, "order": "index", "replacement": True}, FEW, comparable=form),
     Case("weighted_sample of rows", "torch.multinomial", weighted_sample, {"rows": 1024, "n": 16_384, "k": 64},
          {"rows": 4, **FEW}, comparable=form),
+    Case("prepared weights, a batch and its update", "torch.multinomial, index_put_", replay_step,
+         {"n": 1_000_000, "k": 256}, FEW, (Target("torchrl", 2),), comparable=form),
     Case("permutation", "torch.randperm", permutation, {"n": 100_000_000}, {"n": 60}, comparable=ordered),
 )
 # fmt: on

@@ -68,4 +68,11 @@ STABLE_TORCH_LIBRARY(pysel, m) {
   m.def(
       "weighted_sample.out(Tensor weights, int k, bool replacement, bool log_weights, str order, Tensor? groups, "
       "Tensor? quotas, Tensor key, int start, bool? validate, *, Tensor(a!) out) -> ()");
+
+  // prepared; weights, sums and largest as in common/prepared.h
+  m.def("prepare(Tensor weights) -> (Tensor, Tensor)");
+  m.def("update_prepared_(Tensor(a!) weights, Tensor(b!) sums, Tensor(c!) largest, Tensor index, Tensor weight) -> ()");
+  m.def(
+      "sample_prepared(Tensor weights, Tensor sums, Tensor largest, int k, str order, Tensor key, int start) -> "
+      "Tensor");
 }

@@ -176,6 +176,40 @@ def weighted_sample(
     return weights.new_empty([*weights.shape[:-1], k], dtype=torch.int64)
 
 
+_FAN = 64  # csrc/common/prepared.h
+
+
+def level_sizes(n: int) -> list[int]:
+    """How many sums each level of n prepared weights has."""
+    sizes = [-(-n // _FAN)]
+    while sizes[-1] > _FAN:
+        sizes.append(-(-sizes[-1] // _FAN))
+    return sizes
+
+
+@fake
+def prepare(weights: Tensor) -> tuple[Tensor, Tensor]:
+    torch._check_value(
+        weights.dim() == 1 and weights.shape[0] > 0,
+        lambda: f"prepare: weights must have shape [n] with n > 0, got {list(weights.shape)}",
+    )
+    size = sum(level_sizes(weights.shape[0]))
+    return weights.new_empty(size, dtype=torch.int64), weights.new_empty(size)
+
+
+@fake
+def update_prepared_(weights: Tensor, sums: Tensor, largest: Tensor, index: Tensor, weight: Tensor) -> None:
+    torch._check_value(index.dim() == 1, lambda: f"update_: index must have shape [m], got {list(index.shape)}")
+    _same_shape("update_", "weight", weight, "index", index)
+
+
+@fake
+def sample_prepared(
+    weights: Tensor, sums: Tensor, largest: Tensor, k: int, order: str, key: Tensor, start: int
+) -> Tensor:
+    return weighted_sample(weights, k, True, False, order, None, None, key, start, None)
+
+
 @fake
 def race_keys(weights: Tensor, log_weights: bool, key: Tensor, start: int) -> Tensor:
     _checks.start("race_keys", start)

@@ -7,6 +7,11 @@
 
 namespace pysel {
 
+// High 64 bits: of a uniform and a sum, the target that the uniform picks below the sum.
+inline uint64_t high_product(uint64_t a, uint64_t b) {
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
+}
+
 struct FixedPoint {
   bool log_weights;
   double max;             // of the log weights

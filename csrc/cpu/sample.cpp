@@ -8,6 +8,7 @@
 // same; draw j looks its own 64-bit uniform up in them.
 #ifdef PYSEL_VARIANT
 
+#include "cpu/fixed_kernels.h"
 #include "cpu/lanes.h"
 #include "cpu/noise.h"
 
@@ -101,29 +102,6 @@ void draw_buckets(const uint64_t* items, int n, float lowest, float buckets, uin
     const float share = bit_cast<float>(static_cast<int32_t>(bits > 0 ? bits : 0));  // 0 for NaN, too
     out[i] = static_cast<uint32_t>(static_cast<int32_t>(share * (buckets - 0.5f)));
   }
-}
-
-// Weights in fixed point, n <= kChunk. Adds them up.
-template <typename T>
-uint64_t fixed_weights(const T* w, int n, const FixedPoint& fixed, uint64_t* out) {
-  alignas(64) double x[kChunk];
-  for (int i = 0; i < n; ++i) x[i] = static_cast<double>(w[i]);
-  if (fixed.log_weights)
-    for (int i = 0; i < n; ++i) x[i] = exp_nonpositive(x[i] - fixed.max);
-  for (int i = 0; i < n; ++i) {
-    const double scaled = x[i] * fixed.scale0 * fixed.scale1;
-    const double bounded = scaled > fixed.limit ? fixed.limit : scaled;
-    x[i] = bounded > 0 ? bounded : 0;  // also for unchecked NaN and negative weights
-  }
-  if (fixed.limit < 0x1p51) {
-    // adding 2^52 rounds to an integer held in the low bits
-    for (int i = 0; i < n; ++i) out[i] = bit_cast<uint64_t>(x[i] + 0x1p52) - bit_cast<uint64_t>(0x1p52);
-  } else {
-    for (int i = 0; i < n; ++i) out[i] = static_cast<uint64_t>(__builtin_nearbyint(x[i]));
-  }
-  uint64_t sum = 0;
-  for (int i = 0; i < n; ++i) sum += out[i];
-  return sum;
 }
 
 // What validation needs to know of weights: the number that can be drawn, and whether all are permitted.
@@ -454,10 +432,6 @@ void race(const T* w, int64_t n, const Request& request, uint64_t first, int64_t
     select_largest<Bits>(n, request.k, keys_of, {.tie_order = tie_order}, out);
   }
   if (request.arrangement != Arrangement::index) Arranger<T>(w, n, request, first).run(out);
-}
-
-uint64_t high_product(uint64_t a, uint64_t b) {
-  return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
 }
 
 // Draws with replacement: each inverts the cumulative distribution at its own 64-bit uniform.

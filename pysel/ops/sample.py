@@ -7,13 +7,14 @@ from torch import Generator, Tensor
 
 from pysel import _autograd, _checks
 from pysel.ops._out import write_out
+from pysel.ops.prepared import PreparedWeights
 from pysel.random import resolve
 
 __all__ = ["weighted_sample"]
 
 
 def weighted_sample(
-    weights: Tensor,
+    weights: Tensor | PreparedWeights,
     k: int,
     replacement: bool = False,
     *,
@@ -40,7 +41,8 @@ def weighted_sample(
 
     Args:
         weights: [n] or [B, n], float32, float64, bfloat16 or float16; 0 or more (with ``log_weights`` anything below
-            +inf), need not sum to 1. An item of weight 0 is never drawn.
+            +inf), need not sum to 1. An item of weight 0 is never drawn. Or :func:`pysel.prepare` of them: the same
+            draws, and with replacement without reading them all.
         k: draws a row.
         replacement: draw with replacement.
         log_weights: ``weights`` are logarithms.
@@ -75,6 +77,10 @@ def weighted_sample(
     Source: Efraimidis and Spirakis (Information Processing Letters 97, 2006) for the race.
     """
     op = "weighted_sample"
+    tables = None
+    if isinstance(weights, PreparedWeights):
+        tables = weights.tables
+        weights = tables[0]
     _checks.tensor(op, "weights", weights)
     k = _checks.integer(op, "k", k)
     start = _checks.integer(op, "start", start)
@@ -83,7 +89,11 @@ def weighted_sample(
     validate = _checks.validate(op, validate)
     _checks.choice(op, "order", order, ("draw", "index", "shuffled"))
     _checks.groups(op, groups, quotas, "weights", weights)
+    if tables and log_weights:
+        raise ValueError(f"{op}: log_weights must be False with prepared weights, got True")
     resolved = resolve(op, key, generator, weights.device)
+    if tables and replacement and groups is None and out is None:
+        return torch.ops.pysel.sample_prepared(*tables, k, order, resolved, start)
     rest = (k, replacement, log_weights, order, groups, quotas, resolved, start, validate)
     if out is not None:
         return write_out(op, out, torch.int64, weights.detach(), *rest)

@@ -19,6 +19,7 @@ from pysel.reference.gumbel import (
     gumbel_softmax_backward,
 )
 from pysel.reference.permutation import permutation
+from pysel.reference.prepared import prepare, sample_prepared, update_prepared_
 from pysel.reference.random import fold_in, noise, random_words, split, words64
 from pysel.reference.sample import draw_targets, fixed_weights, race_keys, weighted_sample
 from pysel.reference.select import select
@@ -49,8 +50,10 @@ OPS: dict[str, Callable[..., Any]] = {
         gumbel_softmax_backward,
         noise,
         permutation,
+        prepare,
         race_keys,
         random_words,
+        sample_prepared,
         sddmm,
         select,
         sparse_decode,
@@ -59,6 +62,7 @@ OPS: dict[str, Callable[..., Any]] = {
         spmm_t,
         topk,
         topk_encode,
+        update_prepared_,
         usage_penalty,
         usage_select_,
         usage_step_,
