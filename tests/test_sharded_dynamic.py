@@ -158,6 +158,14 @@ def test_a_fingerprint_is_of_the_tables_and_not_of_the_layout(six: Ranks) -> Non
     assert len(set.union(*found)) == len(kinds)
 
 
+@pytest.mark.parametrize("normalise", ["minmax", "clip", "rank", None])
+def test_a_fingerprint_of_zeros_of_both_signs(six: Ranks, normalise: str | None) -> None:
+    zeros = torch.tensor([0.0, -0.0, 0.0, -0.0, 0.0, 1.0, -0.0, 0.5, 0.0] * 3)
+    given = {"tables": (zeros, zeros.flip(0)), "normalise": normalise}
+    layouts = [(1, "even"), (3, "random"), (6, "even"), (2, "all on one")]
+    assert len({one for world, how in layouts for one in six(fingerprints, world, cuts(27, world, how), given)}) == 1
+
+
 # --- what is refused ---
 
 
@@ -204,6 +212,7 @@ def spoilt(rank: int, group: Any, given: dict[str, Any]) -> Any:
         ({"diversity": torch.ones(3)}, "diversity must have shape [4] like representativeness, got [3]"),
         ({"diversity": torch.ones(4, 1)}, "diversity must be [N] with N > 0, got [4, 1]"),
         ({"labels": torch.ones(3, dtype=torch.int64)}, "labels must"),
+        ({"temperature": 1e-40}, "temperature must be at least 1e-30 or None, got 1e-40"),
         ({"keep_ratio": 1.5}, "keep_ratio, the fraction kept, must be in (0, 1], got 1.5"),
         ({"normalise": None, "diversity": torch.arange(4.0)}, "diversity must lie in [0, 1], got 0 to 3"),
         ({"key": None}, "key must be given, the same on all ranks, got None"),

@@ -38,10 +38,10 @@ def unit_interval(op: str, meeting: Meeting, scores: Tensor, how: str | None) ->
 
 
 def _extremes(x: Tensor, meeting: Meeting) -> tuple[Tensor, Tensor]:
-    """The smallest and the largest number of all ranks."""
+    """The smallest and the largest number of all ranks, never -0: which zero comes first depends on the layout."""
     own = x.new_tensor([math.inf, -math.inf]) if not len(x) else torch.stack([x.min(), x.max()])
     told = gather(own, meeting.group)
-    return told[:, 0].min(), told[:, 1].max()
+    return told[:, 0].min() + 0.0, told[:, 1].max() + 0.0
 
 
 def _mean_ranks(scores: Tensor, meeting: Meeting) -> Tensor:

@@ -10,6 +10,8 @@ from pysel.selection.schedule import Schedule, full_epochs, resolve
 from pysel.selection.schedule import balance as checked_weight
 from pysel.selection.subset import loss_weights, subset_size
 
+_COLDEST = 1e-30  # below, scores over it could leave the range of float32
+
 
 class Planned(Selector):
     """The part of `DynamicSelector` that is the same wherever the tables are; its docstring has the arguments."""
@@ -37,6 +39,8 @@ class Planned(Selector):
         self.epochs = _checks.in_range(name, "epochs", epochs, 1)
         self.gamma = _checks.within(name, "gamma", gamma, "[0, inf)")
         self.temperature = None if temperature is None else _checks.within(name, "temperature", temperature, "(0, inf)")
+        if self.temperature is not None and self.temperature < _COLDEST:
+            raise ValueError(f"{name}: temperature must be at least {_COLDEST} or None, got {temperature!r}")
         self.schedule = resolve(schedule, op=name)
         tail = _checks.written(name, "refine", refine, "[0, 1]")
         self._first_full = self.epochs - full_epochs(tail, self.epochs) if tail else None

@@ -83,7 +83,7 @@ class DynamicSelector(Planned):
             all that it had won.
         normalise: "minmax", the paper's; "clip" to the 1st and 99th percentile before, "rank", or None for tables
             already in [0, 1] (ours): see `to_unit_interval`.
-        temperature: None ranks deterministically; a number draws without replacement in proportion to
+        temperature: None ranks deterministically; a number, at least 1e-30, draws without replacement in proportion to
             ``exp(H / temperature)`` (Gumbel-top-k; ours), and `weights` then makes a subset stand for all samples.
         key: int64 [2] or an int, for the order of equal scores and the draws; drawn from torch's default generator when
             missing.
