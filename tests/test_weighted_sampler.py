@@ -304,3 +304,18 @@ def test_samples_received_before_a_change_cannot_be_named() -> None:
     assert one.state_dict(yielded=18)["position"] == 18
     with pytest.raises(ValueError, match="yielded must be between 16 and 20, got 8"):
         one.state_dict(yielded=8)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1e300, 1.0], r"state_dict\['weights'\] must be finite, got inf in row 0"),
+        ([1e-300, 1e-300], "weights must not all be zero"),
+    ],
+)
+def test_a_states_weights_that_are_beyond_the_dtype(weights: list[float], message: str) -> None:
+    state = sampler(weights, 4, key=0).state_dict()
+    loaded = sampler(torch.ones(2), 4, key=0)
+    with pytest.raises(ValueError, match=message):
+        loaded.load_state_dict(state)
+    assert loaded.weights.tolist() == [1, 1] and len(list(loaded)) == 4

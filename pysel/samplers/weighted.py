@@ -122,6 +122,12 @@ class WeightedSampler(RankedSampler):
             )
         return weights.clone()
 
+    def _converted(self, name: str, weights: Any) -> Tensor:
+        """A copy of weights [N] in the dtype of the present ones, where they are."""
+        now = _inputs.vector("WeightedSampler", name, weights, self._weights.numel()).to(self._weights)
+        _inputs.finite("WeightedSampler", name, now)
+        return self._checked(now)
+
     @property
     def weights(self) -> Tensor:
         """The present weights, [N]; assigning to it is `set_weights`. Not to be written into."""
@@ -149,9 +155,7 @@ class WeightedSampler(RankedSampler):
         Raises:
             TypeError, ValueError: they do not fit; nothing has changed.
         """
-        now = _inputs.vector("WeightedSampler", "weights", weights, self._weights.numel()).to(self._weights)
-        _inputs.finite("WeightedSampler", "weights", now)
-        now = self._checked(now)
+        now = self._converted("weights", weights)
         running = self._latest if self._latest is not None and not self._latest.done else None
         mark = self._mark if self._latest is None else None
         with self._watch:
@@ -211,8 +215,7 @@ class WeightedSampler(RankedSampler):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        weights = _inputs.vector("WeightedSampler", "state_dict['weights']", state_dict["weights"])
-        self._weights, self._digest = weights.to(self._weights, copy=True), ""
+        self._weights, self._digest = self._converted("state_dict['weights']", state_dict["weights"]), ""
         self._version = int(state_dict["version"])
 
     load_state_dict.__doc__ = RankedSampler.load_state_dict.__doc__
@@ -238,7 +241,7 @@ class WeightedSampler(RankedSampler):
     def _check_rest(self, state: dict[str, Any]) -> None:
         name = "WeightedSampler"
         _checks.in_range(name, "state_dict['version']", state["version"], 0)
-        self._checked(_inputs.vector(name, "state_dict['weights']", state["weights"], self._weights.numel()))
+        self._converted("state_dict['weights']", state["weights"])
 
 
 def _unpacked(bits: Tensor, n: int) -> Tensor:
