@@ -81,6 +81,21 @@ def test_the_k_largest_keys_win_with_ties_in_draw_order(case, dtype, key):
     assert sample(x, 0, log_weights=True, key=key).shape == (0,)
 
 
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e-12, 1.0, 1e12, 1e30])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 20.0])
+def test_weights_of_any_size_win_by_their_keys(spread, scale, key):
+    x = torch.randn(N_LARGE, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    w = ((x * spread).exp() * scale).float().clamp(max=1e38)
+    w[::7] = 0
+    z = torch.ops.pysel.race_keys(w, False, key, 0)
+    by_rank = np.lexsort((order_words(N_LARGE, key), -z.double().numpy()))
+    possible = int((w > 0).sum())
+    for k in {1000, possible // 8, possible // 2, possible - 100, possible}:
+        got = sample(w, k, order="index", key=key)
+        assert np.array_equal(got.numpy(), np.sort(by_rank[:k])), k
+        assert torch.equal(z[sample(w, k, order="draw", key=key)], z[by_rank[:k].copy()]), k
+
+
 @pytest.mark.parametrize("k", [5, 3000])
 def test_draw_order_is_by_key_and_shuffles_ties(k, dtype, key):
     x = torch.zeros(20_000, dtype=dtype)
@@ -286,13 +301,14 @@ def test_long_vectors_equal_the_reference(replacement, profile, key):
 
 
 @pytest.mark.parametrize("log_weights", [False, True], ids=["weights", "logs"])
-def test_few_of_many_unchecked_weights_equal_the_reference(log_weights, dtype, key):
+def test_unchecked_weights_equal_the_reference(log_weights, dtype, key):
     w = random_weights(30_000, dtype=dtype)
     w[::3000] = torch.nan
     w[1::3000] = -1.0
     w[2::3000] = torch.inf
     w[3::3000] = -0.0
-    for k in (5, 25, 100):
+    w[4::3000] = -1e-40
+    for k in (5, 25, 100, 3_000, 15_000, 29_000):
         got = sample(w, k, log_weights=log_weights, order="index", key=key, validate=False)
         wanted = reference.OPS["weighted_sample"](w, k, False, log_weights, "index", None, None, key, 0, False)
         assert torch.equal(got, wanted), k

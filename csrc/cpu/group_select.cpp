@@ -322,7 +322,7 @@ class GroupSelection {
       const int64_t first = c * kChunk;
       const int count = chunk_size(n_, c);
       read_groups(first, count, groups);
-      keys_of_(first, count, 0, keys);
+      keys_of_(first, count, {}, keys);
       f(first, count, keys, groups);
     }
   }
@@ -345,7 +345,7 @@ class GroupSelection {
       for (int64_t r = begin; r < end; ++r) {
         const uint64_t offset = scramble(static_cast<uint64_t>(r)) % (stratum - kRun + 1);
         const int64_t first = r * static_cast<int64_t>(stratum) + static_cast<int64_t>(offset);
-        keys_of_(first, kRun, 0, &s.keys[static_cast<size_t>(r * kRun)]);
+        keys_of_(first, kRun, {}, &s.keys[static_cast<size_t>(r * kRun)]);
         read_groups(first, kRun, &s.groups[static_cast<size_t>(r * kRun)]);
       }
     });

@@ -101,9 +101,7 @@ class Selection {
 
  private:
   // Where the k-th largest key is sought; `above` keys are larger than `high`.
-  struct Bracket {
-    Bits low = 0;
-    Bits high = std::numeric_limits<Bits>::max();
+  struct Bracket : KeyRange<Bits> {
     int64_t above = 0;
   };
 
@@ -138,13 +136,13 @@ class Selection {
     });
   }
 
-  // f(at, count, keys) for every chunk of a part, where `keys` is null if all are below `floor`.
+  // f(at, count, keys) for every chunk of a part, where `keys` is null if all are below `range`.
   template <typename F>
-  void each_chunk(size_t part, Bits floor, const F& f) const {
+  void each_chunk(size_t part, KeyRange<Bits> range, const F& f) const {
     alignas(64) Bits keys[kKeyChunk];
     for (int64_t at = 0; at < size_of(part); at += kKeyChunk) {
       const int count = static_cast<int>(std::min<int64_t>(kKeyChunk, size_of(part) - at));
-      f(at, count, keys_of_(first_of(part) + at, count, floor, keys) ? keys : nullptr);
+      f(at, count, keys_of_(first_of(part) + at, count, range, keys) ? keys : nullptr);
     }
   }
 
@@ -161,7 +159,7 @@ class Selection {
       const auto stratum = static_cast<uint64_t>(n_ / groups);
       for (int64_t s = begin; s < end; ++s) {
         const uint64_t offset = scramble(static_cast<uint64_t>(s)) % (stratum - kGroup + 1);
-        keys_of_(s * static_cast<int64_t>(stratum) + static_cast<int64_t>(offset), kGroup, 0,
+        keys_of_(s * static_cast<int64_t>(stratum) + static_cast<int64_t>(offset), kGroup, {},
                  &sample[static_cast<size_t>(s * kGroup)]);
       }
     });
@@ -186,7 +184,7 @@ class Selection {
     each_part([&](size_t p) {
       Part& part = parts_[p];
       part = Part();
-      each_chunk(p, b.low, [&](int64_t at, int count, const Bits* keys) {
+      each_chunk(p, b, [&](int64_t at, int count, const Bits* keys) {
         uint64_t band[kKeyChunk / 64];
         uint64_t* above = bits_ + (first_of(p) + at) / 64;
         if (keys == nullptr) {
@@ -211,9 +209,9 @@ class Selection {
     }
     if (k_ == 0) return true;
     if (above >= k_) {
-      b = {static_cast<Bits>(b.high + 1), std::numeric_limits<Bits>::max(), 0};
+      b = {{.low = static_cast<Bits>(b.high + 1)}, 0};
     } else if (above + within < k_) {
-      b = {0, static_cast<Bits>(b.low - 1), above + within};
+      b = {{.high = static_cast<Bits>(b.low - 1)}, above + within};
     } else if (within <= most_kept_) {
       take_from_kept(k_ - above, within);
       return true;
@@ -239,7 +237,7 @@ class Selection {
       parallel_for(static_cast<int64_t>(parts_.size()), 1, [&](int64_t begin, int64_t end) {
         std::vector<int64_t> mine(kBins);
         for (int64_t p = begin; p < end; ++p)
-          each_chunk(static_cast<size_t>(p), b.low, [&](int64_t, int count, const Bits* keys) {
+          each_chunk(static_cast<size_t>(p), b, [&](int64_t, int count, const Bits* keys) {
             for (int i = 0; keys != nullptr && i < count; ++i)
               if (keys[i] >= b.low && keys[i] <= b.high) ++mine[static_cast<size_t>((keys[i] - b.low) >> shift)];
           });
@@ -301,7 +299,7 @@ class Selection {
       each_part([&](size_t p) {
         std::vector<Tied> mine;
         int64_t taken = 0;
-        each_chunk(p, threshold, [&](int64_t at, int count, const Bits* keys) {
+        each_chunk(p, {threshold, threshold}, [&](int64_t at, int count, const Bits* keys) {
           if (keys == nullptr) return;
           uint64_t above[kKeyChunk / 64], ties[kKeyChunk / 64];
           if (PYSEL_CHOOSE(classify<Bits>)(keys, count, threshold, threshold, above, ties).band == 0) return;
@@ -350,7 +348,7 @@ class Selection {
       Part& part = parts_[p];
       part.above += part.ties;
       if (part.ties == 0) return;
-      each_chunk(p, threshold, [&](int64_t at, int count, const Bits* keys) {
+      each_chunk(p, {threshold, threshold}, [&](int64_t at, int count, const Bits* keys) {
         if (keys == nullptr) return;
         uint64_t above[kKeyChunk / 64], tied[kKeyChunk / 64];
         PYSEL_CHOOSE(classify<Bits>)(keys, count, threshold, threshold, above, tied);

@@ -20,11 +20,18 @@ namespace pysel {
 
 constexpr int kKeyChunk = 1024;
 
-// Writes the keys of elements [first, first + count), count <= kKeyChunk, to out. Keys below `floor` may be replaced by
-// any that are, too; false says that all are, and that nothing was written. Called from many threads. May throw: each
-// element is asked for, even when k is 0.
+// Which keys matter.
 template <typename Bits>
-using KeysOf = std::function<bool(int64_t first, int count, Bits floor, Bits* out)>;
+struct KeyRange {
+  Bits low = 0;
+  Bits high = static_cast<Bits>(~Bits{0});
+};
+
+// Writes the keys of elements [first, first + count), count <= kKeyChunk, to out. Keys below the range may be replaced
+// by any that are, too, and keys above it by any above it; false says that all are below, and that nothing was written.
+// Called from many threads. May throw: each element is asked for, even when k is 0.
+template <typename Bits>
+using KeysOf = std::function<bool(int64_t first, int count, KeyRange<Bits> range, Bits* out)>;
 
 // Which of equal keys come first: those whose elements, numbered from `first`, have the smallest 64-bit words in the
 // order stream, and then the lowest index.

@@ -23,15 +23,47 @@ void race_keys(const T* w, bool log_weights, Key key, uint64_t first, int n, Ord
   for (int i = 0; i < n; ++i) out[i] = order(log_w[i] + z[i]);
 }
 
+// Race keys of elements first + at[i], i < n <= kChunk, of which `high` holds the words. Bit for bit as race_keys.
+template <typename T>
+void race_keys_at(const T* w, bool log_weights, Key key, uint64_t first, const uint32_t* high, const uint32_t* at,
+                  int n, uint32_t* out) {
+  alignas(64) uint32_t word[kChunk];
+  alignas(64) float log_w[kChunk], z[kChunk];
+  const int padded = (n + kWide - 1) / kWide * kWide;
+  for (int i = 0; i < n; ++i) word[i] = high[at[i]];
+  for (int i = 0; i < n; ++i) log_w[i] = static_cast<float>(w[at[i]]);
+  for (int i = n; i < padded; ++i) word[i] = kTail;
+  for (int i = n; i < padded; ++i) log_w[i] = 1;
+  for (int i = 0; i < padded; i += kWide) ToGumbel::wide(word + i, z + i);
+  for (int i = 0; i < n; ++i)
+    if (in_tail(word[i])) z[i] = noise_of<ToGumbel, float>(key, first + at[i], word[i]);
+  if (!log_weights) fill_log(padded, log_w);
+  for (int i = 0; i < n; ++i) out[i] = order(log_w[i] + z[i]);
+}
+
+// Writes the keys of flagged elements among [first, first + n); false if there are none.
+template <typename T>
+bool race_keys_where(const uint8_t* flags, const T* w, bool log_weights, Key key, uint64_t first, int n,
+                     const uint32_t* high, uint32_t* out) {
+  alignas(64) uint32_t at[kChunk], keys[kChunk];
+  int count = 0;
+  for (int i = 0; i < n; i += 64)
+    for (uint64_t bits = bits_of(flags + i); bits != 0; bits &= bits - 1)
+      at[count++] = static_cast<uint32_t>(i + __builtin_ctzll(bits));
+  if (count == 0) return false;
+  race_keys_at(w, log_weights, key, first, high, at, count, keys);
+  for (int i = 0; i < count; ++i) out[at[i]] = keys[i];
+  return true;
+}
+
 // As race_keys, where keys below `floor` do not matter and most are; false if all are. Most elements are told from
 // their weight's and their noise's chords, without a logarithm.
 template <typename T>
 bool high_race_keys(const T* w, bool log_weights, Key key, uint64_t first, int n, float floor, uint32_t* out) {
-  constexpr int kFew = 32;  // keys made one by one take as long as a chunk's
   constexpr float kSlack = 1e-3f;
   alignas(64) uint32_t high[kChunk];
   alignas(64) float x[kChunk];
-  alignas(64) uint8_t passed[kChunk];
+  alignas(64) uint8_t passed[kChunk] = {};
   fill_words(key, Stream::high, first, n, high);
   for (int i = 0; i < n; ++i) x[i] = static_cast<float>(w[i]);
   if (log_weights) {
@@ -49,25 +81,55 @@ bool high_race_keys(const T* w, bool log_weights, Key key, uint64_t first, int n
       passed[i] = ((chord - chord_of_rest(high[i]) >= threshold) | (chord < 0)) ? 1 : 0;  // -0 and unchecked weights
     }
   }
-  int count = 0;
-  for (int i = 0; i < n; ++i) count += passed[i];
-  if (count == 0) return false;
-  if (count > kFew) {
-    race_keys<T, float>(w, log_weights, key, first, n, out);
-    return true;
-  }
   memset(out, 0, sizeof(uint32_t) * static_cast<size_t>(n));
-  for (int at = 0; at < n; at += 64) {
-    const int end = at + 64 < n ? at + 64 : n;
-    uint32_t some = 0;
-    for (int i = at; i < end; ++i) some |= passed[i];
-    for (int i = at; some != 0 && i < end; ++i)
-      if (passed[i] != 0) {
-        const float g = noise_of<ToGumbel, float>(key, first + static_cast<uint64_t>(i), high[i]);
-        out[i] = order((log_weights ? x[i] : log_any(x[i])) + g);
-      }
+  return race_keys_where(passed, w, log_weights, key, first, n, high, out);
+}
+
+// 2^y for y up to 126, with a relative error below 1e-4; NaN stays NaN.
+inline float rough_exp2(float y) {
+  constexpr float magic = Float<float>::kRoundMagic + Float<float>::kBias;
+  const float power = -126.0f > y ? -126.0f : y;
+  const float shifted = power + magic, r = power - (shifted - magic);
+  const float value = fma_(fma_(fma_(0x1.c3f76p-5f, r, 0x1.f0de1ap-3f), r, 0x1.62f31ap-1f), r, 0x1.fff692p-1f);
+  return value * bit_cast<float>(bit_cast<uint32_t>(shifted) << Float<float>::kMantissa);
+}
+
+// As race_keys, where keys below `low` or above `high` matter as such alone. A key exceeds t where its uniform exceeds
+// exp(-w exp(-t)): exponentials instead of two logarithms tell what is below and what is above, roughly, and little
+// more than what is in between gets its key.
+template <typename T>
+void race_keys_between(const T* w, bool log_weights, Key key, uint64_t first, int n, float low, float high,
+                       uint32_t* out) {
+  constexpr float kSlack = 1e-3f, kRough = 2e-4f;  // above the errors of keys, and of uniforms and their bounds
+  constexpr float kLog2E = 0x1.715476p+0f, nan = __builtin_nanf("");
+  low -= kSlack;
+  high += kSlack;
+  if (!(low > -64 && high < 64)) return race_keys<T, float>(w, log_weights, key, first, n, out);
+  alignas(64) uint32_t words[kChunk];
+  alignas(64) float x[kChunk];  // log2 of the uniform at `low`; NaN where a weight is not permitted
+  alignas(64) uint8_t open[kChunk] = {};
+  fill_words(key, Stream::high, first, n, words);
+  if (log_weights) {
+    for (int i = 0; i < n; ++i) {
+      const float y = (static_cast<float>(w[i]) - low) * kLog2E;
+      x[i] = rough_exp2(y > 126.0f ? 126.0f : y) * -kLog2E;
+    }
+  } else {
+    const float scale = times_exp(-kLog2E, -low);
+    for (int i = 0; i < n; ++i) {
+      const auto v = static_cast<float>(w[i]);
+      x[i] = v >= 0 ? v * scale : nan;
+    }
   }
-  return true;
+  const float ratio = times_exp(1.0f, low - high);
+  for (int i = 0; i < n; ++i) {
+    const float u = fma_(static_cast<float>(static_cast<int32_t>(words[i] ^ 0x80000000u)), 0x1p-32f, 0.5f);
+    const bool below = u + kRough < rough_exp2(x[i]);
+    const bool above = u - kRough > rough_exp2(x[i] * ratio);
+    open[i] = below | above ? 0 : 1;
+    out[i] = above ? ~uint32_t{0} : 0;
+  }
+  race_keys_where(open, w, log_weights, key, first, n, words, out);
 }
 
 // High halves of 64-bit items [first, first + n) of a stream, n <= kChunk.
@@ -295,45 +357,58 @@ class Arranger {
     return {race, word, static_cast<int64_t>(index)};
   }
 
-  // Writes the winners' items, and returns the lowest race key. Where winners are dense, a chunk's words or keys are
-  // made at once.
+  // Writes the winners' items, and returns the lowest race key. Where winners are dense, a chunk's words are made at
+  // once.
   float pack(const int64_t* winners, uint64_t* items) const {
     constexpr int64_t kDense = 8;
     const int64_t k = request_.k;
-    uint32_t most = 0;
+    uint32_t last = 0;
     std::mutex mutex;
     parallel_for(k, kGrain, [&](int64_t begin, int64_t end) {
       alignas(64) uint32_t leading[kChunk];
       uint32_t mine = 0;
       for (int64_t j = begin; j < end;) {
         const int64_t at = winners[j] / kChunk * kChunk;
-        const int64_t* last = winners + std::min(end, j + kChunk);
-        const int64_t next = std::lower_bound(winners + j, last, at + kChunk) - winners;
-        const bool dense = next - j >= kDense;
-        if (dense) lead(at, chunk_size(n_, at / kChunk), leading);
-        for (; j < next; ++j) {
-          if (!dense) lead(winners[j], 1, leading + (winners[j] - at));
-          const uint32_t bits = leading[winners[j] - at];
-          mine = std::max(mine, bits);
-          items[j] = uint64_t{bits} << 32 | static_cast<uint64_t>(winners[j]);
+        const int64_t next = std::lower_bound(winners + j, winners + std::min(end, j + kChunk), at + kChunk) - winners;
+        const auto count = static_cast<int>(next - j);
+        lead(winners + j, count, at, count >= kDense, leading);
+        for (int i = 0; i < count; ++i, ++j) {
+          mine = std::max(mine, leading[i]);
+          items[j] = uint64_t{leading[i]} << 32 | static_cast<uint64_t>(winners[j]);
         }
       }
       std::lock_guard lock(mutex);
-      most = std::max(most, mine);
+      last = std::max(last, mine);
     });
-    return from_order<float>(~most);
+    return from_order<float>(~last);
   }
 
-  // Leading bits of elements [at, at + n).
-  void lead(int64_t at, int n, uint32_t* out) const {
+  // Leading bits of winners, which are in the chunk that begins `at`.
+  void lead(const int64_t* winners, int count, int64_t at, bool dense, uint32_t* out) const {
+    const uint64_t first = element(static_cast<uint64_t>(at));
+    const int n = chunk_size(n_, at / kChunk);
+    alignas(64) uint32_t words[kChunk], places[kChunk];
+    for (int i = 0; i < count; ++i) places[i] = static_cast<uint32_t>(winners[i] - at);
     if (!draw_) {
-      PYSEL_CHOOSE(leading_words)(request_.key, Stream::order, element(static_cast<uint64_t>(at)), n, out);
+      if (dense) PYSEL_CHOOSE(leading_words)(request_.key, Stream::order, first, n, words);
+      for (int i = 0; i < count; ++i)
+        out[i] = dense ? words[places[i]]
+                       : static_cast<uint32_t>(request_.key.word64(Stream::order, first + places[i]) >> 32);
       return;
     }
     alignas(64) Bits keys[kChunk];
-    PYSEL_CHOOSE(race_keys<T, A>)
-    (w_ + at, request_.log_weights, request_.key, element(static_cast<uint64_t>(at)), n, keys);
-    PYSEL_CHOOSE(leading_bits<A>)(keys, n, out);
+    if constexpr (std::is_same_v<A, float>) {
+      if (dense) PYSEL_CHOOSE(fill_words)(request_.key, Stream::high, first, n, words);
+      for (int i = 0; i < count && !dense; ++i) words[places[i]] = request_.key.word(Stream::high, first + places[i]);
+      PYSEL_CHOOSE(race_keys_at<T>)
+      (w_ + at, request_.log_weights, request_.key, first, words, places, count, keys);
+    } else {
+      alignas(64) Bits all[kChunk];
+      if (dense) PYSEL_CHOOSE(race_keys<T, A>)(w_ + at, request_.log_weights, request_.key, first, n, all);
+      for (int i = 0; i < count; ++i)
+        keys[i] = dense ? all[places[i]] : contender(static_cast<uint64_t>(winners[i]), 0, true).race;
+    }
+    PYSEL_CHOOSE(leading_bits<A>)(keys, count, out);
   }
 
   // By as many passes as the leading bits' range takes, least significant digit first.
@@ -414,12 +489,18 @@ void race(const T* w, int64_t n, const Request& request, uint64_t first, int64_t
   using Bits = OrderBits<A>;
   const bool few = request.k < n / 16;
   const Bits inf = order(std::numeric_limits<A>::infinity());
-  const KeysOf<Bits> keys_of = [&](int64_t begin, int count, Bits floor, Bits* keys) {
+  const KeysOf<Bits> keys_of = [&](int64_t begin, int count, KeyRange<Bits> range, Bits* keys) {
     const uint64_t element = first + static_cast<uint64_t>(begin);
-    if constexpr (std::is_same_v<A, float>)
-      if (few && floor > 0 && floor <= inf)
-        return PYSEL_CHOOSE(high_race_keys<T>)(w + begin, request.log_weights, request.key, element, count,
-                                               from_order<float>(floor), keys);
+    if constexpr (std::is_same_v<A, float>) {
+      const float low = from_order<float>(range.low), high = from_order<float>(range.high);
+      if (few && range.low > 0 && range.low <= inf)
+        return PYSEL_CHOOSE(high_race_keys<T>)(w + begin, request.log_weights, request.key, element, count, low, keys);
+      if (range.low > 0 && range.high < inf) {
+        PYSEL_CHOOSE(race_keys_between<T>)(w + begin, request.log_weights, request.key, element, count, low, high,
+                                           keys);
+        return true;
+      }
+    }
     PYSEL_CHOOSE(race_keys<T, A>)(w + begin, request.log_weights, request.key, element, count, keys);
     return true;
   };

@@ -30,7 +30,7 @@ void select_from(const Tensor& scores, int64_t k, bool largest, const std::optio
   const int64_t n = scores.size(0);
   const T* x = static_cast<const T*>(scores_c.data_ptr());
   const Bits flip = largest ? 0 : ~Bits{0};
-  const KeysOf<Bits> keys_of = [&](int64_t first, int count, Bits, Bits* out) {
+  const KeysOf<Bits> keys_of = [&](int64_t first, int count, KeyRange<Bits>, Bits* out) {
     const bool nan = PYSEL_CHOOSE(fill_keys<T, Bits>)(x + first, count, flip, out);
     if constexpr (!std::is_integral_v<T>) check_value(!(nan && validate), kOp, ": scores must not be NaN, got NaN");
     return true;

@@ -65,7 +65,7 @@ Tensor usage_select_(Tensor counts, Tensor first, Tensor second, double mix, dou
     const S* y = static_cast<const S*>(second_c.data_ptr());
     C* used = static_cast<C*>(counts.data_ptr());
     const Mixture<S> mixture{static_cast<S>(1 - mix), static_cast<S>(mix)};
-    const KeysOf<Bits> keys_of = [&](int64_t at, int count, Bits, Bits* keys) {
+    const KeysOf<Bits> keys_of = [&](int64_t at, int count, KeyRange<Bits>, Bits* keys) {
       alignas(64) C gathered[kChunk];
       alignas(64) S scores[kChunk];
       alignas(64) PenaltyType<S, C> wide[kChunk];
