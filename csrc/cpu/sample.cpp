@@ -63,7 +63,7 @@ bool high_race_keys(const T* w, bool log_weights, Key key, uint64_t first, int n
   constexpr float kSlack = 1e-3f;
   alignas(64) uint32_t high[kChunk];
   alignas(64) float x[kChunk];
-  alignas(64) uint8_t passed[kChunk] = {};
+  alignas(64) uint8_t passed[kChunk];
   fill_words(key, Stream::high, first, n, high);
   for (int i = 0; i < n; ++i) x[i] = static_cast<float>(w[i]);
   if (log_weights) {
@@ -81,6 +81,10 @@ bool high_race_keys(const T* w, bool log_weights, Key key, uint64_t first, int n
       passed[i] = ((chord - chord_of_rest(high[i]) >= threshold) | (chord < 0)) ? 1 : 0;  // -0 and unchecked weights
     }
   }
+  for (int i = n; i < (n + 63) / 64 * 64; ++i) passed[i] = 0;
+  uint32_t some = 0;
+  for (int i = 0; i < n; ++i) some |= passed[i];
+  if (some == 0) return false;
   memset(out, 0, sizeof(uint32_t) * static_cast<size_t>(n));
   return race_keys_where(passed, w, log_weights, key, first, n, high, out);
 }
