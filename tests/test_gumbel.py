@@ -88,7 +88,7 @@ def test_short_rows_are_what_each_would_be_alone(width, key):
     with pytest.raises(ValueError, match="a row of only -inf"):
         pysel.gumbel_softmax(x, key=key)
     x[5, 0], x[rows // 2, -1] = 0, torch.inf
-    with pytest.raises(ValueError, match="below .inf"):
+    with pytest.raises(ValueError, match=r"below \+inf"):
         pysel.gumbel_softmax(x, key=key)
 
 

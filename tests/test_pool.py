@@ -17,6 +17,7 @@ from pysel.selection.learned.batches import Tensors
 from pysel.selection.learned.lookahead import default_loss
 from pysel.selection.learned.pool import Tried, best_pool, credits, try_pools
 from pysel.selection.learned.replicas import Replicas
+from pysel.selection.subset import quotas
 from tests.ranks import ranks
 from tests.test_asss import Numbered, linear_network, noisy_task
 
@@ -76,7 +77,8 @@ def test_all_of_the_data_and_a_single_sample_need_no_trial() -> None:
     assert ASSS(0.5, epochs=1, key=0).fit(x[:1], y[:1], linear_network(0)).select().tolist() == [0]
 
 
-def test_a_trial_is_plain_training_judged_on_the_other_half() -> None:
+@pytest.mark.parametrize("stratified", [False, True])
+def test_a_trial_is_plain_training_judged_on_the_other_half(stratified: bool) -> None:
     """Against a loop of its own: one batch an epoch, whose mean gradients do not depend on the order."""
     x, y, _ = noisy_task(1, n=200)
     logits, loss, key = torch.randn(200, generator=torch.Generator().manual_seed(2)), default_loss(y), pysel.key(5)
@@ -84,11 +86,24 @@ def test_a_trial_is_plain_training_judged_on_the_other_half() -> None:
     def sgd(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=0.5)
 
+    logits += 2 * y  # one class is the easier
+    groups = y.int() if stratified else None
     data = Tensors(x, y, None, 64, pysel.key(6))
     alone = Replicas(None)
     network = linear_network(3)()
     tried = try_pools(
-        logits, 0.25, network, sgd, loss, data.epoch, data.all, epochs=3, batch_size=999, replicas=alone, key=key
+        logits,
+        0.25,
+        groups,
+        network,
+        sgd,
+        loss,
+        data.epoch,
+        data.all,
+        epochs=3,
+        batch_size=999,
+        replicas=alone,
+        key=key,
     )
     assert torch.equal(network.weight, linear_network(3)().weight), "it is copied"
 
@@ -100,7 +115,18 @@ def test_a_trial_is_plain_training_judged_on_the_other_half() -> None:
         for held_back in (second, ~second):
             half = torch.nonzero(~held_back).flatten()
             pool = half[logits[half].topk(round(one.pool * 100)).indices]
-            rows = pool[chance[pool].topk(25).indices]
+            if stratified:
+                place = (
+                    torch.sigmoid(logits.double()) - 1
+                )  # those out of the pool, only where a class has too few in it
+                place[pool] = chance[pool]
+                sizes = quotas(torch.bincount(y[half]), 25, "proportional").tolist()
+                of_class = [half[y[half] == c] for c in (0, 1)]
+                rows = torch.cat(
+                    [own[place[own].topk(size).indices] for own, size in zip(of_class, sizes, strict=True)]
+                )
+            else:
+                rows = pool[chance[pool].topk(25).indices]
             own = linear_network(3)()
             for lr in (0.5, 0.5 * 2 / 3, 0.5 / 3):
                 gradients = torch.autograd.grad(loss(own(x[rows]), y[rows]).mean(), own.parameters())
@@ -128,13 +154,15 @@ def test_credits_are_accuracy_or_correlation() -> None:
     forecast = target + torch.randn(500, generator=g)
     wanted = float(torch.corrcoef(torch.stack([target, forecast]))[0, 1])
     centred = forecast - forecast.mean()
-    for offset in (0, 7):  # it counts, and how widely forecasts are spread does not
+    for offset in (0, 0.3, 7):  # it counts, and how widely forecasts are spread does not
         for spread in (1, 3):
             given = (spread * centred + target.mean() + offset)[:, None]
-            counted = wanted / (1 + (offset / spread / float(centred.std(correction=0))) ** 2) ** 0.5
-            assert float(credits(given, target, default_loss(target)).mean()) == pytest.approx(counted, abs=1e-5)
-    assert float(credits(torch.ones(4), target[:4], default_loss(target)).mean()) == pytest.approx(0, abs=1e-6)
-    assert credits(torch.ones(4), torch.ones(4), default_loss(target)).tolist() == [0, 0, 0, 0]
+            counted = wanted**2 - offset**2 / float(target.var(correction=0))
+            assert float(credits(given, target, default_loss(target)).mean()) == pytest.approx(counted, abs=1e-4)
+    assert float(credits(-centred + target.mean(), target, default_loss(target)).mean()) == pytest.approx(-(wanted**2))
+    mean = target.mean().expand(500)
+    assert float(credits(mean, target, default_loss(target)).mean()) == pytest.approx(0, abs=1e-6)
+    assert credits(torch.arange(4.0), torch.ones(4), default_loss(target)).tolist() == [0, 0, 0, 0]
     odd = credits(torch.ones(2, 3), torch.zeros(2), lambda outputs, _: outputs.sum(1))
     assert odd.tolist() == [-3, -3]
 

@@ -536,6 +536,7 @@ class ASSS(LearnedSelector):
         return try_pools(
             game.logits,
             self.settings.keep_ratio,
+            None if self._groups is None else self._groups.to(game.device),
             network,
             game.make_optimiser,
             game.loss,

@@ -16,7 +16,7 @@ from pysel.random import as_key, fold_in
 from pysel.selection.learned.batches import Batch, Tensors
 from pysel.selection.learned.gate import budgeted, perceptron, with_label
 from pysel.selection.learned.importance import Importances, importances
-from pysel.selection.learned.pool import Tried, best_pool
+from pysel.selection.learned.pool import Tried, best_pool, part_of_pool
 from pysel.selection.learned.settings import Settings
 from pysel.selection.learned.trial import evaluating
 from pysel.selection.protocol import Selector, lasting
@@ -90,15 +90,14 @@ class LearnedSelector(Selector):
         return strata.best(self._logits, key=fold_in(self._key, 2))
 
     def _choose(self) -> Tensor:
-        """The subset: the pool, or a random part of it, with the best others of a stratum that has too few there."""
+        """The subset: the pool, or a random part of it."""
         pool, n = self._pool(), self._logits.numel()
         if self.settings.pool is None:
             return pool
-        place = torch.sigmoid(self._logits.double()) - 1  # not above 0, and those of the pool are
-        chance = ops.gumbel_sigmoid(torch.zeros_like(place), key=fold_in(self._key, 6))  # uniform
-        place[pool] = chance[pool]
-        strata = Strata(n, subset_size(self.settings.keep_ratio, n), self._groups, device=place.device)
-        return strata.best(place, key=fold_in(self._key, 2))
+        even = torch.zeros(n, dtype=torch.float64, device=self._logits.device)
+        chance = ops.gumbel_sigmoid(even, key=fold_in(self._key, 6))  # uniform
+        ratio, tie_key = self.settings.keep_ratio, fold_in(self._key, 2)
+        return part_of_pool(self._logits, pool, ratio, self._groups, chance, key=tie_key)
 
     @property
     def probabilities(self) -> Tensor:

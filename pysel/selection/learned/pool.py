@@ -4,9 +4,10 @@ Two networks are trained on a subset from each of several pools, a short time: o
 data, judged on the other half, and one the other way round, so that every sample judges. The labels
 there may be as wrong as the others. So it is judged by what wrong ones cannot change the order of: with labels
 drawn again in a share e of the samples, accuracies become (1 - e) times what they were, plus the same number for all
-networks, and correlations with a real target (1 - e) times. A mean loss has no such property: it favours networks that
-expect to be wrong, those that are trained on wrong labels. Correlations are taken about the mean of the target, which
-wrong labels leave where it was: samples that fit best may well have another, and forecasts made of them are off by it.
+networks, and squared correlations with a real target (1 - e)^2 times. A mean loss has no such property: it favours
+networks that expect to be wrong, those that are trained on wrong labels. Correlations do not see by how much forecasts
+are off on average, as those made of samples that fit best are, which may well have another mean. Wrong labels leave the
+mean where it was, and so the square of that offset, over the target's variance, is taken off.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pysel.random import fold_in
 from pysel.selection.learned.batches import Batch
 from pysel.selection.learned.lookahead import Loss
 from pysel.selection.learned.replicas import Replicas
-from pysel.selection.subset import subset_size
+from pysel.selection.subset import Strata, subset_size
 
 POOLS = (1.0, 0.8, 0.6)
 ERRORS = 2.0  # standard errors that a pool must be better by than a larger one, for chance not to be taken for gain
@@ -40,8 +41,8 @@ class Tried:
 
 
 def credits(outputs: Tensor, y: Tensor, loss: Loss) -> Tensor:
-    """What each sample adds to a network's credit, their mean: accuracy, correlation about ``y``'s mean, or else less
-    loss.
+    """What each sample adds to a network's credit, their mean: accuracy, R^2 of a forecast that is scaled as suits it
+    best but not moved, or else less loss.
 
     Args:
         outputs: [M, C, ...] with integers ``y`` [M, ...] are logits of classes, and anything with as many numbers as
@@ -59,12 +60,17 @@ def credits(outputs: Tensor, y: Tensor, loss: Loss) -> Tensor:
     if not y.is_floating_point() and outputs.dim() > 1 and outputs.shape[2:] == y.shape[1:]:
         return (outputs.argmax(1) == y).double().reshape(len(y), -1).mean(1)
     if outputs.numel() == y.numel():
-        standard = []
-        for part in (outputs, y):
-            columns = part.double().reshape(len(y), -1) - y.double().reshape(len(y), -1).mean(0)
-            spread = columns.square().mean(0).sqrt()
-            standard.append(columns / torch.where(spread > 0, spread, torch.inf))
-        return (standard[0] * standard[1]).mean(1)
+        forecast, target = (part.double().reshape(len(y), -1) for part in (outputs, y))
+        spreads = []
+        for columns in (forecast, target):
+            spread = columns.std(0, correction=0)
+            spreads.append(torch.where(spread > 0, spread, torch.inf))
+        product = (forecast - forecast.mean(0)) / spreads[0] * (target - target.mean(0)) / spreads[1]
+        r = product.mean(0)
+        ahead = (forecast - target) / spreads[1]
+        offset = ahead.mean(0)
+        # r |r| and offset^2, to first order in each sample
+        return (r.abs() * (2 * product - r) - offset * (2 * ahead - offset)).mean(1)
     return -loss(outputs, y).double()
 
 
@@ -126,9 +132,32 @@ class Trial:
         return credits(outputs, y, self.loss)
 
 
+def part_of_pool(
+    logits: Tensor, pool: Tensor, keep_ratio: float, groups: Tensor | None, chance: Tensor, *, key: Tensor
+) -> Tensor:
+    """The subset: a random part of a pool, with the best others of a stratum that has too few there.
+
+    Args:
+        logits: [N].
+        pool: int64, samples in it.
+        keep_ratio: of the subset.
+        groups: int32 [N], strata that keep their shares.
+        chance: [N] in (0, 1), by which samples of the pool are taken.
+        key: for equal logits.
+
+    Returns:
+        int64 indices, ascending.
+    """
+    place = torch.sigmoid(logits.double()) - 1  # not above 0
+    place[pool] = chance[pool]
+    strata = Strata(len(place), subset_size(keep_ratio, len(place)), groups, device=place.device)
+    return strata.best(place, key=key)
+
+
 def try_pools(
     logits: Tensor,
     keep_ratio: float,
+    groups: Tensor | None,
     network: nn.Module,
     optimiser: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
     loss: Loss,
@@ -145,6 +174,7 @@ def try_pools(
     Args:
         logits: [N], by which samples enter a pool.
         keep_ratio: of the subset.
+        groups: int32 [N], its strata.
         network: is copied, not trained.
         optimiser: makes an optimiser of parameters.
         loss: one number a sample.
@@ -170,12 +200,13 @@ def try_pools(
     for share in shares:
         for held_back in (second, ~second):
             half = torch.nonzero(~held_back).flatten()
-            size = subset_size(keep_ratio, len(half))
-            pool = half[ops.select(logits[half], subset_size(share, len(half)), key=fold_in(key, 2))]
+            own = None if groups is None else groups[half]
+            pool = ops.select(logits[half], subset_size(share, len(half)), key=fold_in(key, 2))
+            part = part_of_pool(logits[half], pool, keep_ratio, own, chance[half], key=fold_in(key, 2))
             rows = torch.zeros_like(held_back)
-            rows[pool[ops.select(chance[pool], size)]] = True
+            rows[half[part]] = True
             copied = copy.deepcopy(network)
-            steps = epochs * -(-size // batch_size)
+            steps = epochs * -(-len(part) // batch_size)
             trials.append(Trial(copied, optimiser(copied.parameters()), loss, rows, held_back, batch_size, steps))
     with torch.enable_grad():
         for epoch in range(epochs):
@@ -193,9 +224,9 @@ def try_pools(
         each = [trial.credits() for trial in trials]
     by_pool = [torch.cat(pair) for pair in zip(each[::2], each[1::2], strict=True)]
     found = []
-    for share, own in zip(shares, by_pool, strict=True):
-        ahead = own - by_pool[0]
-        numbers = replicas.mean(torch.stack([own.mean(), ahead.mean(), ahead.std() / n**0.5]))
+    for share, each_credit in zip(shares, by_pool, strict=True):
+        ahead = each_credit - by_pool[0]
+        numbers = replicas.mean(torch.stack([each_credit.mean(), ahead.mean(), ahead.std() / n**0.5]))
         found.append(Tried(share, *numbers.tolist()))
     return found
 
