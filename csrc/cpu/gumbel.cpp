@@ -319,11 +319,13 @@ void noise_from_bits(const int64_t* bits, int64_t n, int kind, A* out) {
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 
 #include "common/gumbel.h"
 #include "common/random.h"
 #include "common/sum.h"
 #include "cpu/chunk.h"
+#include "cpu/transpose.h"
 
 namespace pysel {
 namespace {
@@ -406,56 +408,66 @@ class PerturbedRows {
 
   int64_t rows() const { return layout_.outer * layout_.inner; }
 
+  // Rows of another dim than the last, one after the other: see stage().
+  A* staged() const { return staged_; }
+
+  // Writes a chunk to z, where a staged one is already.
   ChunkSummary<A> chunk(int64_t row, int64_t c, A* z) const {
     const int n = chunk_size(layout_.width, c);
     const int64_t at = row * layout_.width + c * kChunk;
-    if (!staged_.empty()) {
-      std::memcpy(z, staged_.data() + at, sizeof(A) * static_cast<size_t>(n));
-      return PYSEL_CHOOSE(summarise<A>)(z, n);
-    }
+    if (staged_ != nullptr) return PYSEL_CHOOSE(summarise<A>)(z, n);
     return PYSEL_CHOOSE(perturb_and_summarise<T, A>)(x_ + at, key_, start_ + static_cast<uint64_t>(at), n, z);
   }
 
-  // Elements [at, at + n) of rows along the last dim, n <= kChunk.
+  // Elements [at, at + n) of rows one after the other, n <= kChunk.
   void perturb(int64_t at, int n, A* z) const {
-    PYSEL_CHOOSE(perturb<T, A>)(x_ + at, key_, start_ + static_cast<uint64_t>(at), n, z);
+    if (staged_ != nullptr)
+      std::memcpy(z, staged_ + at, sizeof(A) * static_cast<size_t>(n));
+    else
+      make(at, n, z);
+  }
+
+  // Writes what the staged rows have become to where they belong.
+  void unstage(T* out) const {
+    transpose<A>(
+        layout_.outer, layout_.inner, layout_.width,
+        [this](int64_t row, int64_t first, int n, A* z) { perturb(row * layout_.width + first, n, z); }, out);
   }
 
   // The chunk's largest, if it exceeds `floor`.
   ChunkBest<A> best(int64_t row, int64_t c, A floor) const {
     const int n = chunk_size(layout_.width, c);
     const int64_t at = row * layout_.width + c * kChunk;
-    if (staged_.empty()) return PYSEL_CHOOSE(best<T, A>)(x_ + at, key_, start_ + static_cast<uint64_t>(at), n, floor);
-    const A* z = staged_.data() + at;
+    if (staged_ == nullptr)
+      return PYSEL_CHOOSE(best<T, A>)(x_ + at, key_, start_ + static_cast<uint64_t>(at), n, floor);
+    const A* z = staged_ + at;
     ChunkBest<A> result{PYSEL_CHOOSE(summarise<A>)(z, n), 0};
     while (result.nan ? z[result.at] == z[result.at] : z[result.at] != result.max) ++result.at;
     return result;
   }
 
  private:
+  void make(int64_t at, int n, A* z) const {
+    PYSEL_CHOOSE(perturb<T, A>)(x_ + at, key_, start_ + static_cast<uint64_t>(at), n, z);
+  }
+
   // The element number follows the logical order, in which a row of a dim other than the last is not contiguous: make
   // the noise in logical order and keep it transposed, [outer, inner, width].
   void stage() {
-    staged_.resize(static_cast<size_t>(layout_.outer * layout_.width * layout_.inner));
-    const int64_t width = layout_.width, inner = layout_.inner;
-    parallel_for(layout_.outer * width, std::max<int64_t>(1, kGrain / inner), [&](int64_t begin, int64_t end) {
-      std::vector<A> z(kChunk);
-      for (int64_t line = begin; line < end; ++line)
-        for (int64_t c = 0; c < chunks_of(inner); ++c) {
-          const int n = chunk_size(inner, c);
-          const int64_t at = line * inner + c * kChunk;
-          PYSEL_CHOOSE(perturb<T, A>)(x_ + at, key_, start_ + static_cast<uint64_t>(at), n, z.data());
-          A* to = staged_.data() + ((line / width) * inner + c * kChunk) * width + line % width;
-          for (int i = 0; i < n; ++i) to[i * width] = z[i];
-        }
-    });
+    const auto& [outer, width, inner] = layout_;
+    memory_ = empty_cpu({outer * inner * width}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+    staged_ = static_cast<A*>(memory_.data_ptr());
+    transpose<A>(
+        outer, width, inner,
+        [this](int64_t line, int64_t first, int n, A* z) { make(line * layout_.inner + first, n, z); }, staged_);
   }
 
   const T* x_;
   Layout layout_;
   Key key_;
   uint64_t start_;
-  std::vector<A> staged_;
+  Tensor memory_;
+  A* staged_ = nullptr;
 };
 
 // Where row r's elements go: base + i * step.
@@ -466,8 +478,8 @@ struct RowPlace {
 };
 
 // Many short rows, as many at a time as fit in a chunk.
-template <typename T>
-void soft_short_rows(const char* op, const PerturbedRows<T>& source, int width, double tau, bool validate, T* out) {
+template <typename T, typename Out>
+void soft_short_rows(const char* op, const PerturbedRows<T>& source, int width, double tau, bool validate, Out* out) {
   using A = Compute<T>;
   const int64_t rows = source.rows(), together = kChunk / width;
   parallel_for((rows + together - 1) / together, kGrain / kChunk, [&](int64_t begin, int64_t end) {
@@ -483,22 +495,23 @@ void soft_short_rows(const char* op, const PerturbedRows<T>& source, int width, 
           most[r] = merge(op, row, validate).max;
         }
       }
-      PYSEL_CHOOSE(short_rows<T, A>)(z, most, count, width, divisor<A>(tau), out + first * width);
+      PYSEL_CHOOSE(short_rows<Out, A>)(z, most, count, width, divisor<A>(tau), out + first * width);
     }
   });
 }
 
-template <typename T>
-void soft_rows(const char* op, const PerturbedRows<T>& source, const Layout& layout, double tau, bool validate,
-               T* out) {
+// Soft samples of rows one after the other. `out` may be where they are staged.
+template <typename T, typename Out>
+void soft_rows(const char* op, const PerturbedRows<T>& source, int64_t width, double tau, bool validate, Out* out) {
   using A = Compute<T>;
-  const int64_t width = layout.width;
-  if (layout.inner == 1 && width <= kShortRow)
-    return soft_short_rows(op, source, static_cast<int>(width), tau, validate, out);
-  const bool in_place = std::is_same_v<T, A> && layout.inner == 1;
+  if (width <= kShortRow) return soft_short_rows(op, source, static_cast<int>(width), tau, validate, out);
   each_row(source.rows(), width, [&](int64_t r, bool parallel) {
-    std::vector<A> scratch(in_place ? 0 : static_cast<size_t>(width));
-    A* z = in_place ? reinterpret_cast<A*>(out + r * width) : scratch.data();
+    std::unique_ptr<A[]> scratch;
+    A* z;
+    if constexpr (std::is_same_v<Out, A>)
+      z = out + r * width;
+    else
+      z = (scratch = std::make_unique_for_overwrite<A[]>(static_cast<size_t>(width))).get();
     std::vector<ChunkSummary<A>> summary(static_cast<size_t>(chunks_of(width)));
     each_chunk(width, parallel, [&](int64_t c) { summary[c] = source.chunk(r, c, z + c * kChunk); });
     const A max = merge(op, summary, validate).max;
@@ -509,15 +522,8 @@ void soft_rows(const char* op, const PerturbedRows<T>& source, const Layout& lay
     WideSum<A> total{};
     for (const auto& sum : sums) total.add(sum);
     const A factor = A{1} / static_cast<A>(total.value());
-    const RowPlace place(layout, r);
     each_chunk(width, parallel, [&](int64_t c) {
-      const int n = chunk_size(width, c);
-      if (place.step == 1) {
-        PYSEL_CHOOSE(scale<T, A>)(z + c * kChunk, n, factor, out + place.base + c * kChunk);
-      } else {
-        T* to = out + place.base + c * kChunk * place.step;
-        for (int i = 0; i < n; ++i) to[i * place.step] = static_cast<T>(z[c * kChunk + i] * factor);
-      }
+      PYSEL_CHOOSE(scale<Out, A>)(z + c * kChunk, chunk_size(width, c), factor, out + r * width + c * kChunk);
     });
   });
 }
@@ -574,13 +580,20 @@ Tensor write_gumbel_softmax(const Tensor& logits, const Tensor& tau, const Tenso
     if (validate && own) check_logits(op, static_cast<const T*>(x.data_ptr()), layout, true);
     const PerturbedRows<T> source(x, layout, k, static_cast<uint64_t>(start));
     T* y = static_cast<T*>(out.data_ptr());
-    if (!hard) return soft_rows<T>(op, source, layout, t, validate, y);
+    if (!hard && layout.inner == 1) return soft_rows(op, source, layout.width, t, validate, y);
+    if (!hard) {
+      soft_rows(op, source, layout.width, t, validate, source.staged());
+      return source.unstage(y);
+    }
+    const int64_t n = logits.numel();
+    if (layout.inner > 1)
+      each_chunk(n, true, [&](int64_t c) { std::fill_n(y + c * kChunk, chunk_size(n, c), static_cast<T>(0.0f)); });
     argmax_rows<T>(op, source, layout, validate, [&](int64_t r, int64_t index, bool nan) {
       const RowPlace place(layout, r);
       const T rest = static_cast<T>(nan ? std::numeric_limits<float>::quiet_NaN() : 0.0f);
       if (place.step == 1) {
         std::fill_n(y + place.base, layout.width, rest);
-      } else {
+      } else if (nan) {
         for (int64_t i = 0; i < layout.width; ++i) y[place.base + i * place.step] = rest;
       }
       if (!nan) y[place.base + index * place.step] = static_cast<T>(1.0f);
@@ -659,13 +672,24 @@ Tensor gumbel_softmax_backward(Tensor grad, Tensor y, Tensor tau, int64_t dim) {
       });
       return;
     }
-    each_row(outer * inner, width, [&](int64_t r, bool) {
-      const RowPlace place(layout, r);
-      double mean = 0;
-      for (int64_t i = 0, at = place.base; i < layout.width; ++i, at += place.step)
-        mean += static_cast<double>(static_cast<A>(g[at]) * static_cast<A>(p[at]));
-      for (int64_t i = 0, at = place.base; i < layout.width; ++i, at += place.step)
-        to[at] = static_cast<T>(static_cast<A>(p[at]) * (static_cast<A>(g[at]) - static_cast<A>(mean)) / divisor<A>(t));
+    constexpr int64_t kColumns = 64;  // neighbouring rows side by side
+    const A divide_by = divisor<A>(t);
+    const int64_t blocks = (inner + kColumns - 1) / kColumns;
+    parallel_for(outer * blocks, rows_per_thread(width * kColumns), [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        const int64_t first = b % blocks * kColumns, n = std::min(kColumns, layout.inner - first);
+        const int64_t base = b / blocks * layout.width * layout.inner + first,
+                      after = base + layout.width * layout.inner;
+        double sum[kColumns] = {};
+        for (int64_t at = base; at < after; at += layout.inner)
+          for (int64_t j = 0; j < n; ++j)
+            sum[j] += static_cast<double>(static_cast<A>(g[at + j]) * static_cast<A>(p[at + j]));
+        A mean[kColumns];
+        for (int64_t j = 0; j < n; ++j) mean[j] = static_cast<A>(sum[j]);
+        for (int64_t at = base; at < after; at += layout.inner)
+          for (int64_t j = 0; j < n; ++j)
+            to[at + j] = static_cast<T>(static_cast<A>(p[at + j]) * (static_cast<A>(g[at + j]) - mean[j]) / divide_by);
+      }
     });
   });
   return out;
