@@ -267,7 +267,11 @@ def test_weights_of_losses(six: Ranks) -> None:
             assert all(map(torch.equal, answer, wanted)), answer
     for of, message in ((None, "labels must be given"), (labels()[indices] + 1, "labels must be those of samples")):
         assert all(message in str(answer) for answer in six(weigh, 2, indices, of, {}))
-    assert all("temperature must be None" in str(a) for a in six(weigh, 2, indices, None, {"temperature": 1.0}))
+    assert all("call select() first" in str(answer) for answer in six(weigh_nothing, 2, {}))
+
+
+def weigh_nothing(rank: int, group: Any, given: dict[str, Any]) -> Any:
+    return make(rank, group, [0, 300, 1003], given).weights(torch.tensor([0] * rank, dtype=torch.int64))
 
 
 def scored(rank: int, group: Any, at: list[int], given: dict[str, Any], epochs: list[int]) -> Any:

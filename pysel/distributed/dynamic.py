@@ -15,16 +15,17 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_checkpoin
 
 from pysel import _checks, _inputs, ops
 from pysel.distributed import shards
-from pysel.distributed.agree import Meeting, add, meet, together
+from pysel.distributed.agree import Meeting, add, gather, meet, together
 from pysel.distributed.race import PIECE
 from pysel.distributed.sample import drawn
 from pysel.distributed.select import chosen
+from pysel.ops.sample import best_losers
 from pysel.random import as_key, fold_in
 from pysel.selection.bitmap import Bitmap, packed
 from pysel.selection.dynamic.plan import Planned
 from pysel.selection.protocol import FORMAT, exact, lasting, like
 from pysel.selection.schedule import Schedule
-from pysel.selection.subset import quotas
+from pysel.selection.subset import inclusion, quotas
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,8 +36,9 @@ class ShardedDynamicSelector(Planned):
 
     Shards are consecutive parts of the data set in the order of the ranks, of any lengths, empty ones included. Every
     rank makes the selector from its shard and equal other arguments, and asks for the same epochs; making it, asking
-    for another epoch than the last and loading a state are collective, the rest is not. `pysel.SelectionSampler` takes
-    it as it is: each rank then yields samples of the whole data set, the same as with one process's selector.
+    for another epoch than the last, loading a state, `explain` and, with a ``temperature``, `weights` are collective,
+    the rest is not. `pysel.SelectionSampler` takes it as it is: each rank then yields samples of the whole data set,
+    the same as with one process's selector.
 
     For each sample of its shard a rank holds two scores (8 bytes in float32), how often it was used (1 byte for up to
     255 epochs, 2 for up to 32,767, else 4), with labels its class (4), and while it selects a third score. For each
@@ -130,19 +132,23 @@ class ShardedDynamicSelector(Planned):
             # the subset is in it
             self._uses = torch.zeros(self._rows, dtype=_count_dtype(self.epochs), device=tables[0].device)
 
-        self._groups: Tensor | None = None  # int32 [n], the class of each sample of the shard among all ranks
-        self._quotas: Tensor | None = None  # int64 [C]
+        self._classes: Tensor | None = None  # int32 [n], the class of each sample of the shard among all ranks
         self._labels: Tensor | None = None  # int64 [C], ascending
+        self._groups: Tensor | None = None  # the classes, if each has a share of its own
+        self._quotas: Tensor | None = None  # int64 [C], with groups
         self._loss_weights: tuple[Tensor, Tensor] | None = None
-        if own_classes is not None and balance is not None:
-            self._groups, self._labels, sizes = shards.classes(own_classes, meeting)
-            self._quotas = quotas(sizes, self._size, balance, op=name, name="keep_ratio")
-            self._loss_weights = self._class_weights(self._quotas, sizes)
+        self._inverse_chance: Tensor | None = None  # of the shard's samples in the subset, as in `DynamicSelector`
+        if own_classes is not None:
+            self._classes, self._labels, self._sizes = shards.classes(own_classes, meeting)
+        if self._classes is not None and balance is not None:
+            self._groups = self._classes
+            self._quotas = quotas(self._sizes, self._size, balance, op=name, name="keep_ratio")
+            self._loss_weights = self._class_weights(self._quotas, self._sizes)
         self.representativeness = shards.unit_interval(name, meeting, tables[0], normalise)
         self.diversity = shards.unit_interval(name, meeting, tables[1], normalise).to(self.representativeness.dtype)
         self._tables = {"representativeness": self.representativeness, "diversity": self.diversity}
-        if self._groups is not None:
-            self._tables["classes"] = self._groups
+        if self._classes is not None:
+            self._tables["classes"] = self._classes
         self._digest = shards.fingerprint(self._tables, meeting)
 
     # --- selection ---
@@ -171,7 +177,7 @@ class ShardedDynamicSelector(Planned):
         if 0 < first < asked:
             uses = uses.clone()  # the last epoch alone changes them, after all else
         self._uses, self._bitmap = self._played(meeting, uses, first, asked, self._key)
-        self._epoch = asked
+        self._epoch, self._inverse_chance = asked, None
         return self._bitmap
 
     def _weighed(self, first: int, last: int) -> dict[str, Any]:
@@ -232,17 +238,23 @@ class ShardedDynamicSelector(Planned):
     def weights(self, indices: Any, labels: Any = None) -> Tensor:
         """Factors for the losses of samples of the current subset, see `DynamicSelector.weights`.
 
+        With a ``temperature`` collective, for a sample's factor comes from the rank that holds it: three exchanges, of
+        16 bytes for each sample in a batch, and in an epoch's first call one more.
+
         Args:
-            indices: integers [B], samples of the whole data set.
-            labels: integers [B], theirs: a rank knows those of its shard alone. Needed with ``balance_losses``.
+            indices: integers [B], samples of the whole data set; B may differ between ranks and be 0.
+            labels: integers [B], theirs: a rank knows those of its shard alone. Needed with ``balance_losses`` unless
+                there is a ``temperature``.
 
         Raises:
-            ValueError: no labels where they are needed, or one that no sample has; with a ``temperature``, whose
-                factors need the scores of all ranks.
+            TypeError, ValueError: see `DynamicSelector.weights`; no labels where they are needed, or one that no sample
+                has.
+            RuntimeError: with a ``temperature``, another rank's indices are refused.
         """
         name = type(self).__name__
         if self.temperature is not None:
-            raise ValueError(f"{name}: temperature must be None for weights, got {self.temperature}")
+            return self._weights_of_draws(indices)
+        self._check_selected()
         weights = super().weights(indices)
         if self._loss_weights is None or self._labels is None:
             return weights
@@ -253,7 +265,124 @@ class ShardedDynamicSelector(Planned):
         unknown = self._labels[of] != labels
         if bool(unknown.any()):
             raise ValueError(f"{name}: labels must be those of samples, got {int(labels[unknown][0])}")
-        return self._loss_weights[self._is_full(max(self._epoch, 0))][of].to(weights.device)
+        return self._loss_weights[self._is_full(self._epoch)][of].to(weights.device)
+
+    def _check_selected(self) -> None:
+        if self._epoch < 0:
+            raise ValueError(f"{type(self).__name__}: weights are those of a selected subset: call select() first")
+
+    def _weights_of_draws(self, indices: Any) -> Tensor:
+        name = type(self).__name__
+        given = torch.empty(0, dtype=torch.int64, device="cpu")
+
+        def prepare() -> tuple[dict[str, Any], int]:
+            nonlocal given
+            self._check_selected()
+            given = self._samples("weights", indices)
+            outside = ~self._bitmap.has(given.cpu())
+            if bool(outside.any()):
+                raise ValueError(
+                    f"{name}: indices must be of the subset of epoch {self._epoch}, got {int(given.cpu()[outside][0])}"
+                )
+            return {"the epoch": self._epoch, **self._weighed(self._epoch, self._epoch)}, len(given)
+
+        meeting = meet(f"{name}.weights", self._uses, prepare, self._group)
+        message = self._uses.new_full((max(meeting.notes),), -1, dtype=torch.int64)
+        message[: len(given)] = given
+        rows = gather(message, meeting.group) - self._offset
+        mine = (rows >= 0) & (rows < self._rows)
+        weights = torch.zeros(rows.shape, dtype=torch.float64, device=rows.device)
+        full = self._is_full(self._epoch)
+        own = torch.ones_like(rows[mine], dtype=torch.float32)
+        if self._loss_weights is not None and self._groups is not None:
+            own = self._loss_weights[full][self._groups[rows[mine]].long()]
+        if not full:
+            if self._inverse_chance is None:
+                self._inverse_chance = self._importance(meeting)
+            place = torch.searchsorted(self.select(self._epoch), rows[mine])
+            own = own * self._inverse_chance[place]
+        weights[mine] = own.double()
+        # one rank has each sample's, the others 0
+        return add(weights, meeting.group)[meeting.rank, : len(given)].to(given.device, own.dtype)
+
+    def _importance(self, meeting: Meeting) -> Tensor:
+        """What makes this shard's samples of the current subset stand for all of their class, 1 on average."""
+        assert self.temperature is not None
+        log_weights = self._scored(self._epoch, self._before()).div_(self.temperature)
+        rows, key = self.select(self._epoch), fold_in(self._key, self._epoch)
+        num_groups = 1 if self._quotas is None else len(self._quotas)
+        threshold = best_losers(log_weights, rows, key, self._groups, num_groups, offset=self._offset)
+        threshold = gather(threshold, meeting.group).amax(0)
+        if self._groups is None or self._quotas is None:
+            return self._size / self.num_samples / inclusion(log_weights[rows], threshold)
+        of = self._groups[rows].long()
+        chance = inclusion(log_weights[rows], threshold[of])
+        return (self._quotas.to(chance.dtype) / self._sizes)[of] / chance
+
+    @lasting
+    def explain(self, i: int) -> dict[str, Any]:
+        """Why a sample of the whole is in the current subset, or why not: see `DynamicSelector.explain`.
+
+        Collective, and the same on all ranks. ``factors`` is None.
+
+        Raises:
+            TypeError, IndexError: ``i`` is not an int in [0, N).
+            ValueError: it differs between ranks.
+        """
+        name = f"{type(self).__name__}.explain"
+        sample, epoch = 0, max(self._epoch, 0)
+
+        def prepare() -> tuple[dict[str, Any], int]:
+            nonlocal sample
+            sample = _checks.integer(name, "i", i)
+            if not 0 <= sample < self.num_samples:
+                raise IndexError(f"{name}: i must be between 0 and {self.num_samples - 1}, got {sample}")
+            return {"i": sample, "the epoch": self._epoch, **self._weighed(epoch, epoch)}, 0
+
+        meeting = meet(name, self._uses, prepare, self._group)
+        chosen_here = torch.zeros_like(self.diversity, dtype=torch.bool)
+        chosen_here[self.select(epoch)] = True
+        taken = bool(self._bitmap.has(torch.tensor([sample], device="cpu")))
+        uses = self._before()
+        scores, row = self._scored(epoch, uses), sample - self._offset
+
+        # what the rank that holds it knows; 0 on the others
+        own = torch.zeros(6, dtype=torch.float64, device=scores.device)
+        if 0 <= row < self._rows:
+            base = self._scored(epoch, torch.zeros_like(uses))
+            held = (self.representativeness, self.diversity, scores, base - scores, uses, self._classes)
+            own = torch.stack([own[0] if x is None else x[row].double() for x in held])
+        rep, div, score, penalty, used, of = add(own, meeting.group).tolist()
+
+        rivals = chosen_here != taken
+        if self._groups is not None:
+            rivals &= self._groups == int(of)
+        others = scores[rivals].double()
+        best = (others.max() if taken else others.min()) if len(others) else own.new_zeros(())
+        above = ((self.representativeness > rep).sum(), (self.diversity > div).sum(), rivals.sum())
+        told = gather(torch.stack([*(count.double() for count in above), best]), meeting.group)
+        before, ahead, count = told[:, :3].sum(0).long().tolist()
+        margin = None
+        if count:
+            ends = told[told[:, 2] > 0, 3]
+            nearest = float(ends.max() if taken else ends.min())
+            margin = float(scores.new_tensor(score) - scores.new_tensor(nearest))
+        return {
+            "sample": sample,
+            "epoch": epoch,
+            "label": None if self._labels is None else int(self._labels[int(of)]),
+            "representativeness": rep,
+            "representativeness_rank": 1 + before,
+            "diversity": div,
+            "diversity_rank": 1 + ahead,
+            "weight": self.weight(epoch),
+            "uses": int(used),
+            "penalty": penalty,
+            "score": score,
+            "taken": taken,
+            "margin": margin,
+            "factors": None,
+        }
 
     @lasting
     def scores(self, epoch: int) -> Tensor:
@@ -332,7 +461,7 @@ class ShardedDynamicSelector(Planned):
             bitmap = _none_of(self.num_samples)
             if epoch >= 0:
                 uses, bitmap = self._played(meeting, uses, epoch, epoch, key)
-        self._uses, self._bitmap, self._epoch, self._key = uses, bitmap, epoch, key
+        self._uses, self._bitmap, self._epoch, self._key, self._inverse_chance = uses, bitmap, epoch, key, None
 
     def save(self, path: str | Path) -> None:
         """Write arguments, tables and state into a folder that all ranks see; collective.

@@ -104,7 +104,13 @@ _PIECE = 1 << 20  # race keys at a time
 
 
 def best_losers(
-    log_weights: Tensor, drawn: Tensor, key: Tensor, groups: Tensor | None = None, num_groups: int = 1
+    log_weights: Tensor,
+    drawn: Tensor,
+    key: Tensor,
+    groups: Tensor | None = None,
+    num_groups: int = 1,
+    *,
+    offset: int = 0,
 ) -> Tensor:
     """The largest race key of each group among the items that a draw without replacement left out.
 
@@ -114,6 +120,7 @@ def best_losers(
         key: of the draw.
         groups: [n] in [0, num_groups), those of the draw.
         num_groups: G, 1 where there are no groups.
+        offset: items before these, in a draw of which they are a part.
 
     Returns:
         [G], float64 for float64 and else float32; -inf where all of a group were drawn.
@@ -131,7 +138,7 @@ def best_losers(
     best = log_weights.new_full((num_groups,), -torch.inf, dtype=dtype)
     for start, low, high in zip(at, bounds, bounds[1:], strict=False):
         part = slice(start, start + _PIECE)
-        race = torch.ops.pysel.race_keys(log_weights[part], True, key, start)
+        race = torch.ops.pysel.race_keys(log_weights[part], True, key, offset + start)
         race[drawn[low:high] - start] = -torch.inf
         of = torch.zeros_like(race, dtype=torch.int64) if groups is None else groups[part].long()
         best.scatter_reduce_(0, of, race, "amax")

@@ -100,6 +100,10 @@ class Bitmap:
             bits = torch.where(above, bits >> half, bits)
         return _BLOCK * block + _WORD * word + bit
 
+    def has(self, samples: Tensor) -> Tensor:
+        """Which of ``samples``, int64 in [0, N), are members: bool."""
+        return ((self.words[samples // _WORD] >> samples % _WORD) & 1).bool()
+
     def between(self, start: int, stop: int) -> Tensor:
         """The members in [start, stop), int64 ascending."""
         return torch.cat([torch.empty(0, dtype=torch.int64, device="cpu"), *self._between(start, stop)])

@@ -203,4 +203,9 @@ class Strata:
         num_groups = 1 if self.quotas is None else len(self.quotas)
         threshold = best_losers(log_weights, chosen, key, self.groups, num_groups)
         own = threshold if self.groups is None else threshold[self.groups[chosen].long()]
-        return -torch.expm1(-torch.exp(log_weights[chosen] - own))
+        return inclusion(log_weights[chosen], own)
+
+
+def inclusion(log_weights: Tensor, threshold: Tensor) -> Tensor:
+    """How likely what was drawn had been to be, given the best key that lost to it: see `Strata.inclusion`."""
+    return -torch.expm1(-torch.exp(log_weights - threshold))
