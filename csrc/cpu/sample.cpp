@@ -596,16 +596,24 @@ class Inversion {
     return std::upper_bound(start_.begin() + 1, start_.end(), target) - (start_.begin() + 1);
   }
 
+  // Of a draw's chunk, the weights up to the draw are made, a few at a time.
   void one_by_one(int64_t* out) const {
+    constexpr int kPiece = 64;
     parallel_for(request_.k, 64, [&](int64_t begin, int64_t end) {
-      alignas(64) uint64_t fixed[kChunk];
+      alignas(64) uint64_t fixed[kPiece];
       for (int64_t j = begin; j < end; ++j) {
         const uint64_t target = target_of(j);
         const int64_t chunk = chunk_of(target);
-        fill(chunk, fixed);
-        int i = 0;
-        for (uint64_t sum = start_[static_cast<size_t>(chunk)] + fixed[0]; sum <= target; sum += fixed[i]) ++i;
-        out[j] = chunk * kChunk + i;
+        uint64_t sum = start_[static_cast<size_t>(chunk)];
+        int64_t at = chunk * kChunk;
+        for (;; at += kPiece) {
+          const int size = static_cast<int>(std::min<int64_t>(kPiece, n_ - at));
+          const uint64_t piece = PYSEL_CHOOSE(fixed_weights<T>)(w_ + at, size, fixed_, fixed);
+          if (sum + piece > target) break;
+          sum += piece;
+        }
+        for (const uint64_t* weight = fixed; (sum += *weight) <= target; ++weight) ++at;
+        out[j] = at;
       }
     });
     if (request_.arrangement == Arrangement::index) std::sort(out, out + request_.k);
@@ -759,8 +767,7 @@ Tensor write_weighted_sample(const Tensor& weights, int64_t k, bool replacement,
   dispatch_floating(kOp, "weights", weights, [&]<typename T>() {
     const Tensor w_c = packed(weights);
     const T* w = static_cast<const T*>(w_c.data_ptr());
-    if (validate)
-      for (int64_t r = 0; r < rows; ++r) check_weights(w + r * n, n, request, replacement);
+    if (validate) each_row(rows, n, [&](int64_t r, bool) { check_weights(w + r * n, n, request, replacement); });
     out = own ? *own : empty_cpu(size, ScalarType::Long);
     auto* index = static_cast<int64_t*>(out.data_ptr());
     if (out.numel() == 0 && !given.groups) return;
