@@ -207,6 +207,18 @@ def test_reductions_are_loops_of_vectors(kernel, double, variant, register):
         assert expected in [arithmetic(loop) for loop in loops(code)]
 
 
+@pytest.mark.parametrize("variant, register", [("avx2", "ymm"), ("avx512", "zmm")])
+@pytest.mark.parametrize("kernel", ["perturb", "race_keys", "gate"])
+def test_noise_in_double_is_made_by_vectors(kernel, variant, register):
+    # AVX2 converts no 64-bit integers: one such conversion makes the whole loop scalar.
+    codes = [code for function, code in functions() if f"{variant}::{kernel}<double, double>(" in function]
+    assert codes
+    for code in codes:
+        found = [arithmetic(loop) for loop in loops(code)]
+        made = [loop for loop in found if f"fm pd {register}" in loop]
+        assert any(not re.search(r" s[ds] ", " ".join(loop)) for loop in made)
+
+
 # --- progress ---
 
 

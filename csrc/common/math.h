@@ -126,7 +126,10 @@ PYSEL_HD LogSplit<T> split_normal(T x) {
   using Int = typename F::Int;
   const Int shifted = bit_cast<Int>(x) - F::kSqrtHalf;
   const Int mantissa = (shifted & ((Int{1} << F::kMantissa) - 1)) + F::kSqrtHalf;
-  return {bit_cast<T>(mantissa) - T{1}, static_cast<T>(shifted >> F::kMantissa)};
+  // by way of 32 bits, which every instruction set converts in vectors
+  constexpr int kHigh = 8 * (sizeof(T) - sizeof(int32_t));
+  const auto exponent = static_cast<int32_t>(shifted >> kHigh) >> (F::kMantissa - kHigh);
+  return {bit_cast<T>(mantissa) - T{1}, static_cast<T>(exponent)};
 }
 
 // 1 - v for v in [0, 1/2], with no cancellation: 1 - 2 v is exact where it is used.

@@ -48,10 +48,13 @@ PYSEL_HD Uniform<float> uniform<float>(uint32_t high, uint32_t low) {
 
 template <>
 PYSEL_HD Uniform<double> uniform<double>(uint32_t high, uint32_t low) {
-  const int64_t m = static_cast<int64_t>(uint64_t{high} << 32 | low);
-  const bool upper = m < 0;
-  const int64_t near = upper ? ~m : m;
-  return {(static_cast<double>(near) + 0.5) * 0x1p-64, upper};
+  const int32_t sign = static_cast<int32_t>(high) >> 31;  // all ones in the upper half
+  const int32_t near_high = static_cast<int32_t>(high) ^ sign;
+  const uint32_t near_low = low ^ static_cast<uint32_t>(sign);
+  // 63 bits, rounded once, by way of 32, which every instruction set converts in vectors
+  const double low_half = bit_cast<double>(uint64_t{near_low} | 0x4330000000000000u) - 0x1p52;
+  const double near = static_cast<double>(near_high) * 0x1p32 + low_half;
+  return {(near + 0.5) * 0x1p-64, sign != 0};
 }
 
 template <typename T>
