@@ -319,7 +319,6 @@ void noise_from_bits(const int64_t* bits, int64_t n, int kind, A* out) {
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <memory>
 
 #include "common/gumbel.h"
 #include "common/random.h"
@@ -395,6 +394,9 @@ auto merge(const char* op, const std::vector<Summary>& chunks, bool validate) {
   return row;
 }
 
+template <typename A>
+constexpr ScalarType kTypeOf = std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float;
+
 // Rows of logits, perturbed chunk by chunk.
 template <typename T>
 class PerturbedRows {
@@ -455,7 +457,7 @@ class PerturbedRows {
   // the noise in logical order and keep it transposed, [outer, inner, width].
   void stage() {
     const auto& [outer, width, inner] = layout_;
-    memory_ = empty_cpu({outer * inner * width}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+    memory_ = empty_cpu({outer * inner * width}, kTypeOf<A>);
     staged_ = static_cast<A*>(memory_.data_ptr());
     transpose<A>(
         outer, width, inner,
@@ -506,12 +508,18 @@ void soft_rows(const char* op, const PerturbedRows<T>& source, int64_t width, do
   using A = Compute<T>;
   if (width <= kShortRow) return soft_short_rows(op, source, static_cast<int>(width), tau, validate, out);
   each_row(source.rows(), width, [&](int64_t r, bool parallel) {
-    std::unique_ptr<A[]> scratch;
+    std::vector<A> short_room;
+    Tensor long_room;  // which is neither cleared nor of small pages
     A* z;
-    if constexpr (std::is_same_v<Out, A>)
+    if constexpr (std::is_same_v<Out, A>) {
       z = out + r * width;
-    else
-      z = (scratch = std::make_unique_for_overwrite<A[]>(static_cast<size_t>(width))).get();
+    } else if (width <= kGrain) {
+      short_room.resize(static_cast<size_t>(width));
+      z = short_room.data();
+    } else {
+      long_room = empty_cpu({width}, kTypeOf<A>);
+      z = static_cast<A*>(long_room.data_ptr());
+    }
     std::vector<ChunkSummary<A>> summary(static_cast<size_t>(chunks_of(width)));
     each_chunk(width, parallel, [&](int64_t c) { summary[c] = source.chunk(r, c, z + c * kChunk); });
     const A max = merge(op, summary, validate).max;
