@@ -219,6 +219,20 @@ def test_collectives_and_bytes(four: Ranks, name: str, kind: str, given: dict[st
     assert size <= 4 << 20
 
 
+def of_many_groups(rank: int, group: Any, num_groups: int) -> Any:
+    quotas = torch.zeros(num_groups, dtype=torch.int64)
+    quotas[-1] = 1
+    groups = torch.tensor([0, num_groups - 1, num_groups - 1])
+    return pysel.distributed.select(torch.arange(3.0), 1, groups=groups, quotas=quotas, process_group=group)
+
+
+def test_more_groups_than_a_message_tells_apart(four: Ranks) -> None:
+    assert [answer.tolist() for answer in four(of_many_groups, 2, 1 << 21)] == [[2], []]
+    for answer in four(of_many_groups, 2, (1 << 21) + 1):
+        assert isinstance(answer, ValueError), answer
+        assert "select: quotas must be of at most 2097152 groups, got 2097153" in str(answer)
+
+
 # --- counts ---
 
 

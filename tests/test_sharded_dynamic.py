@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint._state_dict_stager import StateDictStager
@@ -409,8 +410,13 @@ def test_a_checkpoint_of_four_ranks_loads_on_any_number(
 def in_the_background(rank: int, group: Any, at: list[int], folder: str) -> Any:
     selector = make(rank, group, at, {})
     selector.bitmap(3)
-    dcp.async_save({"selector": selector}, checkpoint_id=folder, process_group=group).result()
-    return selector.uses
+    uses = selector.uses
+    apart = dist.new_group(list(range(WORLD)))  # from the selector's collectives, which go on
+    saving = dcp.async_save({"selector": selector}, checkpoint_id=folder, process_group=apart)
+    for epoch in (4, 5, 6):
+        selector.bitmap(epoch)
+    saving.result()
+    return uses
 
 
 def from_the_background(rank: int, group: Any, at: list[int], folder: str) -> Any:
@@ -420,7 +426,7 @@ def from_the_background(rank: int, group: Any, at: list[int], folder: str) -> An
 
 
 def test_an_asynchronous_checkpoint(six: Ranks, tmp_path: Path) -> None:
-    saved = six(in_the_background, 2, cuts(1003, 2, "random"), str(tmp_path))
+    saved = six(in_the_background, WORLD, cuts(1003, WORLD, "random"), str(tmp_path))
     answers = six(from_the_background, 3, cuts(1003, 3, "random"), str(tmp_path))
     assert all(isinstance(answer, Tensor) for answer in (*saved, *answers)), answers
     assert torch.equal(torch.cat(answers), torch.cat(saved))

@@ -531,7 +531,8 @@ class ShardedDynamicSelector(Planned):
         key = torch.tensor(saved["key"], dtype=torch.int64, device="cpu")
         labels = None
         if saved["labels"] is not None:
-            labels = torch.tensor(saved["labels"], device=device)[vectors["classes"].local.long()]
+            known = torch.tensor(saved["labels"], device=device)
+            labels = together(f"{cls.__name__}.load", lambda: known[vectors["classes"].local.long()], process_group)
         selector = cls(
             vectors["representativeness"].local,
             vectors["diversity"].local,

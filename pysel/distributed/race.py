@@ -133,8 +133,11 @@ def winners(op: str, meeting: Meeting, shard: Shard, quotas: Tensor, size_name: 
         int64 [G], on the CPU.
 
     Raises:
-        ValueError: a quota is above the number of elements; on all ranks.
+        ValueError: a quota is above the number of elements, or there are too many groups; on all ranks.
     """
+    most = 1 << (63 - _INDEX_BITS)
+    if len(quotas) > most:
+        raise ValueError(f"{op}: quotas must be of at most {most} groups, got {len(quotas)}")
     need = quotas.to(shard.values(slice(0, 0)).device)
     device = need.device
     bins = (_Bracket if shard.groups is None else _Pivots)(meeting, shard, need)

@@ -38,7 +38,7 @@ def weighted_sample(
         replacement: draw with replacement.
         log_weights: ``weights`` are logarithms.
         groups: int64 or int32 [n], in [0, G): the group of each weight of the shard. Together with ``quotas``.
-        quotas: int64 [G], draws from each group over all ranks, which sum to ``k``.
+        quotas: int64 [G], draws from each group over all ranks, which sum to ``k``; G is at most 2,097,152.
         key: int64 [2] or an int; the same on all ranks.
         process_group: the ranks, in whose order the shards follow each other; default all.
 

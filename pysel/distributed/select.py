@@ -31,7 +31,7 @@ def select(
         k: of all ranks together, between 0 and N.
         largest: select the largest; else the smallest.
         groups: int64 or int32 [n], in [0, G): the group of each element of the shard. Together with ``quotas``.
-        quotas: int64 [G], how many of each group over all ranks, which sum to ``k``.
+        quotas: int64 [G], how many of each group over all ranks, which sum to ``k``; G is at most 2,097,152.
         key: int64 [2] or an int: orders ties at random; without one they go to the lowest index.
         process_group: the ranks, in whose order the shards follow each other; default all.
 
