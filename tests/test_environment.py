@@ -99,6 +99,8 @@ SUBNORMAL = {
     "factor_scores weighted": lambda n: [
         pysel.factor_scores(subnormals(n)[:, None], rows(n), torch.ones(n), reduce="mean", weighted=True)
     ],
+    "prepare": lambda n: OPS.prepare(subnormals(n).abs()),
+    "weighted_sample prepared": lambda n: [pysel.weighted_sample(pysel.prepare(subnormals(n).abs()), 9, True, key=1)],
     "race_keys": lambda n: [OPS.race_keys(subnormals(n).abs(), False, pysel.key(1), 0)],
     "fixed_weights": lambda n: [OPS.fixed_weights(subnormals(n).abs(), False, 2.0**-126, n)],
 }

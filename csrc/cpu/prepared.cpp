@@ -202,8 +202,7 @@ std::tuple<Tensor, Tensor> prepare(Tensor weights) {
               shape(weights));
   const int64_t n = weights.size(0), size = size_of_levels(n);
   return dispatch_floating(op, "weights", weights, [&]<typename T>() {
-    const KeepSubnormals guard;
-    const Tensor w_c = torch::stable::contiguous(weights);
+    const Tensor w_c = packed(weights);
     auto* w = static_cast<T*>(w_c.data_ptr());
     check_weights(op, "weights", w, n);
     const Tensor sums = empty_cpu({size}, ScalarType::Long), largest = empty_cpu({size}, weights.scalar_type());
@@ -223,8 +222,7 @@ void update_prepared_(Tensor weights, Tensor sums, Tensor largest, Tensor index,
   check_device(op, "index", index, weights);
   check_device(op, "weight", weight, weights);
   dispatch_floating(op, "weights", weights, [&]<typename T>() {
-    const KeepSubnormals guard;
-    const Tensor index_c = torch::stable::contiguous(index), weight_c = torch::stable::contiguous(weight);
+    const Tensor index_c = packed(index), weight_c = packed(weight);
     const auto* at = static_cast<const int64_t*>(index_c.data_ptr());
     const auto* new_weight = static_cast<const T*>(weight_c.data_ptr());
     const int64_t n = weights.size(0), m = index.size(0);
@@ -244,13 +242,13 @@ Tensor sample_prepared(Tensor weights, Tensor sums, Tensor largest, int64_t k, s
               ": order must be draw, index or shuffled, got ", order);
   check_start(op, start);
   const Key from = read_key(op, key);
-  Tensor out = empty_cpu({k}, ScalarType::Long);
-  auto* drawn = static_cast<int64_t*>(out.data_ptr());
+  Tensor out;
   dispatch_floating(op, "weights", weights, [&]<typename T>() {
-    const KeepSubnormals guard;
     const SumTree<T> tree(static_cast<T*>(weights.data_ptr()), weights.size(0), sums, largest);
     const uint64_t total = tree.total();
     check_value(k == 0 || total > 0, op, ": weights must have at least one above 0 in every row, got a row of zeros");
+    out = empty_cpu({k}, ScalarType::Long);
+    auto* drawn = static_cast<int64_t*>(out.data_ptr());
     const FixedPoint fixed = tree.fixed();
     constexpr int kTogether = SumTree<T>::kTogether;
     parallel_for(k, 1024, [&](int64_t begin, int64_t end) {
@@ -263,8 +261,8 @@ Tensor sample_prepared(Tensor weights, Tensor sums, Tensor largest, int64_t k, s
         tree.find(targets, count, fixed, drawn + at);
       }
     });
+    if (order == "index") std::sort(drawn, drawn + k);
   });
-  if (order == "index") std::sort(drawn, drawn + k);
   return out;
 }
 
