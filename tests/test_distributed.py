@@ -233,6 +233,24 @@ def test_more_groups_than_a_message_tells_apart(four: Ranks) -> None:
         assert "select: quotas must be of at most 2097152 groups, got 2097153" in str(answer)
 
 
+def outside(rank: int, group: Any, how: str) -> Any:
+    members = dist.new_group([0, 1])
+    if rank < 2:
+        return pysel.distributed.select(torch.arange(2.0), 1, process_group=members).tolist()
+    if how == "select":
+        return pysel.distributed.select(torch.arange(2.0), 1, process_group=members)
+    return pysel.distributed.factor_tables(pysel.sae.TopKSAE(2, 4, 1, key=0), torch.eye(2), process_group=members)
+
+
+@pytest.mark.parametrize("how", ["select", "factor_tables"])
+def test_a_process_outside_of_the_group(four: Ranks, how: str) -> None:
+    answers = four(outside, WORLD, how)
+    assert answers[:2] == [[1], []]
+    for answer in answers[2:]:
+        assert isinstance(answer, ValueError), answer
+        assert str(answer) == f"{how}: process_group must contain this process"
+
+
 # --- counts ---
 
 

@@ -45,10 +45,12 @@ def meet(
 
     Raises:
         RuntimeError: there is no process group, or another rank has refused its shard.
-        ValueError: ranks differ in an argument. And what ``prepare`` raises.
+        ValueError: ranks differ in an argument, or this process is not of the group. And what ``prepare`` raises.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(f"{op}: torch.distributed must be initialised first, by init_process_group")
+    if dist.get_rank(group) < 0:
+        raise ValueError(f"{op}: process_group must contain this process")
     own: Exception | None = None
     options: dict[str, Any] = {}
     rows, note = 0, 0
