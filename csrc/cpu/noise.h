@@ -21,50 +21,68 @@ inline __attribute__((always_inline)) Words multiply(Words a, Words b) {
 #endif
 }
 
-// kLanes blocks of a stream, as philox() in common/philox.h: words 0 and 1, and words 2 and 3, in 64 bits each, the
-// first of them low.
-inline __attribute__((always_inline)) void philox_blocks(Key key, Stream stream, Words counter, Words& low,
-                                                         Words& high) {
+// kLanes blocks of a stream for each of kChains counters, as philox() in common/philox.h: words 0 and 1, and words 2
+// and 3, in 64 bits each, the first of them low. Chains go in step, because each is a long one of dependent
+// instructions.
+template <int kChains>
+inline __attribute__((always_inline)) void philox_blocks(Key key, Stream stream, const Words* counter, Words* low,
+                                                         Words* high) {
   const Words zero = {};
-  Words x0 = counter, x1 = counter >> 32, x2 = zero + static_cast<uint32_t>(stream), x3 = zero;
+  Words x0[kChains], x1[kChains], x2[kChains], x3[kChains];
+  for (int c = 0; c < kChains; ++c) {
+    x0[c] = counter[c];
+    x1[c] = counter[c] >> 32;
+    x2[c] = zero + static_cast<uint32_t>(stream);
+    x3[c] = zero;
+  }
   auto key0 = static_cast<uint32_t>(key.seed), key1 = static_cast<uint32_t>(key.seed >> 32);
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
-    const Words p0 = multiply(x0, zero + kPhiloxMultiplier0), p1 = multiply(x2, zero + kPhiloxMultiplier1);
-    x0 = (p1 >> 32) ^ x1 ^ key0;
-    x1 = p1;
-    x2 = (p0 >> 32) ^ x3 ^ key1;
-    x3 = p0;
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) {
+      const Words p0 = multiply(x0[c], zero + kPhiloxMultiplier0), p1 = multiply(x2[c], zero + kPhiloxMultiplier1);
+      x0[c] = (p1 >> 32) ^ x1[c] ^ key0;
+      x1[c] = p1;
+      x2[c] = (p0 >> 32) ^ x3[c] ^ key1;
+      x3[c] = p0;
+    }
     key0 += kPhiloxWeyl0;
     key1 += kPhiloxWeyl1;
   }
-  low = (x0 & 0xffffffffu) | (x1 << 32);
-  high = (x2 & 0xffffffffu) | (x3 << 32);
+  for (int c = 0; c < kChains; ++c) {
+    low[c] = (x0[c] & 0xffffffffu) | (x1[c] << 32);
+    high[c] = (x2[c] & 0xffffffffu) | (x3[c] << 32);
+  }
 }
 
-// Words of blocks [counter, counter + kLanes).
+constexpr int kChains = 2;
+
+// Words of blocks [counter, counter + kChains * kLanes).
 inline __attribute__((always_inline)) void consecutive_blocks(Key key, Stream stream, uint64_t counter, uint32_t* out) {
   constexpr uint64_t kIota[8] = {0, 1, 2, 3, 4, 5, 6, 7};
-  Words blocks, low, high;
-  memcpy(&blocks, kIota, sizeof(blocks));
-  philox_blocks(key, stream, blocks + counter, low, high);
+  Words iota, blocks[kChains], low[kChains], high[kChains];
+  memcpy(&iota, kIota, sizeof(iota));
+  for (int c = 0; c < kChains; ++c) blocks[c] = iota + (counter + static_cast<uint64_t>(c * kLanes));
+  philox_blocks<kChains>(key, stream, blocks, low, high);
+  for (int c = 0; c < kChains; ++c, out += 4 * kLanes) {
 #if PYSEL_VECTOR_BYTES == 64
-  const Words a = __builtin_shufflevector(low, high, 0, 8, 1, 9, 2, 10, 3, 11);
-  const Words b = __builtin_shufflevector(low, high, 4, 12, 5, 13, 6, 14, 7, 15);
+    const Words a = __builtin_shufflevector(low[c], high[c], 0, 8, 1, 9, 2, 10, 3, 11);
+    const Words b = __builtin_shufflevector(low[c], high[c], 4, 12, 5, 13, 6, 14, 7, 15);
 #elif PYSEL_VECTOR_BYTES == 32
-  const Words a = __builtin_shufflevector(low, high, 0, 4, 1, 5);
-  const Words b = __builtin_shufflevector(low, high, 2, 6, 3, 7);
+    const Words a = __builtin_shufflevector(low[c], high[c], 0, 4, 1, 5);
+    const Words b = __builtin_shufflevector(low[c], high[c], 2, 6, 3, 7);
 #else
-  const Words a = __builtin_shufflevector(low, high, 0, 2);
-  const Words b = __builtin_shufflevector(low, high, 1, 3);
+    const Words a = __builtin_shufflevector(low[c], high[c], 0, 2);
+    const Words b = __builtin_shufflevector(low[c], high[c], 1, 3);
 #endif
-  memcpy(out, &a, sizeof(a));
-  memcpy(out + 2 * kLanes, &b, sizeof(b));
+    memcpy(out, &a, sizeof(a));
+    memcpy(out + 2 * kLanes, &b, sizeof(b));
+  }
 }
 
 // Elements [first, first + n) of a 32-bit stream, n <= kChunk.
 inline void fill_words(Key key, Stream stream, uint64_t first, int n, uint32_t* out) {
-  constexpr int kStep = 4 * kLanes;
+  constexpr int kStep = 4 * kChains * kLanes;
   const uint64_t counter = key.offset + (first >> 2);
   const int skip = static_cast<int>(first & 3);
   if (skip == 0) {
@@ -90,7 +108,8 @@ inline void gather_words(Key key, Stream stream, const uint64_t* items, int64_t 
     memcpy(some, items + i, sizeof(uint64_t) * static_cast<size_t>(count));
     Words item, low, high;
     memcpy(&item, some, sizeof(item));
-    philox_blocks(key, stream, (item >> 1) + key.offset, low, high);
+    const Words counter = (item >> 1) + key.offset;
+    philox_blocks<1>(key, stream, &counter, &low, &high);
     const Words odd = -(item & 1);  // all ones or none
     const Words pair = (high & odd) | (low & ~odd);
     const Words word = (pair << 32) | (pair >> 32);
