@@ -1,28 +1,25 @@
-// Compiles the kernels of one file once per instruction set, each in a namespace of its own. The file defines
-// PYSEL_FILE as its own path and includes this header, which includes the file back with PYSEL_VARIANT defined; there
-// the file holds nothing but kernels. Plain loops vectorise, and where the compiler leaves one scalar (a maximum,
-// Philox) its own vector types are used, PYSEL_VECTOR_BYTES wide: a SIMD library would hide the same few instructions
-// behind a dependency. -ffp-contract=off and explicit fma keep the bits equal.
+// Compiles kernels once per instruction set, each time in a namespace of its own: the header that PYSEL_KERNELS names,
+// which holds nothing else, and what it includes. Types that they use stand above this header. Plain loops vectorise,
+// and where the compiler leaves one scalar (a maximum, Philox) its own vector types are used, PYSEL_VECTOR_BYTES wide:
+// a SIMD library would hide the same few instructions behind a dependency. -ffp-contract=off and explicit fma keep the
+// bits equal.
 #include "cpu/variant.h"
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
 
-#define PYSEL_VARIANT portable
 #define PYSEL_VECTOR_BYTES 16
 namespace pysel {
 namespace {
 namespace portable {
-#include PYSEL_FILE
+#include PYSEL_KERNELS
 }
 }  // namespace
 }  // namespace pysel
-#undef PYSEL_VARIANT
 #undef PYSEL_VECTOR_BYTES
 
 #ifdef __x86_64__
 
-#define PYSEL_VARIANT avx2
 #define PYSEL_VECTOR_BYTES 32
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma,bmi2,f16c"))), apply_to = function)
@@ -33,7 +30,7 @@ namespace portable {
 namespace pysel {
 namespace {
 namespace avx2 {
-#include PYSEL_FILE
+#include PYSEL_KERNELS
 }
 }  // namespace
 }  // namespace pysel
@@ -42,10 +39,8 @@ namespace avx2 {
 #else
 #pragma GCC pop_options
 #endif
-#undef PYSEL_VARIANT
 #undef PYSEL_VECTOR_BYTES
 
-#define PYSEL_VARIANT avx512
 #define PYSEL_VECTOR_BYTES 64
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma,bmi2,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
@@ -57,7 +52,7 @@ namespace avx2 {
 namespace pysel {
 namespace {
 namespace avx512 {
-#include PYSEL_FILE
+#include PYSEL_KERNELS
 }
 }  // namespace
 }  // namespace pysel
@@ -66,7 +61,6 @@ namespace avx512 {
 #else
 #pragma GCC pop_options
 #endif
-#undef PYSEL_VARIANT
 #undef PYSEL_VECTOR_BYTES
 
 // The chosen variant's `function`, which may be a template-id.

@@ -4,33 +4,6 @@
 // Sums are integers, in the fixed point that weighted_sample makes of the weights as they stand: so they do not depend
 // on how they came about, and draws are the same as from the plain weights. The scale follows the largest weight's
 // exponent; where a change moves that, all sums are made anew.
-#ifdef PYSEL_VARIANT
-
-#include "cpu/fixed_kernels.h"
-
-// How many of n running sums are at most `target`.
-inline int count_at_most(const uint64_t* sums, int n, uint64_t target) {
-  int count = 0;
-  for (int i = 0; i < n; ++i) count += sums[i] <= target ? 1 : 0;
-  return count;
-}
-
-inline void add_to_all(uint64_t* sums, int n, uint64_t more) {
-  for (int i = 0; i < n; ++i) sums[i] += more;
-}
-
-// Which of n weights, n <= kFan, their running sum passes `target` with.
-template <typename T>
-int place_of(const T* w, int n, const FixedPoint& fixed, uint64_t target) {
-  alignas(64) uint64_t each[kFan];
-  fixed_weights(w, n, fixed, each);
-  int i = 0;
-  for (uint64_t sum = each[0]; i < n - 1 && sum <= target; sum += each[i]) ++i;
-  return i;
-}
-
-#else
-
 #include "common/prepared.h"
 
 #include <algorithm>
@@ -41,7 +14,7 @@ int place_of(const T* w, int n, const FixedPoint& fixed, uint64_t target) {
 #include "common/op.h"
 #include "cpu/chunk.h"
 
-#define PYSEL_FILE "cpu/prepared.cpp"
+#define PYSEL_KERNELS "cpu/prepared_kernels.h"
 #include "cpu/each_variant.h"
 
 namespace pysel {
@@ -274,5 +247,3 @@ STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
   m.impl("update_prepared_", PYSEL_OP(&pysel::update_prepared_));
   m.impl("sample_prepared", PYSEL_OP(&pysel::sample_prepared));
 }
-
-#endif

@@ -1,43 +1,4 @@
 // See radix_select.h.
-#ifdef PYSEL_VARIANT
-
-#include "cpu/lanes.h"
-#include "cpu/noise.h"
-
-// One bit a key, in words of 64: those above `high`, and those within [low, high].
-template <typename Bits>
-Tally classify(const Bits* keys, int n, Bits low, Bits high, uint64_t* above, uint64_t* band) {
-  alignas(64) uint8_t above_flags[kKeyChunk];
-  alignas(64) uint8_t band_flags[kKeyChunk];
-  for (int i = 0; i < n; ++i) above_flags[i] = keys[i] > high;
-  for (int i = 0; i < n; ++i) band_flags[i] = (keys[i] >= low) & (keys[i] <= high);
-  const int padded = (n + 63) & ~63;
-  for (int i = n; i < padded; ++i) above_flags[i] = band_flags[i] = 0;
-  Tally tally{0, 0};
-  for (int i = 0; i < padded; i += 64) {
-    above[i / 64] = bits_of(above_flags + i);
-    band[i / 64] = bits_of(band_flags + i);
-    tally.above += __builtin_popcountll(above[i / 64]);
-    tally.band += __builtin_popcountll(band[i / 64]);
-  }
-  return tally;
-}
-
-// Lists the set bits of words, and the order stream's words of their elements, numbered from `first`.
-inline int tie_words(Key key, uint64_t first, const uint64_t* bits, int n, uint32_t* at, uint64_t* out) {
-  alignas(64) uint64_t elements[kKeyChunk];
-  int count = 0;
-  for (int w = 0; w * 64 < n; ++w)
-    for (uint64_t word = bits[w]; word != 0; word &= word - 1, ++count) {
-      at[count] = static_cast<uint32_t>(w * 64 + __builtin_ctzll(word));
-      elements[count] = first + at[count];
-    }
-  gather_words(key, Stream::order, elements, count, out);
-  return count;
-}
-
-#else
-
 #include "cpu/radix_select.h"
 
 #include <algorithm>
@@ -62,7 +23,7 @@ struct Tally {
 }  // namespace
 }  // namespace pysel
 
-#define PYSEL_FILE "cpu/radix_select.cpp"
+#define PYSEL_KERNELS "cpu/radix_select_kernels.h"
 #include "cpu/each_variant.h"
 
 namespace pysel {
@@ -397,5 +358,3 @@ template void select_largest<uint32_t>(int64_t, int64_t, const KeysOf<uint32_t>&
 template void select_largest<uint64_t>(int64_t, int64_t, const KeysOf<uint64_t>&, const SelectOptions&, int64_t*);
 
 }  // namespace pysel
-
-#endif

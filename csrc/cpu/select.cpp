@@ -1,10 +1,4 @@
 // Top-k of one long vector, by radix selection.
-#ifdef PYSEL_VARIANT
-
-#include "cpu/select_kernels.h"
-
-#else
-
 #include "common/op.h"
 
 #include <type_traits>
@@ -14,7 +8,7 @@
 #include "cpu/chunk.h"
 #include "cpu/group_select.h"
 
-#define PYSEL_FILE "cpu/select.cpp"
+#define PYSEL_KERNELS "cpu/select_kernels.h"
 #include "cpu/each_variant.h"
 
 namespace pysel {
@@ -81,5 +75,3 @@ STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
   m.impl("select", PYSEL_OP(&pysel::select));
   m.impl("select.out", PYSEL_OP(&pysel::select_out));
 }
-
-#endif

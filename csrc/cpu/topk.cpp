@@ -11,39 +11,6 @@
 // When the entries overflow, the k largest stay and the gate rises to the k-th. The encoder carries gate and entries
 // from one tile of its hidden units to the next, so its activations exist a tile at a time only; what it ranks by
 // magnitude has its sign below the index.
-#ifdef PYSEL_VARIANT
-
-#include "cpu/lanes.h"
-
-template <typename T, int kGroup, Rank kRank>
-void group_maxima(const T* x, int64_t groups, OrderBits<T>* out) {
-  alignas(64) OrderBits<T> keys[kGroup];
-  for (int64_t g = 0; g < groups; ++g) {
-    for (int i = 0; i < kGroup; ++i) keys[i] = order_by<kRank>(x[g * kGroup + i]);
-    OrderBits<T> most = 0;
-    for (int i = 0; i < kGroup; ++i) most = keys[i] > most ? keys[i] : most;
-    out[g] = most;
-  }
-}
-
-// Writes the entries of elements whose key is above the gate, in order; returns how many. `out` has room for all.
-template <typename T, typename Entry, Rank kRank>
-int64_t survivors(const T* x, int n, OrderBits<T> gate, int64_t first, Entry* out) {
-  static_assert(kMostGroup == 64);
-  alignas(64) OrderBits<T> keys[kMostGroup];
-  alignas(64) uint8_t passed[kMostGroup] = {};
-  for (int i = 0; i < n; ++i) keys[i] = order_by<kRank>(x[i]);
-  for (int i = 0; i < n; ++i) passed[i] = keys[i] > gate;
-  int64_t count = 0;
-  for (uint64_t bits = bits_of(passed); bits != 0; bits &= bits - 1) {
-    const int i = __builtin_ctzll(bits);
-    out[count++] = pack<Entry>(keys[i], signed_index<kRank>(first + i, x[i]));
-  }
-  return count;
-}
-
-#else
-
 #include "common/op.h"
 
 #include <algorithm>
@@ -81,7 +48,7 @@ int64_t index_of(Entry e) {
 }  // namespace
 }  // namespace pysel
 
-#define PYSEL_FILE "cpu/topk.cpp"
+#define PYSEL_KERNELS "cpu/topk_kernels.h"
 #include "cpu/each_variant.h"
 
 namespace pysel {
@@ -371,5 +338,3 @@ STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
   m.impl("topk", PYSEL_OP(&pysel::topk));
   m.impl("topk_encode", PYSEL_OP(&pysel::topk_encode));
 }
-
-#endif

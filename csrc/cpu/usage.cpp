@@ -4,17 +4,6 @@
 // Counts are handled in blocks that stay in cache: decay, +1 for each selected index of the block, penalty. Selected
 // indices come grouped by block, which ascending ones are already; others are brought into groups first. So no two
 // threads touch a count, and counts, scores and result cross the memory bus once.
-#ifdef PYSEL_VARIANT
-
-#include "cpu/usage_kernels.h"
-
-template <typename C>
-void scale(C* counts, int n, C factor) {
-  for (int i = 0; i < n; ++i) counts[i] *= factor;
-}
-
-#else
-
 #include "common/op.h"
 
 #include <algorithm>
@@ -24,7 +13,7 @@ void scale(C* counts, int n, C factor) {
 #include "common/usage.h"
 #include "cpu/bucket.h"
 
-#define PYSEL_FILE "cpu/usage.cpp"
+#define PYSEL_KERNELS "cpu/usage_kernels.h"
 #include "cpu/each_variant.h"
 
 namespace pysel {
@@ -205,5 +194,3 @@ STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
   m.impl("usage_step_", PYSEL_OP(&pysel::usage_step_));
   m.impl("usage_step_.out", PYSEL_OP(&pysel::usage_step_out));
 }
-
-#endif

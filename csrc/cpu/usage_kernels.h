@@ -23,3 +23,8 @@ void penalise(const S* scores, const A* counts, int n, PenaltyArguments::Form fo
       return penalise_by<PenaltyArguments::rate>(scores, counts, n, gamma, step, out);
   }
 }
+
+template <typename C>
+void scale(C* counts, int n, C factor) {
+  for (int i = 0; i < n; ++i) counts[i] *= factor;
+}

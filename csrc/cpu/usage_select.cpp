@@ -1,23 +1,5 @@
 // An epoch of dynamic selection (arXiv 2603.04981, algorithm 1) without a temporary of its size: each pass of the
 // selection makes a chunk's keys anew from two tables and the counts, and what is selected is counted as it is written.
-#ifdef PYSEL_VARIANT
-
-#include "cpu/select_kernels.h"
-#include "cpu/usage_kernels.h"
-
-// Keys of a chunk of at most kChunk. True if there is a NaN. There is room for n in `scores` and in `used`.
-template <typename S, typename C>
-bool epoch_keys(const S* first, const S* second, const C* counts, int n, const Mixture<S>& mixture,
-                const PenaltyArguments& penalty, S* scores, PenaltyType<S, C>* used, OrderBits<S>* out) {
-  using A = PenaltyType<S, C>;
-  for (int i = 0; i < n; ++i) scores[i] = first[i] * mixture.first + second[i] * mixture.second;
-  convert(counts, n, used);
-  penalise<S, A>(scores, used, n, penalty.form, penalty.gamma_as<A>(), static_cast<A>(penalty.step), scores);
-  return fill_keys<S, OrderBits<S>>(scores, n, 0, out);
-}
-
-#else
-
 #include "common/op.h"
 
 #include "common/order.h"
@@ -38,7 +20,7 @@ struct Mixture {
 }  // namespace
 }  // namespace pysel
 
-#define PYSEL_FILE "cpu/usage_select.cpp"
+#define PYSEL_KERNELS "cpu/usage_select_kernels.h"
 #include "cpu/each_variant.h"
 
 namespace pysel {
@@ -101,5 +83,3 @@ Tensor usage_select_(Tensor counts, Tensor first, Tensor second, double mix, dou
 }  // namespace pysel
 
 STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) { m.impl("usage_select_", PYSEL_OP(&pysel::usage_select_)); }
-
-#endif
