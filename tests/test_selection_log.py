@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import struct
 import subprocess
@@ -151,6 +152,10 @@ def test_refusals() -> None:
     for options, message in (
         ({"sampler": [1]}, "SelectionLog: sampler must be a WeightedSampler, .* got list"),
         ({"writer": object()}, "SelectionLog: writer must have add_scalar or log, or be None, got object"),
+        (
+            {"writer": logging.getLogger()},
+            "SelectionLog: writer must .* None, got RootLogger",
+        ),
         ({"selector": "yes"}, "SelectionLog: selector must be a bool, got str"),
     ):
         with pytest.raises(TypeError, match=message):

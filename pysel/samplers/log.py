@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from time import perf_counter
 from typing import Any
 
@@ -50,7 +51,8 @@ class SelectionLog:
                 f"{name}: sampler must be a WeightedSampler, a SelectionSampler or a BatchSampler, "
                 f"got {type(sampler).__name__}"
             )
-        if not (writer is None or hasattr(writer, "add_scalar") or hasattr(writer, "log")):
+        logs = hasattr(writer, "log") and not isinstance(writer, logging.Logger)  # whose log takes a level and a text
+        if not (writer is None or hasattr(writer, "add_scalar") or logs):
             raise TypeError(f"{name}: writer must have add_scalar or log, or be None, got {type(writer).__name__}")
         self._sampler = sampler.sampler if isinstance(sampler, BatchSampler) else sampler
         self._selector = _checks.flag(name, "selector", selector)
