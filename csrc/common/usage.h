@@ -29,12 +29,15 @@ PYSEL_HD S rounded(A x) {
     return static_cast<S>(x);
 }
 
+// A variable, because device code may not call what makes it.
+template <typename C>
+inline constexpr C kMost = std::numeric_limits<C>::max();
+
 // One use more. Whole counts stay at their type's largest, as floats do where the sum rounds back.
 template <typename C>
 PYSEL_HD C add_one(C x) {
   if constexpr (std::is_integral_v<C>) {
-    constexpr C most = std::numeric_limits<C>::max();
-    return x + static_cast<C>(x != most);
+    return x + static_cast<C>(x != kMost<C>);
   } else {
     return x + C{1};
   }

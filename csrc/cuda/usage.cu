@@ -100,7 +100,7 @@ __device__ void store(T* data, std::int64_t stride, std::int64_t i, std::int64_t
 template <typename C>
 __device__ C add_ones(C x, std::uint64_t times) {
   if constexpr (std::is_integral_v<C>) {
-    constexpr C most = std::numeric_limits<C>::max();
+    constexpr C most = kMost<C>;
     const std::uint64_t room = static_cast<std::uint64_t>(most) - static_cast<std::uint64_t>(x);  // exact modulo 2^64
     return times < room ? static_cast<C>(static_cast<std::uint64_t>(x) + times) : most;
   } else {
@@ -181,7 +181,7 @@ __device__ void count_one(double* x, std::int64_t) { atomicAdd(x, 1.0); }
 // Whole counts stay at their type's largest. One that all `others` together cannot bring there takes a plain addition.
 template <typename Word, typename C>
 __device__ void count_one_to_most(C* x, std::int64_t others) {
-  constexpr C most = std::numeric_limits<C>::max();
+  constexpr C most = kMost<C>;
   auto* word = reinterpret_cast<Word*>(x);
   auto seen = static_cast<C>(atomicAdd(word, Word{0}));
   if (add_ones(seen, static_cast<std::uint64_t>(others)) < most) {
