@@ -41,7 +41,7 @@ from tests.tensors import DTYPES, LAYOUTS, bits, laid_out, ulps
 STUCK = 60  # seconds; a case that takes longer is given up
 LARGEST = 1_000_000  # elements
 ULPS = 4
-IN_PLACE = ("usage_update_", "usage_step_", "usage_select_")  # these write their first argument
+IN_PLACE = {"usage_update_": 1, "usage_step_": 1, "usage_select_": 1, "update_prepared_": 3}  # arguments written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -414,6 +414,36 @@ def weighted_sample(r: Random) -> Call:
     return Call("weighted_sample", args)
 
 
+def prepared(r: Random) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights of which one at least is not 0, as prepared ones are kept, and their tables."""
+    log_weights = True
+    while log_weights:
+        w, log_weights, positive = weights(r, r.size(r.largest))
+    w = w.resolve_neg().clone(memory_format=torch.contiguous_format)
+    if not bool(positive.any()):
+        w.fill_(1.0)
+    return w, *reference.OPS["prepare"](w)
+
+
+@op
+def prepare(r: Random) -> Call:
+    return Call("prepare", (r.laid_out(prepared(r)[0]),))
+
+
+@op
+def update_prepared_(r: Random) -> Call:
+    w, *tables = prepared(r)
+    index = r.integers(0, len(w), r.count(len(w)))
+    weight = (r.uniform_(len(index)) * r.choice((0.0, 1e-3, 1.0, 100.0))).to(w.dtype)
+    return Call("update_prepared_", (w, *tables, r.laid_out(index, negated=False), r.laid_out(weight)))
+
+
+@op
+def sample_prepared(r: Random) -> Call:
+    order = r.choice(("draw", "index", "shuffled"))
+    return Call("sample_prepared", (*prepared(r), r.count(r.largest), order, r.key(), r.start()))
+
+
 @op
 def race_keys(r: Random) -> Call:
     return Call("race_keys", (*weights(r, r.size(r.largest))[:2], r.key(), r.start()))
@@ -459,9 +489,9 @@ def run(function: Callable[..., Any], case: Call, device: str) -> list[Tensor]:
     at = "cpu" if device == "simt" else device
     args = [copied(x, "cpu" if name in host else at) for name, x in zip(names, case.args, strict=False)]
     result = function(*args, **{name: copied(x, at) for name, x in case.kwargs.items()})
-    written = args[:1] if case.op in IN_PLACE else []
+    written = args[: IN_PLACE.get(case.op, 0)]
     results = result if isinstance(result, tuple) else () if result is None else (result,)
-    return [x.cpu() for x in (*results, *written)]
+    return [x.cpu().resolve_neg() for x in (*results, *written)]
 
 
 def absolute(case: Call) -> Call:

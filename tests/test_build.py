@@ -262,7 +262,7 @@ def test_build_says_how_far_it_is_and_why_it_fails(tmp_path, terminal):
 @pytest.mark.skipif(shutil.which("make") is None or shutil.which("c++") is None, reason="needs make and a compiler")
 def test_build_warns_of_a_name_that_hides_another(tmp_path):
     printed, _ = build(tmp_path, "int f(int x) {\n  for (int x = 0; x < 2;) return x;\n  return x;\n}\n", BROKEN)
-    assert re.search(r"source0.cpp:2:.*warning: .*\bx\b.* shadows", printed)
+    assert re.search(r"source0.cpp:2:.*(warning|error): .*\bx\b.* shadows", printed)
 
 
 @pytest.mark.skipif(shutil.which("make") is None or shutil.which("c++") is None, reason="needs make and a compiler")
