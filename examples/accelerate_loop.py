@@ -5,9 +5,8 @@
 
 ``rank=0, num_replicas=1``: each process's sampler yields all samples, of which Accelerate takes a share. ``save_state``
 has no place for a sampler: register an object that has. A prepared loader counts epochs from 0: tell *it* the epoch.
-``skip_first_batches`` is no way to resume here: on several processes ``set_epoch`` does not reach a sampler below it,
-and it counts a process's batches, so that on another number of them samples are lost. The last round is filled up
-with samples that were trained already, unless the loader has ``drop_last=True``.
+``skip_first_batches`` is no way to resume: on several processes ``set_epoch`` does not reach a sampler below it, and it
+counts a process's batches. ``drop_last=True`` keeps the last round from being filled up with samples trained already.
 """
 
 import sys
@@ -58,3 +57,4 @@ def main(folder: Path, steps: int) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    Accelerator().end_training()  # a process that ends with a group alive may abort

@@ -53,3 +53,4 @@ arguments = TrainingArguments(
 )  # fmt: skip
 trainer = Selected(Model(), arguments, train_dataset=dataset, callbacks=[NameEpoch()])
 trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
+trainer.accelerator.end_training()  # a process that ends with a group alive may abort
