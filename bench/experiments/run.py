@@ -85,9 +85,10 @@ def load(path: Path) -> dict[str, Any]:
 
 def save(path: Path, results: dict[str, Any]) -> None:
     """Write the results file, a record a line, so that no reader ever sees half of it."""
-    lines = [f"  {json.dumps(key)}: {json.dumps(record)}" for key, record in sorted(results["records"].items())]
+    records = sorted(results["records"].items())
+    lines = [f"{json.dumps(key)}:{json.dumps(record, separators=(',', ':'))}" for key, record in records]
     head = {name: part for name, part in results.items() if name != "records"}
-    text = json.dumps(head, indent=1)[:-2] + ',\n "records": {\n' + ",\n".join(lines) + "\n }\n}\n"
+    text = json.dumps(head, indent=1)[:-2] + ',\n "records": {\n' + ",\n".join(lines) + "\n}\n}\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text)
