@@ -79,6 +79,16 @@ def test_of_an_index_listed_twice_the_last_weight_stands(device):
     check(prepared, weights)
 
 
+def test_the_reference_changes_weights_as_the_kernel_does(dtype):
+    at = torch.tensor([5, 150, 5, 5, 199, 150])
+    changed = torch.tensor([900.0, 2.0, 0.0, 0.25, 7.0, 3.0], dtype=dtype)
+    native, other = pysel.prepare(random(200, dtype)), pysel.prepare(random(200, dtype))
+    native.update_(at, changed)
+    reference.OPS["update_prepared_"](*other.tables, at, changed)
+    for one, two in zip(native.tables, other.tables, strict=True):
+        assert_same_bits(one, two)
+
+
 def test_many_small_changes_do_not_add_up_to_an_error():
     weights = random(3000)
     prepared = pysel.prepare(weights)

@@ -152,10 +152,7 @@ def test_refusals() -> None:
     for options, message in (
         ({"sampler": [1]}, "SelectionLog: sampler must be a WeightedSampler, .* got list"),
         ({"writer": object()}, "SelectionLog: writer must have add_scalar or log, or be None, got object"),
-        (
-            {"writer": logging.getLogger()},
-            "SelectionLog: writer must .* None, got RootLogger",
-        ),
+        ({"writer": logging.getLogger()}, "SelectionLog: writer must .* None, got RootLogger"),
         ({"selector": "yes"}, "SelectionLog: selector must be a bool, got str"),
     ):
         with pytest.raises(TypeError, match=message):
