@@ -6,6 +6,7 @@
 #             machine has (BENCH_ARGS='--variant avx2' for one alone); make bench-quick: 2
 # make experiments  compare selection methods on real data, 90 minutes on two cores; what is there is not done again
 # make subsets  compare subsets chosen once, ASSS's and its rivals', on eight tables, resumably: 90 minutes on two cores
+# make leaderboard  every method on one table, resumably: 3 hours on two cores (EXPERIMENT_ARGS=--quick: 10 minutes)
 # make gpu-check  on a machine with an NVIDIA GPU: build, tests, benchmarks; with PYTHON=... in that Python, no .venv
 # make lint   ruff, clang-format and mypy
 # make build  compile the extension into pysel/
@@ -26,7 +27,7 @@ need = @$(1) >/dev/null 2>&1 || { echo 'pysel: $(2)' >&2; exit 1; }
 
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all examples bench bench-quick experiments subsets gpu-check lint build clean
+.PHONY: demo test test-all examples bench bench-quick experiments subsets leaderboard gpu-check lint build clean
 
 demo: .venv/built
 	@$(PY) -m bench.demo $(DEMO_ARGS)
@@ -51,6 +52,9 @@ experiments: .venv/built
 subsets: .venv/built
 	@$(PY) -m bench.experiments.subsets $(EXPERIMENT_ARGS)
 	@$(PY) -m bench.experiments.subsets_report
+
+leaderboard: .venv/built
+	@$(PY) -m bench.experiments.leaderboard $(EXPERIMENT_ARGS)
 
 # The Python that was asked for, as it is; otherwise the one in .venv.
 ASKED := $(if $(filter command environment,$(firstword $(origin PYTHON))),$(PYTHON))

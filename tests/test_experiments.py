@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from bench.datasets import Dataset
-from bench.experiments import methods, protocol, report, run, scenarios
+from bench.experiments import leaderboard, protocol, report, rivals, run, scenarios, setting
 from bench.experiments.methods import METHODS
-from bench.experiments.protocol import Settings
-from bench.experiments.run import Run, execute, load
+from bench.experiments.run import TABLES, Run, execute, load
+from bench.experiments.setting import Settings, Shared
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = Settings(epochs=4, batch_size=16, hidden=8, sae_epochs=1, factors_per_dim=2)
-SECONDS = ("train_s", "select_s")
+MEASURED = ("train_s", "select_s", "memory_mb")
 
 
 @pytest.fixture
@@ -33,9 +33,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     data = Dataset("small", "", pictures, labels, pictures[:500], labels[:500], 10)
     monkeypatch.setattr(scenarios, "_fashion_mnist", lambda: data)
     monkeypatch.setattr(scenarios, "TRAIN", 1000)
-    protocol.setting.cache_clear()
+    setting.data.cache_clear()
     yield
-    protocol.setting.cache_clear()
+    setting.data.cache_clear()
 
 
 # --- scenarios.py --------------------------------------------------------------------
@@ -88,7 +88,41 @@ def test_tables_and_texts() -> None:
     assert abs(float(torch.cat([task.train_x, task.test_x]).mean())) < 0.01
 
 
-# --- protocol.py, methods.py ---------------------------------------------------------
+# --- setting.py ----------------------------------------------------------------------
+
+
+def test_shared_values_are_made_once_and_charged_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(setting.time, "process_time", lambda: clock[0])
+    shared = Shared()
+
+    def take(seconds: float, value: str = "") -> str:
+        clock[0] += seconds
+        return value
+
+    def outer() -> str:
+        return take(2, shared.get("inner", lambda: take(3, "made")))
+
+    assert shared.timed(lambda: take(1, shared.get("outer", outer))) == ("made", 6)
+    assert shared.timed(lambda: take(1, shared.get("outer", outer))) == ("made", 6), "as if it had been made again"
+    assert clock[0] == 7
+    assert shared.timed(lambda: shared.get("inner", outer) + shared.get("outer", outer)) == ("mademade", 5)
+    assert shared.timed(lambda: take(4)) == ("", 4)
+
+
+def test_epochs_use_up_the_steps(small: None) -> None:
+    of = setting.setting("clean", 0, Settings(epochs=20, keep_ratio=0.1, refine=0.0, batch_size=10))
+    assert of.steps == 20 * 10 and of.full_steps == 20 * 100 and of.subset_size == 100
+    assert of.epochs() == 20 and of.epochs(1000) == 2 and of.epochs(1500) == 2
+    assert of.epochs(refine=0.15) == 7  # 5 of the subset and 2 in full make 250, 5 and 1 only 150
+    assert setting.setting("clean", 0, Settings(epochs=20, keep_ratio=0.5, refine=0.0, batch_size=10)).data is of.data
+
+
+# --- protocol.py, methods.py, rivals.py ----------------------------------------------
+
+
+def record_of(table: str, scenario: str, name: str, seed: int, settings: Settings) -> dict[str, Any]:
+    return protocol.run(scenario, name, TABLES[table][name], seed, settings)
 
 
 @pytest.mark.filterwarnings("ignore:train_sae")  # one epoch of training describes little
@@ -96,14 +130,14 @@ def test_all_subset_methods_take_the_same_steps(small: None) -> None:
     n, steps = 1000, {"subset": 19, "full": 63}
     budget = 3 * steps["subset"] + steps["full"]  # four epochs, the last 15 % of them, so one, on all of the data
     for name, method in METHODS.items():
-        record = methods.run("noise", name, 0, TINY)
+        record = record_of("experiments", "noise", name, 0, TINY)
         assert record["steps"] == (4 * steps["full"] if method.kind == "reference" else budget), name
         assert record["samples"] <= record["steps"] * TINY.batch_size and record["samples"] > budget * 15
         assert 0 < record["accuracy"] <= 1
         assert 0.2 < record["wrong"] < 0.35 or method.kind == "learned", "nothing else looks at how labels fit"
-    assert methods.run("noise", "RS2", 0, TINY)["ratio"] == 0.3
-    assert methods.run("noise", "RS2, tail", 0, TINY)["ratio"] == pytest.approx((3 * 0.3 + 1) / 4)
-    assert protocol.setting("noise", 0, TINY).epochs(n) == 2
+    assert record_of("experiments", "noise", "RS2", 0, TINY)["ratio"] == 0.3
+    assert record_of("experiments", "noise", "RS2, tail", 0, TINY)["ratio"] == pytest.approx((3 * 0.3 + 1) / 4)
+    assert setting.setting("noise", 0, TINY).epochs(n) == 2
 
 
 def test_accuracy_over_samples_and_over_classes() -> None:
@@ -118,9 +152,9 @@ def test_accuracy_over_samples_and_over_classes() -> None:
 
 def test_a_record_is_a_function_of_its_run(small: None) -> None:
     def record(seed: int, settings: Settings = TINY) -> dict[str, Any]:
-        protocol.setting.cache_clear()
-        found = methods.run("clean", "InfoBatch", seed, settings)
-        return {name: value for name, value in found.items() if name not in SECONDS}
+        setting.data.cache_clear()
+        found = record_of("experiments", "clean", "InfoBatch", seed, settings)
+        return {name: value for name, value in found.items() if name not in MEASURED}
 
     state = torch.random.get_rng_state()
     assert record(0) == record(0) != {**record(1), "seed": 0}
@@ -129,14 +163,38 @@ def test_a_record_is_a_function_of_its_run(small: None) -> None:
     assert record(0, other)["settings"] != record(0)["settings"]
 
 
+@pytest.mark.filterwarnings("ignore:train_sae")
+@pytest.mark.parametrize("name", list(rivals.METHODS))
+def test_each_method_of_the_leaderboard_takes_its_steps(small: None, name: str) -> None:
+    settings = Settings(**{**TINY.__dict__, "refine": 0.0, "keep_ratio": 0.2})
+    method = rivals.METHODS[name]
+    record = record_of("leaderboard", "noise", name, 0, settings)
+    assert record["steps"] == (4 * 63 if method.kind == "reference" else 4 * 13) and method.kind in rivals.KINDS
+    assert 0 < record["accuracy"] <= 1 and set(record) >= set(leaderboard.FIELDS)
+    again = record_of("leaderboard", "noise", name, 0, settings)
+    assert {**again, **{field: record[field] for field in MEASURED}} == record, "what is shared changes no method"
+
+
+def test_the_leaderboard_asks_for_each_cell_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: list[Run] = []
+    monkeypatch.setattr(
+        leaderboard, "execute", lambda groups, path, **options: made.extend(r for g in groups for r in g)
+    )
+    leaderboard.main(["--seeds", "2", "--results", str(tmp_path / "r.json")])
+    assert len(made) == len({r.key for r in made}) == 2 * 4 * len(scenarios.SCENARIOS) * len(rivals.METHODS)
+    made.clear()
+    leaderboard.main(["--quick", "--only", "noise/0.3/RS2*/0"])
+    assert {(r.scenario, r.settings.keep_ratio) for r in made} == {("noise", 0.3)} and made[0].table == "leaderboard"
+
+
 # --- run.py --------------------------------------------------------------------------
 
 NAMES = ("full data", "RS2", "InfoBatch")
 GROUPS = [[Run("clean", TINY, seed, name) for name in NAMES] for seed in range(2)]
 
 
-def without_seconds(results: dict[str, Any]) -> dict[str, Any]:
-    return {k: {f: v for f, v in r.items() if f not in SECONDS} for k, r in results["records"].items()}
+def without_measured(results: dict[str, Any]) -> dict[str, Any]:
+    return {k: {f: v for f, v in r.items() if f not in MEASURED} for k, r in results["records"].items()}
 
 
 def test_interrupted_runs_resume_exactly(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,15 +202,15 @@ def test_interrupted_runs_resume_exactly(small: None, tmp_path: Path, monkeypatc
     execute(GROUPS, whole, workers=0)
     assert len(load(whole)["records"]) == 6
 
-    real, calls = methods.run, []
+    real, calls = protocol.run, []
 
-    def stop_at_the_fifth(scenario: str, method: str, seed: int, settings: Settings) -> dict[str, Any]:
-        calls.append((method, seed))
+    def stop_at_the_fifth(scenario: str, name: str, *rest: Any) -> dict[str, Any]:
+        calls.append(name)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return real(scenario, method, seed, settings)
+        return real(scenario, name, *rest)
 
-    monkeypatch.setattr(methods, "run", stop_at_the_fifth)
+    monkeypatch.setattr(protocol, "run", stop_at_the_fifth)
     with pytest.raises(KeyboardInterrupt):
         execute(GROUPS, parts, workers=0)
     before = load(parts)
@@ -161,7 +219,7 @@ def test_interrupted_runs_resume_exactly(small: None, tmp_path: Path, monkeypatc
     after = load(parts)
     assert len(calls) == 7, "what was there has not been done again"
     assert all(after["records"][key] == record for key, record in before["records"].items())
-    assert without_seconds(after) == without_seconds(load(whole))
+    assert without_measured(after) == without_measured(load(whole))
     execute(GROUPS, parts, workers=0)
     assert len(calls) == 7 and load(parts) == after
 

@@ -11,114 +11,66 @@ which other programs on the machine disturb little.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import pysel
-from bench.experiments.scenarios import SCENARIOS, Task
-from pysel.selection import Selector, factor_tables, subset_size
-from pysel.selection.dynamic.random import full_epochs
+from bench.experiments import setting as settings_of
+from bench.experiments.setting import Setting, Settings, make_network
+from pysel.selection import Selector
+
+Batch = tuple[Tensor, Tensor]  # indices [B] of samples, and factors [B] for their losses
+
+
+class Feed:
+    """What a training is fed with: a selector's subsets, shuffled and cut into batches.
+
+    Methods that choose within a batch, or as samples come, override `batches`.
+    """
+
+    def __init__(self, setting: Setting, selector: Selector) -> None:
+        self.setting, self.selector = setting, selector
+        self.epochs, self.kept = 0, 0  # begun, and the samples of their subsets together
+        self._shuffle = torch.Generator().manual_seed(setting.order_seed)
+
+    def subsets(self) -> Iterator[Tensor]:
+        """Each epoch's subset, in a random order."""
+        while True:
+            subset = self.selector.select(self.epochs)
+            self.epochs += 1
+            self.kept += len(subset)
+            yield subset[torch.randperm(len(subset), generator=self._shuffle)]
+
+    def batches(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[Batch]:
+        """Batches without end. The network is the one that is trained, as it stands after each of them."""
+        for subset in self.subsets():
+            for batch in subset.split(self.setting.settings.batch_size):
+                yield batch, self.selector.weights(batch)
+
+    def update(self, batch: Tensor, losses: Tensor, logits: Tensor) -> None:
+        """Hear of a step that has been taken."""
+        self.selector.update(batch, losses=losses, logits=logits)
+
+    @property
+    def ratio(self) -> float:
+        """The mean share of the data in an epoch's subset."""
+        return self.kept / self.epochs / self.setting.num_samples
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a record depends on besides scenario, method and seed."""
+class Method:
+    """A row of the table."""
 
-    epochs: int
-    keep_ratio: float = 0.3
-    refine: float = 0.15
-    batch_size: int = 128
-    lr: float = 1e-3
-    hidden: int = 128
-    factors_per_dim: int = 16  # units of the sparse autoencoder
-    active_factors: int = 16  # of which a sample has these active, or a quarter of its dimensions if that is less
-    sae_epochs: int = 5
-
-    @property
-    def name(self) -> str:
-        """Epochs and a hash of everything: records of other settings never pass for these."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-        return f"{self.epochs}-{digest[:6]}"
-
-
-class Setting:
-    """A scenario with a seed and settings: what methods are made from."""
-
-    def __init__(self, task: Task, seed: int, settings: Settings) -> None:
-        self.task, self.seed, self.settings = task, seed, settings
-        self.num_samples = len(task.train_y)
-        self.labels = task.train_y
-        order, self.key, self._sae_key = pysel.split(pysel.fold_in(pysel.key(seed), 0), 3)
-        self.order_seed = int(order[0])
-
-    def _batches(self, samples: int) -> int:
-        return -(-samples // self.settings.batch_size)
-
-    @property
-    def full_steps(self) -> int:
-        """Steps of all of the data for all epochs."""
-        return self.settings.epochs * self._batches(self.num_samples)
-
-    @property
-    def steps(self) -> int:
-        """Steps of every subset method."""
-        settings = self.settings
-        full = full_epochs(settings.refine, settings.epochs)
-        subset = self._batches(subset_size(settings.keep_ratio, self.num_samples))
-        return (settings.epochs - full) * subset + full * self._batches(self.num_samples)
-
-    def epochs(self, samples: float | None = None) -> int:
-        """Epochs in which a method that takes ``samples`` in each, by default a subset, has used up the steps."""
-        if samples is None:
-            samples = subset_size(self.settings.keep_ratio, self.num_samples)
-        return -(-self.steps // self._batches(round(samples)))
-
-    @cached_property
-    def _encoder(self) -> tuple[Any, Tensor, float]:
-        start = time.process_time()
-        features = self.task.features()
-        dim, settings = features.size(1), self.settings
-        sae, _ = pysel.nn.train_sae(
-            features,
-            settings.factors_per_dim * dim,
-            max(1, min(settings.active_factors, dim // 4)),
-            epochs=settings.sae_epochs,
-            key=self._sae_key,
-        )
-        return sae, features, time.process_time() - start
-
-    @lru_cache(maxsize=4)  # noqa: B019 - a setting lives as long as its runs
-    def tables(self, class_coverage: str = "once") -> tuple[Any, float]:
-        """Factor tables, made once for all methods, and the seconds of all it took, charged to each of them."""
-        sae, features, seconds = self._encoder
-        start = time.process_time()
-        tables = factor_tables(sae, features, labels=self.labels, class_coverage=class_coverage)
-        return tables, seconds + time.process_time() - start
-
-
-@lru_cache(maxsize=1)
-def setting(scenario: str, seed: int, settings: Settings) -> Setting:
-    """The setting, kept for the runs of other methods on it.
-
-    Raises:
-        bench.datasets.DataError: the scenario's data are not there.
-    """
-    return Setting(SCENARIOS[scenario](seed), seed, settings)
-
-
-def make_network(task: Task, hidden: int, seed: int) -> nn.Module:
-    """A perceptron with one hidden layer; a function of the seed."""
-    with torch.random.fork_rng(devices=[]):  # the layers draw from the global generator: give it back as it was
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(task.train_x.size(1), hidden), nn.ReLU(), nn.Linear(hidden, task.num_classes))
+    kind: str
+    make: Callable[[Setting], Selector | Feed]
+    source: str = ""  # where the rule is from
 
 
 @torch.no_grad()
@@ -130,8 +82,8 @@ def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     return float(right.mean()), float((by_class / sizes)[sizes > 0].mean())
 
 
-def train(setting: Setting, selector: Selector, steps: int) -> dict[str, Any]:
-    """Train a fresh network on what a selector picks, for exactly ``steps`` steps.
+def train(setting: Setting, feed: Feed, steps: int) -> dict[str, Any]:
+    """Train a fresh network on what it is fed with, for exactly ``steps`` steps.
 
     Returns:
         test accuracy, its mean over classes, steps, epochs begun, samples seen, the mean share of the data in these
@@ -142,37 +94,33 @@ def train(setting: Setting, selector: Selector, steps: int) -> dict[str, Any]:
     network = make_network(task, settings.hidden, setting.seed)
     optimiser = torch.optim.Adam(network.parameters(), lr=settings.lr, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / steps)
-    shuffle = torch.Generator().manual_seed(setting.order_seed)
     uses = torch.zeros(setting.num_samples)
-    done, epoch, kept, selecting, training = 0, 0, 0, 0.0, 0.0
-    while done < steps:
-        start = time.process_time()
-        subset = selector.select(epoch)
-        subset = subset[torch.randperm(len(subset), generator=shuffle)]
-        selecting += time.process_time() - start
-
-        start = time.process_time()
-        for batch in subset.split(settings.batch_size)[: steps - done]:
-            optimiser.zero_grad()
-            losses = F.cross_entropy(network(task.train_x[batch]), task.train_y[batch], reduction="none")
-            (losses * selector.weights(batch)).mean().backward()
-            optimiser.step()
-            schedule.step()
-            selector.update(batch, losses=losses.detach())
-            uses[batch] += 1
-            done += 1
-        training += time.process_time() - start
-        epoch += 1
-        kept += len(subset)
+    batches = feed.batches(network, optimiser)
+    selecting, start = 0.0, time.process_time()
+    for _ in range(steps):
+        before = time.process_time()
+        batch, weights = next(batches)
+        selecting += time.process_time() - before
+        optimiser.zero_grad()
+        logits = network(task.train_x[batch])
+        losses = F.cross_entropy(logits, task.train_y[batch], reduction="none")
+        (losses * weights).mean().backward()
+        optimiser.step()
+        schedule.step()
+        before = time.process_time()
+        feed.update(batch, losses.detach(), logits.detach())
+        selecting += time.process_time() - before
+        uses[batch] += 1
+    training = time.process_time() - start - selecting
     seen = float(uses.sum())
     overall, by_class = accuracy(network, task.test_x, task.test_y)
     record = {
         "accuracy": round(overall, 5),
         "balanced": round(by_class, 5),
-        "steps": done,
-        "epochs": epoch,
+        "steps": steps,
+        "epochs": feed.epochs,
         "samples": int(seen),
-        "ratio": round(kept / epoch / setting.num_samples, 4),
+        "ratio": round(feed.ratio, 4),
         "train_s": round(training, 3),
         "select_s": round(selecting, 4),
         "unevenness": round(float(uses.std() / uses.mean()), 4),
@@ -180,3 +128,30 @@ def train(setting: Setting, selector: Selector, steps: int) -> dict[str, Any]:
     if task.wrong is not None:
         record["wrong"] = round(float(uses[task.wrong].sum()) / seen, 4)
     return record
+
+
+def run(scenario: str, name: str, method: Method, seed: int, settings: Settings) -> dict[str, Any]:
+    """Train, and return the record: what it is of, and what `train` says.
+
+    Seconds of selecting include those before training, and those of what was made for several methods.
+    """
+    setting = settings_of.setting(scenario, seed, settings)
+    resident = _memory("VmRSS", forget_peak=True)
+    made, offline = setting.data.shared.timed(lambda: method.make(setting))
+    feed = made if isinstance(made, Feed) else Feed(setting, made)
+    record = train(setting, feed, setting.full_steps if method.kind == "reference" else setting.steps)
+    record["select_s"] = round(record["select_s"] + offline, 3)
+    if resident is not None:
+        record["memory_mb"] = round(_memory("VmHWM") - resident, 1)
+    return {"scenario": scenario, "settings": settings.name, "method": name, "seed": seed, **record}
+
+
+def _memory(field: str, *, forget_peak: bool = False) -> float | None:
+    """MiB of this process's memory, of which VmHWM is the most since ``forget_peak``; None where Linux does not say."""
+    with suppress(OSError):
+        if forget_peak:
+            Path("/proc/self/clear_refs").write_text("5")
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) / 1024
+    return None

@@ -26,12 +26,12 @@ import torch
 from tqdm import tqdm
 
 from bench.datasets import DataError
-from bench.experiments import methods, report
-from bench.experiments.methods import METHODS
-from bench.experiments.protocol import Settings
+from bench.experiments import methods, protocol, report, rivals
 from bench.experiments.scenarios import SCENARIOS
+from bench.experiments.setting import Settings
 
 RESULTS = Path("bench/results/experiments.json")
+TABLES = {"experiments": methods.METHODS, "leaderboard": rivals.METHODS}
 SHORT, LONG = Settings(epochs=10), Settings(epochs=40)
 PICTURES = ("clean", "noise", "long tail", "duplicates")
 STAGES: list[tuple[Settings, tuple[str, ...]]] = [
@@ -51,6 +51,7 @@ class Run(NamedTuple):
     settings: Settings
     seed: int
     method: str
+    table: str = "experiments"
 
     @property
     def name(self) -> str:
@@ -69,7 +70,7 @@ Answer = tuple[Run, dict[str, Any] | str]  # a record, or why the scenario is sk
 def plan(seeds: int, stages: list[tuple[Settings, tuple[str, ...]]] = STAGES) -> list[list[Run]]:
     """All runs, those that share a setting together."""
     return [
-        [Run(scenario, settings, seed, method) for method in METHODS]
+        [Run(scenario, settings, seed, method) for method in methods.METHODS]
         for settings, scenarios in stages
         for seed in range(seeds)
         for scenario in scenarios
@@ -101,7 +102,8 @@ def _train(groups: Iterable[list[Run]], until: float) -> Iterator[Answer]:
             if time.time() > until:
                 return
             try:
-                yield run, methods.run(run.scenario, run.method, run.seed, run.settings)
+                method = TABLES[run.table][run.method]
+                yield run, protocol.run(run.scenario, run.method, method, run.seed, run.settings)
             except DataError as error:
                 yield run, str(error)
                 break
@@ -140,7 +142,14 @@ def _in_parallel(groups: list[list[Run]], workers: int, until: float) -> Iterato
             yield answer
 
 
-def execute(groups: list[list[Run]], path: Path, *, workers: int = 2, until: float = math.inf) -> None:
+def execute(
+    groups: list[list[Run]],
+    path: Path,
+    *,
+    workers: int = 2,
+    until: float = math.inf,
+    fields: Iterable[str] | None = None,
+) -> None:
     """Make the records of ``groups`` that ``path`` lacks, and write each as it comes.
 
     Args:
@@ -148,11 +157,13 @@ def execute(groups: list[list[Run]], path: Path, *, workers: int = 2, until: flo
         path: the results file.
         workers: processes; 0 trains in this one.
         until: no run begins after this time.
+        fields: of the records, those to write; default all.
     """
     results = load(path)
     groups = [[run for run in group if run.key not in results["records"]] for group in groups]
     groups = [group for group in groups if group]
-    results["methods"] = {name: method.kind for name, method in METHODS.items()}
+    table = TABLES[groups[0][0].table] if groups else {}
+    results["methods"] = {name: method.kind for name, method in table.items()} or results["methods"]
     results["scenarios"] = list(SCENARIOS)
     results["settings"].update({run.settings.name: asdict(run.settings) for group in groups for run in group})
     answers = _in_parallel(groups, workers, until) if workers else _train(groups, until)
@@ -162,7 +173,8 @@ def execute(groups: list[list[Run]], path: Path, *, workers: int = 2, until: flo
                 results["skipped"][run.scenario] = record
             else:
                 results["skipped"].pop(run.scenario, None)
-                results["records"][run.key] = record
+                wanted = record.keys() if fields is None else fields
+                results["records"][run.key] = {name: record[name] for name in wanted if name in record}
                 bar.set_postfix_str(f"{run.name} {record['accuracy']:.2%}")
                 bar.update()
             save(path, results)

@@ -1,0 +1,171 @@
+"""What `make leaderboard` compares: every method of the package with the defaults of its paper, and simple ones.
+
+None of it has been tuned here. Scores that come from training are charged with that training: networks after a tenth of
+it (EL2N and what is like it), or one whole training on all of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.experiments.methods import dynamic, dynamic_random, full, static_random
+from bench.experiments.protocol import Batch, Feed, Method
+from bench.experiments.setting import Data, Setting, make_network
+from pysel.selection import (
+    ASSS,
+    FixedSelector,
+    Full,
+    KMeans,
+    MetaWeighter,
+    NearestNeighbourThinning,
+    ScoreSelector,
+    Selector,
+    StaticRandom,
+    class_families,
+    el2n,
+    low_loss,
+)
+
+KINDS = {
+    "reference": "all of the data for all epochs: more steps than all others",
+    "baseline": "looks at nothing",
+    "scores": "one subset, by what training has shown of each sample",
+    "geometry": "one subset, by where samples lie",
+    "learned": "what to train on is learned together with the task",
+    "dynamic": "a subset for each epoch",
+    "batch": "chooses or weighs within batches of all of the data",
+    "stream": "sees each sample once and keeps some",
+}
+EARLY, NETWORKS = 0.1, 5  # how much of training, and how many networks, EL2N and its like take
+
+
+# --- scores from training ---
+
+
+def fit(data: Data, seed: int, epochs: int, recorders: tuple[Any, ...] = ()) -> nn.Module:
+    """A network trained on all of the data; recorders hear of each step."""
+    task, settings = data.task, data.settings
+    network = make_network(task, settings.hidden, seed)
+    optimiser = torch.optim.Adam(network.parameters(), lr=settings.lr, fused=True)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(task.train_y), generator=generator).split(settings.batch_size):
+            optimiser.zero_grad()
+            logits = network(task.train_x[batch])
+            losses = F.cross_entropy(logits, task.train_y[batch], reduction="none")
+            losses.mean().backward()
+            optimiser.step()
+            for recorder in recorders:
+                recorder.update(batch, losses=losses.detach(), logits=logits.detach())
+    return network
+
+
+def early(data: Data) -> list[Tensor]:
+    """Logits [N, C] of all samples by networks early in training."""
+
+    def make() -> list[Tensor]:
+        seeds = [1000 * (data.seed + 1) + number for number in range(NETWORKS)]
+        epochs = max(1, round(EARLY * data.settings.epochs))
+        networks = [fit(data, seed, epochs) for seed in seeds]
+        with torch.no_grad():
+            return [network(data.task.train_x) for network in networks]
+
+    return data.shared.get("early", make)
+
+
+def by_early(score: Callable[[Tensor, Tensor], Tensor], *, largest: bool = True) -> Callable[[Setting], Selector]:
+    """The samples of the largest, or smallest, of a score of (logits, labels), its mean over networks."""
+
+    def make(setting: Setting) -> Selector:
+        scores = torch.stack([score(logits, setting.labels) for logits in early(setting.data)]).mean(0)
+        return ScoreSelector(scores, setting.settings.keep_ratio, largest=largest)
+
+    return make
+
+
+def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy [N]."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+# --- makers ---
+
+
+def stratified_random(setting: Setting) -> Selector:
+    """A random subset to which each class gives its share."""
+    return StaticRandom(setting.num_samples, setting.settings.keep_ratio, labels=setting.labels, key=setting.key)
+
+
+def by_features(make: Callable[..., Selector], **options: Any) -> Callable[[Setting], Selector]:
+    """A method that is given the features and the share to keep."""
+    return lambda setting: make(setting.data.features, setting.settings.keep_ratio, **options)
+
+
+def kmeans(setting: Setting) -> Selector:
+    """Nearest to as many centroids as there are classes."""
+    clusters = setting.task.num_classes
+    return KMeans(setting.data.features, setting.settings.keep_ratio, clusters, key=setting.key)
+
+
+def asss(setting: Setting) -> Selector:
+    """The game on the standard terms: it finds out itself whether leaving samples out helps."""
+    task, settings = setting.task, setting.settings
+    network = partial(make_network, task, settings.hidden, setting.seed)
+    fitted = ASSS(settings.keep_ratio, epochs=settings.epochs, key=setting.key).fit(
+        task.train_x, task.train_y, network, labels=task.train_y
+    )
+    return FixedSelector(fitted.select(), setting.num_samples)
+
+
+# --- feeds ---
+
+
+class Weighed(Feed):
+    """Batches of all of the data, weighed by a function of the loss that is learned as training goes on.
+
+    Its meta set are the samples of the smallest losses of each class, a batch of them, found again in each epoch.
+    """
+
+    def __init__(self, setting: Setting, *, by_family: bool = False) -> None:
+        super().__init__(setting, Full(setting.num_samples))
+        sizes = torch.bincount(setting.labels, minlength=setting.task.num_classes)
+        families = class_families(sizes.clamp_min(1)) if by_family else None
+        self._weighter = MetaWeighter(families=families, normalise=by_family, key=setting.key)
+
+    def batches(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[Batch]:
+        task, settings = self.setting.task, self.setting.settings
+        for subset in self.subsets():
+            with torch.no_grad():
+                losses = losses_of(network(task.train_x), task.train_y)
+            trusted = low_loss(losses, task.train_y, per_class=max(1, settings.batch_size // task.num_classes))
+            meta = task.train_x[trusted], task.train_y[trusted]
+            for batch in subset.split(settings.batch_size):
+                x, y = task.train_x[batch], task.train_y[batch]
+                self._weighter.meta_step(network, (x, y), meta, optimiser)
+                with torch.no_grad():
+                    losses = losses_of(network(x), y)
+                yield batch, self._weighter.weigh(losses, y)
+
+
+METHODS: dict[str, Method] = {
+    "full data": Method("reference", full),
+    "full data, fewer epochs": Method("baseline", full),
+    "static random": Method("baseline", static_random),
+    "stratified random": Method("baseline", stratified_random),
+    "RS2": Method("baseline", dynamic_random, "2305.18424"),
+    "EL2N": Method("scores", by_early(el2n), "2107.07075"),
+    "small loss": Method("scores", by_early(losses_of, largest=False), "1804.06872"),
+    "k-means": Method("geometry", kmeans),
+    "nearest-neighbour thinning": Method("geometry", by_features(NearestNeighbourThinning)),
+    "ASSS": Method("learned", asss, "2601.02081"),
+    "MW-Net": Method("batch", Weighed, "1902.07379"),
+    "CMW-Net": Method("batch", partial(Weighed, by_family=True), "2202.05613"),
+    "DynamicSelector, as published": Method("dynamic", dynamic(balance_losses=False), "2603.04981"),
+    "DynamicSelector": Method("dynamic", dynamic(), "2603.04981"),
+}
