@@ -47,6 +47,7 @@ def check_tools() -> None:
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
+        check_tools()  # here, and not for an archive of the sources, which takes none of them
         # One build folder per Python, kept between calls, so that ninja compiles only what changed.
         build = ROOT / "build" / str(sys.implementation.cache_tag)
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
@@ -68,5 +69,4 @@ class CMakeBuild(build_ext):
                 sys.exit(f"pysel: {shlex.join(map(str, command))} failed; the reason is above")
 
 
-check_tools()
 setup(ext_modules=[Extension("pysel._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

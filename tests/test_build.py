@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -288,15 +289,15 @@ def test_a_moved_checkout_builds_again(tmp_path):
 # --- setup.py on a machine that lacks something ---
 
 
-def run_setup(tmp_path, packages, **environment):
-    """What `setup.py --version` prints in a bare environment with these packages alone."""
+def run_setup(tmp_path, packages, *command, **environment):
+    """What `setup.py` prints in a bare environment with these packages alone."""
     for package in packages:
         found = Path(next(iter(find_spec(package).submodule_search_locations)))
         for path in [found, *found.parent.glob(f"{package}-*.dist-info")]:
             (tmp_path / path.name).symlink_to(path)
     start = (
         f"import sys; sys.prefix = {str(tmp_path)!r}; sys.path.insert(0, sys.prefix)\n"
-        f"import runpy; sys.argv = ['setup.py', '--version']\n"
+        f"import runpy; sys.argv = {['setup.py', *command]!r}\n"
         f"runpy.run_path({str(ROOT / 'setup.py')!r}, run_name='__main__')"
     )
     return output(sys.executable, "-I", "-S", "-c", start, **environment)
@@ -305,14 +306,15 @@ def run_setup(tmp_path, packages, **environment):
 BUILD_PACKAGES = ["setuptools", "_distutils_hack", "torch", "pybind11"]
 
 
-def test_setup_runs_where_nothing_is_missing(tmp_path):
-    printed, status = run_setup(tmp_path, BUILD_PACKAGES)
+def test_only_the_build_needs_what_it_needs(tmp_path):
+    """`pip download` and `pip wheel` ask for the version first, where nothing is installed."""
+    printed, status = run_setup(tmp_path, ["setuptools", "_distutils_hack"], "--version")
     assert (printed.split()[-1], status) == (INFO["version"], 0)
 
 
 @pytest.mark.parametrize("missing", ["torch", "pybind11"])
 def test_missing_package_is_one_clear_line(tmp_path, missing):
-    printed, status = run_setup(tmp_path, [name for name in BUILD_PACKAGES if name != missing])
+    printed, status = run_setup(tmp_path, [name for name in BUILD_PACKAGES if name != missing], "--quiet", "build_ext")
     assert status != 0
     assert len(printed.splitlines()) == 1
     assert f"needs {missing}>=" in printed
@@ -320,7 +322,7 @@ def test_missing_package_is_one_clear_line(tmp_path, missing):
 
 
 def test_missing_compiler_is_one_clear_line(tmp_path):
-    printed, status = run_setup(tmp_path, BUILD_PACKAGES, CXX="no-such-compiler -m64")
+    printed, status = run_setup(tmp_path, BUILD_PACKAGES, "--quiet", "build_ext", CXX="no-such-compiler -m64")
     assert status != 0
     assert len(printed.splitlines()) == 1
     assert "found no no-such-compiler" in printed
@@ -333,8 +335,32 @@ def test_missing_tool_is_one_clear_line(tmp_path, missing):
     tools.mkdir()
     for tool in {"cmake", "ninja"} - {missing}:
         (tools / tool).symlink_to(shutil.which("true"))
-    printed, status = run_setup(tmp_path, BUILD_PACKAGES, PATH=str(tools))
+    printed, status = run_setup(tmp_path, BUILD_PACKAGES, "--quiet", "build_ext", PATH=str(tools))
     assert status != 0
     assert len(printed.splitlines()) == 1
     assert f"needs {missing} " in printed
     assert f"pip install {missing}" in printed
+
+
+# --- the archive of the sources ---
+
+
+@pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="needs a checkout")
+def test_an_archive_of_the_sources_holds_all_that_a_build_and_the_tests_take(tmp_path):
+    made = tmp_path / "checkout"
+    tracked = output("git", "-C", str(ROOT), "ls-files", "-z")[0].split("\0")[:-1]
+    for name in tracked:
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, made / name)
+    printed, status = output(sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path), folder=made)
+    assert status == 0, printed
+    with tarfile.open(next(tmp_path.glob("pysel-*.tar.gz"))) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+        archive.extractall(tmp_path, filter="data")
+    elsewhere = (".", "bench/results/", "examples/.")  # of a checkout: settings of tools, and figures
+    assert [name for name in tracked if name not in held and not name.startswith(elsewhere)] == []
+    assert not [name for name in held if name.endswith((".so", ".pyc"))]
+    unpacked = next(path for path in tmp_path.iterdir() if path.name.startswith("pysel-") and path.is_dir())
+    configure = ["cmake", "-S", ".", "-B", "build", "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
+    printed, status = output(*configure, folder=unpacked, PYSEL_CUDA="OFF")
+    assert status == 0, printed
