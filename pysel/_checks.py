@@ -101,6 +101,7 @@ def number(op: str, name: str, value: Any) -> float:
 _INTERVALS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "(0, inf)": ("positive and finite", lambda x: 0 < x < math.inf),
     "[0, inf)": ("finite and at least 0", lambda x: 0 <= x < math.inf),
+    "(1, inf)": ("above 1 and finite", lambda x: 1 < x < math.inf),
     "[0, 1]": ("between 0 and 1", lambda x: 0 <= x <= 1),
     "(0, 1]": ("in (0, 1]", lambda x: 0 < x <= 1),
     "[0, 1)": ("in [0, 1)", lambda x: 0 <= x < 1),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pysel.selection import InfoBatch
+from tests.losses import check
 from tests.statistics import accept, chi_square
 
 
@@ -60,6 +61,83 @@ def test_infobatch_is_unbiased() -> None:
         assert bool((z.abs() < 4.5).all()) == fits
 
 
+@pytest.mark.parametrize("keep_ratio", [0.07, 0.3, 0.5, 0.9])
+def test_a_chosen_ratio_against_an_oracle(keep_ratio: float) -> None:
+    """Sizes, who may be left out, and weights, in numpy; only who was drawn is taken from the selector."""
+    n, epochs = 400, 10
+    selector = InfoBatch(n, epochs, keep_ratio=keep_ratio, max_weight=5, delta=0.8, key=3)
+    generator = np.random.default_rng(0)
+    latest = np.full(n, np.nan)
+    k = math.ceil(round(keep_ratio * n, 9))
+    assert len(selector) == k
+    for epoch in range(epochs):
+        chosen = selector.select(epoch).numpy()
+        assert len(chosen) == len(selector) == (k if epoch < 8 else n)
+        weights = selector.weights(chosen).numpy()
+        if epoch < 8:
+            mean = np.inf if np.isnan(latest).all() else np.nanmean(latest)
+            rank = np.where(np.isnan(latest), -np.inf, latest)
+            m = int((rank < mean).sum())
+            m = min(n, max(m, math.ceil((n - k) * 5 / 4 - 1e-9)))  # so many, that none weighs more than 5
+            bar = np.sort(rank)[m - 1]  # the first of them may be any of those without a loss
+            low = rank < bar if np.isinf(bar) else rank <= bar
+            assert (weights[rank[chosen] > bar] == 1).all()
+            np.testing.assert_allclose(weights[low[chosen]], m / (m - (n - k)), rtol=1e-6)
+            assert m == n or weights.max() <= 5 + 1e-6
+            assert abs(weights.sum() - n) < 1e-2, "the weights are those of all samples, exactly"
+        else:
+            assert (weights == 1).all()
+        losses = generator.gamma(1.0, size=len(chosen))
+        selector.update(chosen, losses=losses)
+        latest[chosen] = losses.astype(np.float32)
+
+
+@pytest.mark.parametrize("seen", [0, 20, 50])
+@pytest.mark.parametrize("keep_ratio", [0.1, 0.5, 0.8])
+def test_a_chosen_ratio_is_unbiased(keep_ratio: float, seen: int) -> None:
+    """From epoch 0 on, and with few or no losses known."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(50, 3, generator=generator, dtype=torch.float64) + 1
+    losses = torch.rand(50, generator=generator)
+    weighted, plain = [], []
+    for seed in range(1000):
+        selector = InfoBatch(50, 2, keep_ratio=keep_ratio, key=seed)
+        selector.update(torch.arange(seen), losses=losses[:seen])
+        chosen = selector.select(0)
+        assert len(chosen) == round(50 * keep_ratio)
+        weighted.append(selector.weights(chosen).double() @ gradients[chosen])
+        plain.append(gradients[chosen].sum(0))
+    for sums, fits in ((torch.stack(weighted), True), (torch.stack(plain), False)):
+        z = (sums.mean(0) - gradients.sum(0)) / (sums.std(0) / 1000**0.5)
+        assert bool((z.abs() < 4.5).all()) == fits
+
+
+def test_the_bar_rises_where_too_few_lie_below_the_mean() -> None:
+    """Of ten samples five are to go, and one lies below the mean: with weights up to 2 all are drawn from."""
+    losses = torch.tensor([-90.0, *range(9)])
+    for max_weight, least in ((2.0, 10), (6.0, 6), (1e9, 6)):
+        selector = InfoBatch(10, 4, keep_ratio=0.5, max_weight=max_weight, key=0)
+        selector.update(range(10), losses=losses)
+        chosen = selector.select(0)
+        weights = selector.weights(chosen)
+        assert len(chosen) == 5 and weights.max() == least / (least - 5)
+        assert (weights[chosen >= least] == 1).all()
+
+
+def test_everything_is_a_ratio_too() -> None:
+    selector = InfoBatch(5, 3, keep_ratio=1, key=0)
+    selector.update(range(5), losses=range(5))
+    assert selector.select(0).tolist() == list(range(5)) and selector.weights(range(5)).tolist() == [1] * 5
+
+
+def test_a_chosen_ratio_resumes(tmp_path: Path) -> None:
+    check(lambda key: InfoBatch(200, 9, keep_ratio=0.4, delta=0.9, key=key), tmp_path)
+
+
+def test_a_published_ratio_resumes(tmp_path: Path) -> None:
+    check(lambda key: InfoBatch(200, 9, delta=0.9, key=key), tmp_path)
+
+
 def test_infobatch_keeps_its_subset_while_losses_arrive_and_resumes() -> None:
     selector = InfoBatch(100, 10, key=0)
     assert len(selector) == 100 and torch.equal(selector.select(0), torch.arange(100))
@@ -106,6 +184,21 @@ def test_infobatch_leaves_nothing_out_of_equal_losses_or_at_ratio_zero() -> None
             lambda: InfoBatch(5, 3, prune_ratio=1),
             ValueError,
             r"prune_ratio, the fraction left out, must be in \[0, 1\)",
+        ),
+        (
+            lambda: InfoBatch(5, 3, prune_ratio=0.5, keep_ratio=0.5),
+            ValueError,
+            "prune_ratio must be None with keep_ratio=0.5, got 0.5",
+        ),
+        (
+            lambda: InfoBatch(5, 3, keep_ratio=0),
+            ValueError,
+            r"keep_ratio, the fraction kept, must be in \(0, 1\], got 0",
+        ),
+        (
+            lambda: InfoBatch(5, 3, keep_ratio=0.5, max_weight=1),
+            ValueError,
+            "InfoBatch: max_weight must be above 1 and finite, got 1",
         ),
         (lambda: InfoBatch(5, 3, delta=2), ValueError, "delta must be between 0 and 1, got 2"),
         (lambda: InfoBatch(5, 3).update(torch.arange(2)), ValueError, "InfoBatch.update: losses must be given"),

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 from pysel import _checks
 
@@ -81,6 +82,32 @@ def full_epochs(refine: float | Fraction, epochs: int) -> int:
         (30, 2)
     """
     return epochs - math.floor((1 - Fraction(str(refine))) * epochs)
+
+
+def tail(epochs: Any, refine: Any, *, op: str = "tail") -> tuple[int | None, float]:
+    """The length of training, checked, and the first epoch of its full-data tail.
+
+    Args:
+        epochs: length of training, or None where no tail is wanted.
+        refine: all samples are used in this last fraction of the epochs, and after them.
+        op: whom error messages name.
+
+    Returns:
+        ``epochs`` as an int or None, and the first full epoch, infinite without a tail.
+
+    Raises:
+        TypeError: one of them is not a number.
+        ValueError: one is out of range, or a tail is wanted and ``epochs`` is missing.
+
+    Example:
+        >>> tail(10, 0.15), tail(None, 0)
+        ((10, 8), (None, inf))
+    """
+    epochs = None if epochs is None else _checks.in_range(op, "epochs", epochs, 1)
+    share = _checks.written(op, "refine", refine, "[0, 1]")
+    if share > 0 and epochs is None:
+        raise ValueError(f"{op}: epochs must be given with refine={refine!r}: it says which are the last")
+    return epochs, epochs - full_epochs(share, epochs) if epochs is not None and share > 0 else math.inf
 
 
 _SCHEDULES: dict[str, Schedule] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from pysel import _checks, _inputs, ops
 from pysel.random import as_key, fold_in
 from pysel.selection.protocol import Selector, lasting
-from pysel.selection.schedule import full_epochs
+from pysel.selection.schedule import tail
 from pysel.selection.subset import loss_weights, quotas, subset_size
 
 
@@ -67,10 +66,7 @@ class DynamicRandom(Selector):
         name = type(self).__name__
         num_samples = _checks.in_range(name, "num_samples", num_samples, 1)
         self._size = subset_size(keep_ratio, num_samples, op=name)
-        epochs = None if epochs is None else _checks.in_range(name, "epochs", epochs, 1)
-        tail = _checks.written(name, "refine", refine, "[0, 1]")
-        if tail > 0 and epochs is None:
-            raise ValueError(f"{name}: epochs must be given with refine={refine!r}: it says which are the last")
+        epochs, self._full_from = tail(epochs, refine, op=name)
         if balance is not None:
             _checks.choice(name, "balance", balance, ("equal", "proportional"))
             if labels is None:
@@ -88,8 +84,7 @@ class DynamicRandom(Selector):
             },
             {"labels": None if classes is None else classes.ids.cpu()},
         )
-        self.keep_ratio, self.epochs, self.refine = float(keep_ratio), epochs, float(tail)
-        self._full_from = math.inf if epochs is None or not tail else epochs - full_epochs(tail, epochs)
+        self.keep_ratio, self.epochs, self.refine = float(keep_ratio), epochs, float(refine)
         self._members: list[Tensor | None] = [None]  # ascending indices of each class; None are all samples
         self._quotas = [self._size]
         self._classes: Tensor | None = None  # [N], counted from 0
