@@ -16,13 +16,17 @@ from torch import Tensor
 
 import pysel
 from pysel.selection import (
+    RCAP,
+    UCB,
     DynamicRandom,
     DynamicSelector,
+    EpsilonGreedy,
     FixedSelector,
     Full,
     InfoBatch,
     KMeans,
     NearestNeighbourThinning,
+    OrderDP,
     ScoreSelector,
     Selector,
     StaticRandom,
@@ -53,6 +57,11 @@ MAKERS: dict[str, Callable[[Hold], Selector]] = {
         N, 0.3, epochs=5, labels=hold(LABELS), balance="equal", refine=0.2, key=0
     ),
     "infobatch": lambda hold: told(InfoBatch(N, 5, key=0), hold),
+    "infobatch by ratio": lambda hold: told(InfoBatch(N, 5, keep_ratio=0.3, key=0), hold),
+    "epsilon-greedy": lambda hold: told(EpsilonGreedy(N, 0.3, epochs=5, refine=0.2, key=0), hold),
+    "ucb": lambda hold: told(UCB(N, 0.3, epochs=5, refine=0.2, key=0), hold),
+    "orderdp": lambda hold: told(OrderDP(N, 0.3, epochs=5, refine=0.2, key=0), hold),
+    "rcap": lambda hold: told(RCAP(hold(LABELS), 0.3, epochs=5, refine=0.2, key=0), hold),
     "dynamic": lambda hold: DynamicSelector(hold(numbers(0)), hold(numbers(1)), 0.3, 5, labels=hold(LABELS), key=0),
     "drawn": lambda hold: DynamicSelector(
         hold(numbers(0)), hold(numbers(1)), 0.3, 5, labels=hold(LABELS), temperature=0.2, key=0
@@ -66,7 +75,7 @@ every = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 ignore_poor = pytest.mark.filterwarnings("ignore:.*explains only")
 
 
-def told(selector: InfoBatch, hold: Hold) -> InfoBatch:
+def told(selector: Selector, hold: Hold) -> Selector:
     selector.update(hold(list(range(N))), losses=hold(numbers(2)))
     return selector
 
@@ -321,6 +330,11 @@ def test_nothing_is_shared_with_the_caller(make: Callable[[Hold], Selector]) -> 
         lambda k: StaticRandom(N, 0.3, key=k),
         lambda k: DynamicRandom(N, 0.3, key=k),
         lambda k: InfoBatch(N, 5, key=k),
+        lambda k: InfoBatch(N, 5, keep_ratio=0.5, key=k),
+        lambda k: EpsilonGreedy(N, 0.3, key=k),
+        lambda k: UCB(N, 0.3, key=k),
+        lambda k: OrderDP(N, 0.3, key=k),
+        lambda k: RCAP(LABELS, 0.3, key=k),
         lambda k: KMeans(numbers(0, 2), 0.3, 4, key=k),
         lambda k: DynamicSelector(numbers(0), numbers(1), 0.3, 5, key=k),
     ],
@@ -356,6 +370,11 @@ def test_one_key_serves_several_selectors() -> None:
         lambda key: StaticRandom(N, 0.5, key=key),
         lambda key: DynamicRandom(N, 0.5, key=key),
         lambda key: InfoBatch(N, 5, key=key),
+        lambda key: InfoBatch(N, 5, keep_ratio=0.5, max_weight=2.001, key=key),
+        lambda key: EpsilonGreedy(N, 0.5, epsilon=1, key=key),
+        lambda key: UCB(N, 0.5, key=key),
+        lambda key: OrderDP(N, 0.5, pool=0.5, key=key),
+        lambda key: RCAP([0] * N, 0.5, key=key),
         lambda key: DynamicSelector(equal, equal, 0.5, 5, refine=0, key=key),
         lambda key: DynamicSelector(equal, equal, 0.5, 5, refine=0, temperature=1.0, key=key),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,12 @@ ROWS = np.random.default_rng(0).random((N, 3))
 NUMBERS, LABELS = ROWS[:, 0], np.arange(N) % 3
 SAE = TopKSAE(3, 8, 2, key=pysel.key(0))
 
+
+@functools.wraps(selection.InfoBatch)
+def by_ratio(**arguments: Any) -> Any:
+    return selection.InfoBatch(**arguments)
+
+
 GOOD: dict[Callable[..., Any], dict[str, Any]] = {
     selection.FixedSelector: {"indices": [1, 2], "num_samples": N},
     selection.Full: {"num_samples": N},
@@ -34,6 +41,17 @@ GOOD: dict[Callable[..., Any], dict[str, Any]] = {
         "num_samples": N, "keep_ratio": 0.5, "epochs": 4, "labels": LABELS, "balance": "equal", "refine": 0.1, "key": 0,
     },
     selection.InfoBatch: {"num_samples": N, "epochs": 4, "prune_ratio": 0.5, "delta": 0.8, "key": 0},
+    by_ratio: {
+        "num_samples": N, "epochs": 4, "keep_ratio": 0.5, "max_weight": 3.0, "delta": 0.8, "key": 0,
+    },
+    selection.EpsilonGreedy: {
+        "num_samples": N, "keep_ratio": 0.5, "epsilon": 0.1, "alpha": 0.2, "epochs": 4, "refine": 0.1, "key": 0,
+    },
+    selection.UCB: {
+        "num_samples": N, "keep_ratio": 0.5, "c": 1.0, "alpha": 0.2, "epochs": 4, "refine": 0.1, "key": 0,
+    },
+    selection.OrderDP: {"num_samples": N, "keep_ratio": 0.5, "pool": 0.8, "epochs": 4, "refine": 0.1, "key": 0},
+    selection.RCAP: {"labels": LABELS, "keep_ratio": 0.5, "beta": 1.0, "epochs": 4, "refine": 0.1, "key": 0},
     selection.DynamicSelector: {
         "representativeness": NUMBERS, "diversity": NUMBERS[::-1], "keep_ratio": 0.5, "epochs": 4, "labels": LABELS,
         "balance": "equal", "gamma": 0.2, "penalty": "log", "schedule": "sigmoid", "refine": 0.1,

@@ -8,7 +8,16 @@ kept but the features that `DynamicSelector.explain` reads from.
 from pysel.sae import FactorTables, factor_tables
 from pysel.selection import features, schedule
 from pysel.selection.bitmap import Bitmap
-from pysel.selection.dynamic import DynamicRandom, DynamicSelector, InfoBatch, to_unit_interval
+from pysel.selection.dynamic import (
+    RCAP,
+    UCB,
+    DynamicRandom,
+    DynamicSelector,
+    EpsilonGreedy,
+    InfoBatch,
+    OrderDP,
+    to_unit_interval,
+)
 from pysel.selection.learned import ASSS, MetaWeighter, class_families, low_loss, performance_retention_rate
 from pysel.selection.protocol import Selector
 from pysel.selection.static import (
@@ -31,10 +40,13 @@ StaticRandomSelector = StaticRandom
 
 __all__ = [
     "ASSS",
+    "RCAP",
+    "UCB",
     "Bitmap",
     "DynamicRandom",
     "DynamicRandomSelector",
     "DynamicSelector",
+    "EpsilonGreedy",
     "FactorTables",
     "FixedSelector",
     "Full",
@@ -44,6 +56,7 @@ __all__ = [
     "KMeansSelector",
     "MetaWeighter",
     "NearestNeighbourThinning",
+    "OrderDP",
     "ScoreSelector",
     "Selector",
     "StaticRandom",
