@@ -49,6 +49,31 @@ def test_every_subset_is_equally_likely() -> None:
     reject({"one pair twice as likely": chi_square([2000 * 2 / 11, *[2000 / 11] * 9], np.full(10, 0.1))})
 
 
+def test_with_replacement_epochs_are_independent() -> None:
+    """Of 5 samples in epochs of 2 any two subsets follow each other as often; in a walk they do not."""
+    pairs = {pair: i for i, pair in enumerate((a, b) for a in range(5) for b in range(a + 1, 5))}
+    for replacement, test in ((True, accept), (False, reject)):
+        counts = np.zeros((10, 10))
+        for seed in range(4000):
+            selector = DynamicRandom(5, 0.4, replacement=replacement, key=seed)
+            first, second = (pairs[tuple(selector.select(epoch).tolist())] for epoch in (3, 4))
+            counts[first, second] += 1
+        test({"pairs of epochs": chi_square(counts, np.full(100, 0.01))})
+
+
+def test_with_replacement_and_balance() -> None:
+    """Each class gives its share, and any epoch can be asked for."""
+    labels = [0] * 60 + [1] * 20
+    options: dict[str, Any] = {"labels": labels, "balance": "proportional", "replacement": True}
+    forward, jumping = (DynamicRandom(80, 0.3, key=1, **options) for _ in range(2))
+    expected = [forward.select(epoch) for epoch in range(6)]
+    assert all(((subset < 60).sum(), len(subset)) == (18, 24) for subset in expected)
+    assert all(torch.equal(jumping.select(epoch), expected[epoch]) for epoch in (5, 0, 3))
+    walking = DynamicRandom(80, 0.3, key=1)
+    with pytest.raises(ValueError, match="state_dict must be of a selector with"):
+        walking.load_state_dict(forward.state_dict())
+
+
 def test_epochs_in_any_order() -> None:
     forward = DynamicRandom(101, 0.3, key=pysel.key(0))
     expected = [forward.select(epoch) for epoch in range(20)]

@@ -13,6 +13,8 @@ from pysel.selection.protocol import Selector, lasting
 from pysel.selection.schedule import tail
 from pysel.selection.subset import loss_weights, quotas, subset_size
 
+_AFRESH = 0x6672657368  # sets its keys apart from those of walks
+
 
 class DynamicRandom(Selector):
     """A fresh random subset each epoch, walking through permutations of the data.
@@ -24,6 +26,9 @@ class DynamicRandom(Selector):
     Ours: where an epoch reaches over the end of a permutation no sample comes twice; class balance; the full-data tail
     (of arXiv 2603.04981) and the weights. The subset is a function of the arguments, the key and the epoch alone: any
     epoch can be asked for, at the cost of one. With balance every class costs a few calls an epoch.
+
+    With ``replacement`` each epoch's subset is drawn from all samples, whatever the others held (no sample comes twice
+    within an epoch): RS2 with replacement, in which a sample may rest for long.
 
     Args:
         num_samples: N.
@@ -37,6 +42,7 @@ class DynamicRandom(Selector):
         balance_losses: with ``balance``, `weights` gives every class exactly its share of the loss in each epoch, also
             where one has too few samples for it, and in the tail. Without, the tail, the last and most decisive epochs,
             takes back nearly all that ``balance="equal"`` wins on a long tail of classes.
+        replacement: epochs are drawn independently of each other, instead of walking through permutations.
         key: int64 [2] or an int; drawn from torch's default generator when missing.
 
     Raises:
@@ -61,6 +67,7 @@ class DynamicRandom(Selector):
         balance: str | None = None,
         refine: float = 0.0,
         balance_losses: bool = True,
+        replacement: bool = False,
         key: Tensor | int | None = None,
     ) -> None:
         name = type(self).__name__
@@ -81,9 +88,11 @@ class DynamicRandom(Selector):
                 "balance": balance,
                 "refine": refine,
                 "balance_losses": bool(balance_losses),
+                "replacement": _checks.flag(name, "replacement", replacement),
             },
             {"labels": None if classes is None else classes.ids.cpu()},
         )
+        self.replacement = bool(replacement)
         self.keep_ratio, self.epochs, self.refine = float(keep_ratio), epochs, float(refine)
         self._members: list[Tensor | None] = [None]  # ascending indices of each class; None are all samples
         self._quotas = [self._size]
@@ -121,7 +130,8 @@ class DynamicRandom(Selector):
         parts = []
         for c, (members, quota) in enumerate(zip(self._members, self._quotas, strict=True)):
             n = self.num_samples if members is None else members.numel()
-            rows = _walk(n, quota, epoch, fold_in(self._key, c))
+            draw = _afresh if self.replacement else _walk
+            rows = draw(n, quota, epoch, fold_in(self._key, c))
             parts.append(rows if members is None else members[rows])
         return torch.cat(parts).sort().values
 
@@ -145,6 +155,11 @@ class DynamicRandom(Selector):
     def _load_state(self, state: dict[str, Any]) -> None:
         self._epoch = _checks.in_range(type(self).__name__, "state_dict['epoch']", state["epoch"], 0)
         self._key = state["key"]
+
+
+def _afresh(n: int, k: int, epoch: int, key: Tensor) -> Tensor:
+    """``k`` distinct ones of ``n``, independent of other epochs."""
+    return ops.permutation(n, key=fold_in(fold_in(key, _AFRESH), epoch), stop=k)
 
 
 def _walk(n: int, k: int, epoch: int, key: Tensor) -> Tensor:
