@@ -29,6 +29,7 @@ from pysel.selection import (
     OrderDP,
     ScoreSelector,
     Selector,
+    SeTa,
     StaticRandom,
 )
 
@@ -53,6 +54,7 @@ MAKERS: dict[str, Callable[[Hold], Selector]] = {
     "k-means": lambda hold: KMeans(hold(numbers(0, 2)), 0.3, 4, key=0),
     "thinning": lambda hold: NearestNeighbourThinning(hold(numbers(0, 2)), 0.3),
     "dynamic random": lambda hold: DynamicRandom(N, 0.3, key=0),
+    "random with replacement": lambda hold: DynamicRandom(N, 0.3, replacement=True, key=0),
     "balanced random": lambda hold: DynamicRandom(
         N, 0.3, epochs=5, labels=hold(LABELS), balance="equal", refine=0.2, key=0
     ),
@@ -61,6 +63,7 @@ MAKERS: dict[str, Callable[[Hold], Selector]] = {
     "epsilon-greedy": lambda hold: told(EpsilonGreedy(N, 0.3, epochs=5, refine=0.2, key=0), hold),
     "ucb": lambda hold: told(UCB(N, 0.3, epochs=5, refine=0.2, key=0), hold),
     "orderdp": lambda hold: told(OrderDP(N, 0.3, epochs=5, refine=0.2, key=0), hold),
+    "seta": lambda hold: told(SeTa(N, 5, prune_ratio=0.3, groups=3, window=0.7, key=0), hold),
     "rcap": lambda hold: told(RCAP(hold(LABELS), 0.3, epochs=5, refine=0.2, key=0), hold),
     "dynamic": lambda hold: DynamicSelector(hold(numbers(0)), hold(numbers(1)), 0.3, 5, labels=hold(LABELS), key=0),
     "drawn": lambda hold: DynamicSelector(
@@ -334,6 +337,7 @@ def test_nothing_is_shared_with_the_caller(make: Callable[[Hold], Selector]) -> 
         lambda k: EpsilonGreedy(N, 0.3, key=k),
         lambda k: UCB(N, 0.3, key=k),
         lambda k: OrderDP(N, 0.3, key=k),
+        lambda k: SeTa(N, 5, prune_ratio=0.3, key=k),
         lambda k: RCAP(LABELS, 0.3, key=k),
         lambda k: KMeans(numbers(0, 2), 0.3, 4, key=k),
         lambda k: DynamicSelector(numbers(0), numbers(1), 0.3, 5, key=k),
@@ -374,6 +378,8 @@ def test_one_key_serves_several_selectors() -> None:
         lambda key: EpsilonGreedy(N, 0.5, epsilon=1, key=key),
         lambda key: UCB(N, 0.5, key=key),
         lambda key: OrderDP(N, 0.5, pool=0.5, key=key),
+        lambda key: SeTa(N, 5, prune_ratio=0.5, groups=1, key=key),
+        lambda key: DynamicRandom(N, 0.5, replacement=True, key=key),
         lambda key: RCAP([0] * N, 0.5, key=key),
         lambda key: DynamicSelector(equal, equal, 0.5, 5, refine=0, key=key),
         lambda key: DynamicSelector(equal, equal, 0.5, 5, refine=0, temperature=1.0, key=key),

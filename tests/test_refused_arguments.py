@@ -38,7 +38,8 @@ GOOD: dict[Callable[..., Any], dict[str, Any]] = {
     selection.KMeans: {"features": ROWS, "keep_ratio": 0.5, "num_clusters": 3, "iterations": 3, "key": 0},
     selection.NearestNeighbourThinning: {"features": ROWS, "keep_ratio": 0.5, "batch_size": 4},
     selection.DynamicRandom: {
-        "num_samples": N, "keep_ratio": 0.5, "epochs": 4, "labels": LABELS, "balance": "equal", "refine": 0.1, "key": 0,
+        "num_samples": N, "keep_ratio": 0.5, "epochs": 4, "labels": LABELS, "balance": "equal", "refine": 0.1,
+        "replacement": True, "key": 0,
     },
     selection.InfoBatch: {"num_samples": N, "epochs": 4, "prune_ratio": 0.5, "delta": 0.8, "key": 0},
     by_ratio: {
@@ -51,6 +52,9 @@ GOOD: dict[Callable[..., Any], dict[str, Any]] = {
         "num_samples": N, "keep_ratio": 0.5, "c": 1.0, "alpha": 0.2, "epochs": 4, "refine": 0.1, "key": 0,
     },
     selection.OrderDP: {"num_samples": N, "keep_ratio": 0.5, "pool": 0.8, "epochs": 4, "refine": 0.1, "key": 0},
+    selection.SeTa: {
+        "num_samples": N, "epochs": 4, "prune_ratio": 0.1, "groups": 3, "window": 0.7, "delta": 0.8, "key": 0,
+    },
     selection.RCAP: {"labels": LABELS, "keep_ratio": 0.5, "beta": 1.0, "epochs": 4, "refine": 0.1, "key": 0},
     selection.DynamicSelector: {
         "representativeness": NUMBERS, "diversity": NUMBERS[::-1], "keep_ratio": 0.5, "epochs": 4, "labels": LABELS,

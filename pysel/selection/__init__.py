@@ -16,6 +16,7 @@ from pysel.selection.dynamic import (
     EpsilonGreedy,
     InfoBatch,
     OrderDP,
+    SeTa,
     to_unit_interval,
 )
 from pysel.selection.learned import ASSS, MetaWeighter, class_families, low_loss, performance_retention_rate
@@ -58,6 +59,7 @@ __all__ = [
     "NearestNeighbourThinning",
     "OrderDP",
     "ScoreSelector",
+    "SeTa",
     "Selector",
     "StaticRandom",
     "StaticRandomSelector",

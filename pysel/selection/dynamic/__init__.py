@@ -5,6 +5,7 @@ from pysel.selection.dynamic.orderdp import OrderDP
 from pysel.selection.dynamic.random import DynamicRandom
 from pysel.selection.dynamic.rcap import RCAP
 from pysel.selection.dynamic.representativeness_diversity import DynamicSelector
+from pysel.selection.dynamic.seta import SeTa
 from pysel.selection.dynamic.ucb import UCB, EpsilonGreedy
 from pysel.selection.dynamic.unit_interval import to_unit_interval
 
@@ -16,5 +17,6 @@ __all__ = [
     "EpsilonGreedy",
     "InfoBatch",
     "OrderDP",
+    "SeTa",
     "to_unit_interval",
 ]
