@@ -1,4 +1,4 @@
-"""pysel/selection/static/geometry.py: k-means and thinning against brute force, in any dtype, unit and place."""
+"""pysel/selection/static/geometry.py: each method against brute force, in any dtype, unit and place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import pysel
-from pysel.selection import KMeans, NearestNeighbourThinning, kmeans
+from pysel.selection import Herding, KCentre, KMeans, Moderate, NearestNeighbourThinning, kmeans
 from pysel.selection.static import geometry
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -228,6 +228,94 @@ def test_gaps_that_grow_cost_one_row_a_round(monkeypatch: pytest.MonkeyPatch) ->
     assert sum(asked) < 200 + 3 * len(asked)
 
 
+# --- moderate, k-centre, herding ---------------------------------------------------------
+
+
+def moderate(x: np.ndarray, count: int) -> list[int]:
+    distance = np.sqrt(((x - x.mean(0)) ** 2).sum(1))
+    return np.argsort(np.abs(distance - np.median(distance)), kind="stable")[:count].tolist()
+
+
+def k_centre(x: np.ndarray, count: int) -> list[int]:
+    picked = [int(np.argmin(((x - x.mean(0)) ** 2).sum(1)))]
+    while len(picked) < count:
+        far = [(-min(((x[i] - x[j]) ** 2).sum() for j in picked), i) for i in range(len(x)) if i not in picked]
+        picked.append(min(far)[1])
+    return picked
+
+
+def herding(x: np.ndarray, count: int) -> list[int]:
+    picked: list[int] = []
+    while len(picked) < count:
+        left = [i for i in range(len(x)) if i not in picked]
+        picked.append(min((((x[[*picked, i]].mean(0) - x.mean(0)) ** 2).sum(), i) for i in left)[1])
+    return picked
+
+
+RULES: list[tuple[Any, Callable[[np.ndarray, int], list[int]]]] = [
+    (Moderate, moderate), (KCentre, k_centre), (Herding, herding),
+]  # fmt: skip
+rules = pytest.mark.parametrize(("method", "rule"), RULES, ids=[method.__name__ for method, _ in RULES])
+# where neither rounding of a mean nor its place decides between samples equally far
+GENERAL = [
+    "around 0",
+    "far from 0",
+    "near duplicates",
+    "float16 around 20",
+    "1e19",
+    "1e-25",
+    "1e300",
+    "images",
+]
+
+
+@rules
+@pytest.mark.parametrize("cloud", GENERAL)
+def test_rules_against_brute_force(method: Any, rule: Callable[[np.ndarray, int], list[int]], cloud: str) -> None:
+    x = CLOUDS[cloud]()
+    flat = x.double().flatten(1).numpy()
+    flat = flat / 2.0 ** math.floor(math.log2(np.abs(flat).max()))
+    labels = torch.randint(3, (len(x),), generator=generator(2)) * 7
+    for ratio in (0.5, 0.1, 0.001):
+        size = math.ceil(ratio * len(x))
+        assert method(x, ratio).select().tolist() == sorted(rule(flat, size))
+    shares = pysel.selection.quotas(torch.unique(labels, return_counts=True)[1], math.ceil(0.3 * len(x)))
+    wanted = []
+    for label, share in zip((0, 7, 14), shares.tolist(), strict=True):
+        own = np.flatnonzero(labels.numpy() == label)
+        wanted += own[rule(flat[own], share)].tolist()
+    assert method(x, 0.3, labels=labels).select().tolist() == sorted(wanted)
+
+
+@rules
+def test_of_equal_samples_the_first_are_picked(method: Any, rule: object) -> None:
+    assert method(torch.full((9, 2), 0.1), 0.5).select().tolist() == [0, 1, 2, 3, 4]
+    assert method(torch.full((9, 2), 0.1), 1).select().tolist() == list(range(9))
+
+
+def test_k_centre_takes_the_first_of_those_equally_far() -> None:
+    """5 is nearest to the mean, then 0 and 10 lie at the same distance from it, then 2 and 8."""
+    x = torch.tensor([10.0, 5, 0, 8, 2, 5]).view(6, 1)
+    assert KCentre(x, 1 / 3).select().tolist() == [0, 1]
+    assert KCentre(x, 2 / 3).select().tolist() == [0, 1, 2, 3]
+    assert KCentre(x, 0.8).select().tolist() == [0, 1, 2, 3, 4], "and an equal sample last"
+
+
+def test_k_centre_leaves_no_one_far() -> None:
+    """Within twice the best radius, which for 8 blobs and 8 centres is at most that of the blobs."""
+    centres = torch.randn(8, 3, generator=generator()) * 50
+    x = (centres[:, None] + torch.rand(8, 50, 3, generator=generator(1))).flatten(0, 1)
+    chosen = KCentre(x, 8 / 400).select()
+    assert sorted((chosen // 50).tolist()) == list(range(8))
+
+
+def test_herding_keeps_the_mean() -> None:
+    x = torch.randn(500, 8, generator=generator())
+    off = lambda chosen: float((x[chosen].mean(0) - x.mean(0)).norm())  # noqa: E731
+    random = torch.randperm(500, generator=generator(1))[:50]
+    assert off(Herding(x, 0.1).select()) < off(random) / 5
+
+
 # --- bad input -------------------------------------------------------------------------
 
 
@@ -267,6 +355,25 @@ def with_nan() -> Tensor:
             ValueError,
             r"NearestNeighbourThinning: keep_ratio, the fraction kept, must be in \(0, 1\], got 0",
         ),
+        (lambda: Moderate(with_nan(), 0.5), ValueError, "Moderate: features must be finite, got nan in row 13"),
+        (lambda: KCentre(with_nan(), 0.5), ValueError, "KCentre: features must be finite, got nan in row 13"),
+        (lambda: KCentre(torch.ones(4), 0.5), ValueError, r"KCentre: features must be \[N, ...\] .*got shape \[4\]"),
+        (lambda: Herding(torch.ones(9, 1), 2), ValueError, r"Herding: keep_ratio, the fraction kept, must be in"),
+        (
+            lambda: Herding(torch.ones(9, 1), 0.5, labels=[0.5] * 9),
+            TypeError,
+            "Herding: labels must be integers, got torch.float64",
+        ),
+        (
+            lambda: Moderate(torch.ones(9, 1), 0.5, labels=[1] * 8),
+            ValueError,
+            r"Moderate: labels must have shape \[9\], got \[8\]",
+        ),
+        (
+            lambda: KCentre(torch.ones(9, 1), 0.2, labels=range(9)),
+            ValueError,
+            "KCentre: keep_ratio must give at least one sample of each of the 9 classes",
+        ),
         (
             lambda: NearestNeighbourThinning(torch.ones(9, 1), 0.5, batch_size=0),
             ValueError,
@@ -285,7 +392,9 @@ def test_features_are_neither_changed_nor_kept() -> None:
     centroids, _, distance = kmeans(x, 3, key=pysel.key(1))
     assert not centroids.requires_grad
     assert not distance.requires_grad
-    selectors = [KMeans(x, 0.3, 3, key=1), NearestNeighbourThinning(x, 0.3)]
+    selectors = [
+        KMeans(x, 0.3, 3, key=1), NearestNeighbourThinning(x, 0.3), Moderate(x, 0.3), KCentre(x, 0.3), Herding(x, 0.3),
+    ]  # fmt: skip
     chosen = [selector.select() for selector in selectors]
     assert torch.equal(x, before)
     x.data.zero_()

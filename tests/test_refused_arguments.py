@@ -37,6 +37,9 @@ GOOD: dict[Callable[..., Any], dict[str, Any]] = {
     selection.ScoreSelector: {"scores": NUMBERS, "keep_ratio": 0.5, "labels": LABELS},
     selection.KMeans: {"features": ROWS, "keep_ratio": 0.5, "num_clusters": 3, "iterations": 3, "key": 0},
     selection.NearestNeighbourThinning: {"features": ROWS, "keep_ratio": 0.5, "batch_size": 4},
+    selection.Moderate: {"features": ROWS, "keep_ratio": 0.5, "labels": LABELS},
+    selection.KCentre: {"features": ROWS, "keep_ratio": 0.5, "labels": LABELS},
+    selection.Herding: {"features": ROWS, "keep_ratio": 0.5, "labels": LABELS},
     selection.DynamicRandom: {
         "num_samples": N, "keep_ratio": 0.5, "epochs": 4, "labels": LABELS, "balance": "equal", "refine": 0.1,
         "replacement": True, "key": 0,

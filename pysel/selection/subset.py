@@ -185,6 +185,15 @@ class Strata:
             log_weights, self.size, log_weights=True, order="index", groups=self.groups, quotas=self.quotas, key=key
         )
 
+    def pick(self, rows: Tensor, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """int64 indices [size] of what ``choose(rows of a class, how many)`` finds among ``rows`` [N, d], as indices of
+        its own; not sorted."""
+        if self.groups is None or self.quotas is None:
+            return choose(rows, self.size)
+        members = self.groups.long().argsort(stable=True).split(self.sizes.tolist())
+        shares = zip(members, self.quotas.tolist(), strict=True)
+        return torch.cat([own[choose(rows[own], quota)] for own, quota in shares])
+
     def _numbers(self, method: str, name: str, value: Any) -> Tensor:
         """One number for each sample, which the op then looks at."""
         x = _inputs.tensor(f"Strata.{method}", name, value)

@@ -3,13 +3,16 @@
 In all of them ``keep_ratio`` is the fraction **kept**, and nothing touches the global random state.
 """
 
-from pysel.selection.static.geometry import KMeans, NearestNeighbourThinning, kmeans
+from pysel.selection.static.geometry import Herding, KCentre, KMeans, Moderate, NearestNeighbourThinning, kmeans
 from pysel.selection.static.scores import FixedSelector, Full, ScoreSelector, StaticRandom, el2n
 
 __all__ = [
     "FixedSelector",
     "Full",
+    "Herding",
+    "KCentre",
     "KMeans",
+    "Moderate",
     "NearestNeighbourThinning",
     "ScoreSelector",
     "StaticRandom",

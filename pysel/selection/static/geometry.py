@@ -1,4 +1,4 @@
-"""One subset for all of training, by where samples lie: nearest to centroids, or no two of them close.
+"""One subset for all of training, by where samples lie: near centroids, at a middling distance, far from each other.
 
 Distances are those of the differences of rows, in double, whatever the features' dtype, unit and offset are, and
 whatever precision torch has been allowed for its matrix products.
@@ -227,3 +227,131 @@ def _square_distances(rows: Tensor, i: Tensor, j: Tensor) -> Tensor:
     at_once = max(1, (1 << 20) // rows.size(1))
     pairs = zip(i.split(at_once), j.split(at_once), strict=True)
     return torch.cat([(rows[first] - rows[second]).square_().sum(1) for first, second in pairs])
+
+
+class Moderate(FixedSelector):
+    """The samples whose distance to the mean of their class is nearest to the median of the class's distances.
+
+    Neither the typical ones nor the outliers (Xia et al., "Moderate Coreset", ICLR 2023). Each class keeps its share.
+    Of an even number of distances the median is the middle of the two in the middle. O(N d), and memory for two copies
+    of the features in double.
+
+    Args:
+        features: [N, ...] of any real dtype, tensor or array; flattened to [N, d].
+        keep_ratio: fraction kept.
+        labels: integers [N]; None takes all samples for one class.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a row that is not finite, an argument out of range, or more classes than samples kept.
+
+    Example:
+        >>> features = torch.tensor([[0.0], [1.0], [2.0], [3.0], [9.0]])  # 3, 2, 1, 0 and 6 from their mean
+        >>> Moderate(features, 0.4).select()
+        tensor([0, 1])
+    """
+
+    def __init__(self, features: Any, keep_ratio: float, *, labels: Any = None) -> None:
+        name = type(self).__name__
+        x, strata = _classes(name, features, labels, keep_ratio)
+        super().__init__(strata.pick(_scaled(x)[0], _middling), len(x), arguments={"keep_ratio": keep_ratio})
+
+
+def _middling(rows: Tensor, count: int) -> Tensor:
+    distance = _distances(rows, rows.mean(0))
+    ordered = distance.sort().values
+    median = (ordered[(len(rows) - 1) // 2] + ordered[len(rows) // 2]) / 2
+    return ops.select((distance - median).abs(), count, largest=False)
+
+
+class KCentre(FixedSelector):
+    """Farthest first: each pick is the sample farthest from all that are picked.
+
+    The greedy 2-approximation of the k centres that leave no sample far from all of them (Gonzalez 1985; as a core-set
+    Sener and Savarese, 1708.00489), exactly. It begins with the sample nearest to the mean; of samples equally far the
+    first is picked, and equal samples are picked only when nothing else is left. With labels each class keeps its share
+    and is covered by itself. O(k N d), or O(k N d / C) for C classes as large as each other, and memory for two copies
+    of the features in double.
+
+    Args:
+        features: [N, ...] of any real dtype, tensor or array; flattened to [N, d].
+        keep_ratio: fraction kept.
+        labels: integers [N].
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a row that is not finite, an argument out of range, or more classes than samples kept.
+
+    Example:
+        >>> KCentre(torch.tensor([[0.0], [0.1], [5.0], [5.2], [9.0]]), 0.6).select()
+        tensor([0, 2, 4])
+    """
+
+    def __init__(self, features: Any, keep_ratio: float, *, labels: Any = None) -> None:
+        name = type(self).__name__
+        x, strata = _classes(name, features, labels, keep_ratio)
+        super().__init__(strata.pick(_scaled(x)[0], _farthest), len(x), arguments={"keep_ratio": keep_ratio})
+
+
+def _farthest(rows: Tensor, count: int) -> Tensor:
+    nearest = torch.full_like(rows[:, 0], torch.inf)  # how far each row is from the nearest one picked
+    picked = _distances(rows, rows.mean(0)).argmin()[None]
+    order = [picked]
+    while len(order) < count:
+        torch.minimum(nearest, _distances(rows, rows[picked]), out=nearest)
+        nearest[picked] = -1  # below all others, even where those are equal to it
+        picked = nearest.argmax()[None]
+        order.append(picked)
+    return torch.cat(order)
+
+
+class Herding(FixedSelector):
+    """Each pick brings the mean of all that are picked nearest to the mean of the class.
+
+    Greedily (Welling 2009; as exemplars of a class in iCaRL, 1611.07725), but from the features as they are: scale them
+    to length 1 for iCaRL's. Of samples equally good the first is picked. Each class keeps its share. O(k N d / C) for
+    C classes as large as each other, and memory for two copies of the features in double.
+
+    Args:
+        features: [N, ...] of any real dtype, tensor or array; flattened to [N, d].
+        keep_ratio: fraction kept.
+        labels: integers [N]; None takes all samples for one class.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a row that is not finite, an argument out of range, or more classes than samples kept.
+
+    Example:
+        >>> Herding(torch.tensor([[0.0], [4.0], [5.0], [11.0]]), 0.5).select()  # 5 alone, then 4 and 5
+        tensor([1, 2])
+    """
+
+    def __init__(self, features: Any, keep_ratio: float, *, labels: Any = None) -> None:
+        name = type(self).__name__
+        x, strata = _classes(name, features, labels, keep_ratio)
+        super().__init__(strata.pick(_scaled(x)[0], _herd), len(x), arguments={"keep_ratio": keep_ratio})
+
+
+def _herd(rows: Tensor, count: int) -> Tensor:
+    rows = rows - rows.mean(0)
+    missing = torch.zeros_like(rows[:1])  # what the next row should be, for the mean to be right
+    taken = torch.zeros_like(rows[:, 0])
+    order: list[Tensor] = []
+    while len(order) < count:
+        picked = (_distances(rows, missing) + taken).argmin()[None]
+        missing -= rows[picked]
+        taken[picked] = torch.inf
+        order.append(picked)
+    return torch.cat(order)
+
+
+def _distances(rows: Tensor, point: Tensor) -> Tensor:
+    """[N] of each row [N, d] to one point, from differences: exactly 0 where they are equal, in one pass."""
+    return torch.cdist(rows, point.view(1, -1), compute_mode="donot_use_mm_for_euclid_dist").flatten()
+
+
+def _classes(op: str, features: Any, labels: Any, keep_ratio: float) -> tuple[Tensor, Strata]:
+    """Features [N, d] and how many of each class are kept."""
+    x = _inputs.matrix(op, "features", features)
+    size = subset_size(keep_ratio, len(x), op=op)
+    return x, Strata(len(x), size, labels, device=x.device, op=op, name="keep_ratio")
