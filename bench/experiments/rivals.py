@@ -19,13 +19,23 @@ from bench.experiments.protocol import Batch, Feed, Method
 from bench.experiments.setting import Data, Setting, make_network
 from pysel.selection import (
     ASSS,
+    RCAP,
+    UCB,
+    DynamicRandom,
+    EpsilonGreedy,
     FixedSelector,
     Full,
+    Herding,
+    InfoBatch,
+    KCentre,
     KMeans,
     MetaWeighter,
+    Moderate,
     NearestNeighbourThinning,
+    OrderDP,
     ScoreSelector,
     Selector,
+    SeTa,
     StaticRandom,
     class_families,
     el2n,
@@ -102,9 +112,41 @@ def stratified_random(setting: Setting) -> Selector:
     return StaticRandom(setting.num_samples, setting.settings.keep_ratio, labels=setting.labels, key=setting.key)
 
 
-def by_features(make: Callable[..., Selector], **options: Any) -> Callable[[Setting], Selector]:
-    """A method that is given the features and the share to keep."""
-    return lambda setting: make(setting.data.features, setting.settings.keep_ratio, **options)
+def fresh_random(setting: Setting) -> Selector:
+    """RS2 with replacement: each epoch draws anew."""
+    return DynamicRandom(setting.num_samples, setting.settings.keep_ratio, replacement=True, key=setting.key)
+
+
+def by_features(make: Callable[..., Selector], *, by_class: bool = False) -> Callable[[Setting], Selector]:
+    """A method that is given the features and the share to keep, perhaps of each class."""
+
+    def maker(setting: Setting) -> Selector:
+        options = {"labels": setting.labels} if by_class else {}
+        return make(setting.data.features, setting.settings.keep_ratio, **options)
+
+    return maker
+
+
+def by_losses(make: Callable[..., Selector]) -> Callable[[Setting], Selector]:
+    """A method that goes by the losses of training and keeps a share in each epoch."""
+    return lambda setting: make(setting.num_samples, setting.settings.keep_ratio, key=setting.key)
+
+
+def rcap(setting: Setting) -> Selector:
+    """It is given labels for the number of samples."""
+    return RCAP(setting.labels, setting.settings.keep_ratio, key=setting.key)
+
+
+def infobatch(setting: Setting) -> Selector:
+    """The share is set, its own part in full at the end counts among the steps."""
+    epochs = setting.epochs(refine=1 - 0.875)
+    return InfoBatch(setting.num_samples, epochs, keep_ratio=setting.settings.keep_ratio, key=setting.key)
+
+
+def seta(setting: Setting) -> Selector:
+    """Its random part is the share to keep."""
+    share = setting.settings.keep_ratio
+    return SeTa(setting.num_samples, setting.epochs(), prune_ratio=round(1 - share, 10), key=setting.key)
 
 
 def kmeans(setting: Setting) -> Selector:
@@ -159,13 +201,23 @@ METHODS: dict[str, Method] = {
     "static random": Method("baseline", static_random),
     "stratified random": Method("baseline", stratified_random),
     "RS2": Method("baseline", dynamic_random, "2305.18424"),
+    "RS2, with replacement": Method("baseline", fresh_random, "2305.18424"),
     "EL2N": Method("scores", by_early(el2n), "2107.07075"),
     "small loss": Method("scores", by_early(losses_of, largest=False), "1804.06872"),
     "k-means": Method("geometry", kmeans),
     "nearest-neighbour thinning": Method("geometry", by_features(NearestNeighbourThinning)),
+    "Moderate": Method("geometry", by_features(Moderate, by_class=True), "Xia et al., ICLR 2023"),
+    "k-centre": Method("geometry", by_features(KCentre, by_class=True), "1708.00489"),
+    "herding": Method("geometry", by_features(Herding, by_class=True), "Welling, ICML 2009"),
     "ASSS": Method("learned", asss, "2601.02081"),
     "MW-Net": Method("batch", Weighed, "1902.07379"),
     "CMW-Net": Method("batch", partial(Weighed, by_family=True), "2202.05613"),
+    "InfoBatch": Method("dynamic", infobatch, "2303.04947"),
+    "SeTa": Method("dynamic", seta, "2503.13385"),
+    "UCB": Method("dynamic", by_losses(UCB), "2111.12621"),
+    "epsilon-greedy": Method("dynamic", by_losses(EpsilonGreedy), "2111.12621"),
+    "OrderDP": Method("dynamic", by_losses(OrderDP), "2606.08574"),
+    "RCAP": Method("dynamic", rcap, "2606.11761"),
     "DynamicSelector, as published": Method("dynamic", dynamic(balance_losses=False), "2603.04981"),
     "DynamicSelector": Method("dynamic", dynamic(), "2603.04981"),
 }

@@ -162,8 +162,9 @@ def execute(
     results = load(path)
     groups = [[run for run in group if run.key not in results["records"]] for group in groups]
     groups = [group for group in groups if group]
-    table = TABLES[groups[0][0].table] if groups else {}
-    results["methods"] = {name: method.kind for name, method in table.items()} or results["methods"]
+    if groups:
+        table = TABLES[groups[0][0].table]
+        results["methods"] = {name: method.kind for name, method in table.items()}
     results["scenarios"] = list(SCENARIOS)
     results["settings"].update({run.settings.name: asdict(run.settings) for group in groups for run in group})
     answers = _in_parallel(groups, workers, until) if workers else _train(groups, until)
