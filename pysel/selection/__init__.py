@@ -11,12 +11,14 @@ from pysel.selection.bitmap import Bitmap
 from pysel.selection.dynamic import (
     RCAP,
     UCB,
+    BatchLossScores,
     DynamicRandom,
     DynamicSelector,
     EpsilonGreedy,
     InfoBatch,
     OrderDP,
     SeTa,
+    diverse_batch,
     to_unit_interval,
 )
 from pysel.selection.learned import ASSS, MetaWeighter, class_families, low_loss, performance_retention_rate
@@ -46,6 +48,7 @@ __all__ = [
     "ASSS",
     "RCAP",
     "UCB",
+    "BatchLossScores",
     "Bitmap",
     "DynamicRandom",
     "DynamicRandomSelector",
@@ -71,6 +74,7 @@ __all__ = [
     "StaticRandomSelector",
     "Strata",
     "class_families",
+    "diverse_batch",
     "el2n",
     "factor_tables",
     "features",
