@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import pysel
-from pysel.selection import FixedSelector, Full, ScoreSelector, StaticRandom, el2n
+from pysel.selection import FixedSelector, Full, ScoreSelector, StaticRandom, el2n, grand, margin
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,6 +77,37 @@ def test_el2n_of_two_classes_and_of_ruled_out_ones() -> None:
     assert el2n([row[:2] for row in logits[:1]], [False]).tolist() == pytest.approx(expected[:1]), "bool labels"
 
 
+def test_grand_is_the_length_of_the_last_layers_gradient() -> None:
+    x = torch.randn(12, 7, generator=generator(1), dtype=torch.float64)
+    labels = torch.arange(12) % 4
+    layer = torch.nn.Linear(7, 4, dtype=torch.float64)
+    scores = grand(layer(x), labels, x)
+    for row in range(12):
+        loss = F.cross_entropy(layer(x[row : row + 1]), labels[row : row + 1])
+        gradients = torch.autograd.grad(loss, (layer.weight, layer.bias))
+        length = torch.cat([g.flatten() for g in gradients]).norm()
+        torch.testing.assert_close(scores[row], length)
+    assert not scores.requires_grad
+    narrow = grand(layer(x).float(), labels, x.half())
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow.double(), scores, rtol=2e-3, atol=0)
+    assert torch.equal(grand(layer(x), labels, x.reshape(12, 1, 7)), scores), "feature maps are flattened"
+    huge = grand(torch.zeros(1, 2), [0], torch.full((1, 4), 1e25))
+    assert float(huge) == pytest.approx(2e25 / 2**0.5), "squares that float32 does not hold"
+
+
+def test_margin() -> None:
+    logits = np.random.default_rng(0).normal(size=(30, 5))
+    labels = np.arange(30) % 5
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    wanted = [row[y] - max(np.delete(row, y)) for row, y in zip(p, labels, strict=True)]
+    np.testing.assert_allclose(margin(logits, labels), wanted)
+    top = np.sort(p, axis=1)
+    np.testing.assert_allclose(margin(logits), top[:, -1] - top[:, -2])
+    assert margin(torch.tensor([[0.0, -math.inf, 0.0]]), [1]).tolist() == [-0.5], "a label that is ruled out"
+    assert margin(torch.zeros(2, 3, dtype=torch.float16)).dtype == torch.float32
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_scores_in_any_container(dtype: torch.dtype) -> None:
     scores = torch.rand(20, generator=generator()).to(dtype)
@@ -97,6 +128,21 @@ def test_scores_in_any_container(dtype: torch.dtype) -> None:
         (lambda: el2n(torch.ones(2, 3), [0.0, 1.0]), TypeError, "el2n: labels must be integers, got torch.float64"),
         (lambda: el2n([[1.0, math.nan]], [0]), ValueError, r"el2n: softmax\(logits\) must be finite, got nan in row 0"),
         (lambda: el2n("abc", [0]), TypeError, "el2n: logits must be a tensor, an array or a list of numbers, got str"),
+        (
+            lambda: grand(torch.ones(2, 3), [0, 3], torch.ones(2, 4)),
+            ValueError,
+            "grand: labels must be between 0 and 2",
+        ),
+        (
+            lambda: grand(torch.ones(2, 3), None, torch.ones(2, 4)),
+            TypeError,
+            "grand: labels must be a tensor, an array",
+        ),
+        (lambda: grand(torch.ones(2, 3), [0, 1], torch.ones(3, 4)), ValueError, "grand: features must be .* with N=2"),
+        (lambda: grand(torch.ones(1, 3), [0], [[math.inf]]), ValueError, "grand: features must be finite, got inf in"),
+        (lambda: margin(torch.ones(2, 1)), ValueError, r"margin: logits must be \[N, C\] with C > 1, got \[2, 1\]"),
+        (lambda: margin(torch.ones(2, 3), [0]), ValueError, r"margin: labels must have shape \[2\], got \[1\]"),
+        (lambda: margin([[1.0, math.nan]]), ValueError, r"margin: softmax\(logits\) must be finite, got nan in row 0"),
         (lambda: FixedSelector([1, 1]), ValueError, "FixedSelector: indices must be distinct, got 1 more than once"),
         (lambda: FixedSelector([-1, 1]), ValueError, "FixedSelector: indices must be between 0 and .*, got -1"),
         (lambda: FixedSelector([1, 5], 5), ValueError, "FixedSelector: indices must be between 0 and 4, got 5"),

@@ -24,7 +24,11 @@ from pysel.selection.dynamic import (
 from pysel.selection.learned import ASSS, MetaWeighter, class_families, low_loss, performance_retention_rate
 from pysel.selection.protocol import Selector
 from pysel.selection.static import (
+    AUM,
+    TDDS,
+    DynamicUncertainty,
     FixedSelector,
+    Forgetting,
     Full,
     Herding,
     KCentre,
@@ -34,7 +38,9 @@ from pysel.selection.static import (
     ScoreSelector,
     StaticRandom,
     el2n,
+    grand,
     kmeans,
+    margin,
 )
 from pysel.selection.subset import Strata, quotas, subset_size
 
@@ -46,16 +52,20 @@ StaticRandomSelector = StaticRandom
 
 __all__ = [
     "ASSS",
+    "AUM",
     "RCAP",
+    "TDDS",
     "UCB",
     "BatchLossScores",
     "Bitmap",
     "DynamicRandom",
     "DynamicRandomSelector",
     "DynamicSelector",
+    "DynamicUncertainty",
     "EpsilonGreedy",
     "FactorTables",
     "FixedSelector",
+    "Forgetting",
     "Full",
     "FullSelector",
     "Herding",
@@ -78,8 +88,10 @@ __all__ = [
     "el2n",
     "factor_tables",
     "features",
+    "grand",
     "kmeans",
     "low_loss",
+    "margin",
     "performance_retention_rate",
     "quotas",
     "schedule",

@@ -27,18 +27,16 @@ FORMAT = 1  # of a saved folder
 lasting = torch.inference_mode(False)
 
 
-class Selector:
-    """A rule for which samples to train on in each epoch: the base of all selection methods.
-
-    A method defines `select` and `__len__`, and passes to this constructor what it was built from. It then has a
-    representation, a fingerprint, `state_dict` and `load_state_dict`, `save` and `load`. `pysel.SelectionSampler` takes
-    any object with the first two and the state's two methods, derived from this class or not.
+class Stateful:
+    """What has been built from arguments and tables, and goes on from a state.
 
     Args:
         num_samples: N.
         arguments: the constructor's other arguments, by name: numbers, names, functions.
-        tables: those that are tensors, by name; they must be the selector's own, and not the caller's.
+        tables: those that are tensors, by name; they must be its own, and not the caller's.
     """
+
+    _kind = "selector"  # what messages call it
 
     def __init__(
         self, num_samples: int, arguments: Mapping[str, Any], tables: Mapping[str, Tensor | None] | None = None
@@ -47,6 +45,97 @@ class Selector:
         self._arguments = {name: _plain(value) for name, value in arguments.items()}
         self._tables = {name: table for name, table in (tables or {}).items() if table is not None}
         self._digest: int | None = None
+
+    def __repr__(self) -> str:
+        given = [f"{name}={value!r}" for name, value in self._arguments.items() if name != "num_samples"]
+        return f"{type(self).__name__}({', '.join([f'num_samples={self.num_samples}', *given])})"
+
+    # --- state ---
+
+    @property
+    def fingerprint(self) -> int:
+        """63 bits of a hash of the tables: equal for equal tables on any device."""
+        if self._digest is None:
+            digest = hashlib.blake2b(digest_size=8)
+            for name, table in sorted(self._tables.items()):
+                digest.update(f"{name} {table.dtype} {list(table.shape)}".encode())
+                for part in table.detach().cpu().contiguous().view(-1).split(1 << 22):
+                    digest.update(part.view(torch.uint8).numpy())
+            self._digest = int.from_bytes(digest.digest(), "little") >> 1
+        return self._digest
+
+    def _state(self) -> dict[str, Any]:
+        """What else than tables and arguments what comes next depends on: ints, floats and copies of tensors."""
+        return {}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `_state` gave: numbers, and copies of the same shapes, dtypes and devices as one's own.
+
+        What else can be wrong with them has to be found before anything is changed.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to continue with the same tables and arguments.
+
+        Numbers, strings and tensors, of the same shapes in every epoch. The tables are not included: they are inputs.
+        """
+        return {"arguments": self._described(), "fingerprint": self.fingerprint, **self._state()}
+
+    def _described(self) -> dict[str, Any]:
+        """The arguments, functions by name: ``torch.load`` refuses to make them."""
+        return {
+            name: f"{value.__module__}.{getattr(value, '__qualname__', '')}" if callable(value) else value
+            for name, value in self._arguments.items()
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict` of one with the same tables and arguments.
+
+        Raises:
+            TypeError: it is no dictionary, or an entry has the wrong type.
+            ValueError: entries are missing or out of range, or the state belongs to other arguments or tables.
+                Nothing has changed then.
+        """
+        own = self._state()
+        self._check_origin(state_dict, own)
+        name = type(self).__name__
+        with torch.inference_mode(False):
+            self._load_state({entry: like(name, entry, state_dict[entry], mine) for entry, mine in own.items()})
+
+    def _check_origin(self, state_dict: Any, entries: Iterable[str]) -> None:
+        """Refuse what is not the state, with those entries, of one with the same tables and arguments."""
+        name = type(self).__name__
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"{name}: state_dict must be a dictionary, got {type(state_dict).__name__}")
+        missing = [entry for entry in ("arguments", "fingerprint", *entries) if entry not in state_dict]
+        if missing:
+            raise ValueError(f"{name}: state_dict must have {', '.join(missing)}")
+        arguments, fingerprint = state_dict["arguments"], state_dict["fingerprint"]
+        if not isinstance(arguments, Mapping):
+            raise TypeError(f"{name}: state_dict['arguments'] must be a dictionary, got {type(arguments).__name__}")
+        for argument, mine in self._described().items():
+            theirs = arguments.get(argument)
+            if theirs != mine:
+                raise ValueError(
+                    f"{name}: state_dict must be of a {self._kind} with {argument}={mine!r}, got one with {theirs!r}"
+                )
+        if _checks.integer(name, "state_dict['fingerprint']", fingerprint) != self.fingerprint:
+            raise ValueError(
+                f"{name}: state_dict must be of a {self._kind} with the same tables "
+                f"(fingerprint {self.fingerprint:x}), got one of other tables ({fingerprint:x})"
+            )
+
+
+class Selector(Stateful):
+    """A rule for which samples to train on in each epoch: the base of all selection methods.
+
+    A method defines `select` and `__len__`, and passes to `Stateful` what it was built from. It then has a
+    representation, a fingerprint, `state_dict` and `load_state_dict`, `save` and `load`. `pysel.SelectionSampler` takes
+    any object with the first two and the state's two methods, derived from this class or not.
+
+    Args:
+        num_samples, arguments, tables: see `Stateful`; tables are the selector's own, and not the caller's.
+    """
 
     def select(self, epoch: int = 0) -> Tensor:
         """The samples of an epoch: int64 indices, ascending. Asking again, or backwards, gives the same answer."""
@@ -81,84 +170,7 @@ class Selector:
         batch_size = _checks.in_range(f"{type(self).__name__}.steps", "batch_size", batch_size, 1)
         return len(self) // batch_size if drop_last else -(-len(self) // batch_size)
 
-    def __repr__(self) -> str:
-        given = [f"{name}={value!r}" for name, value in self._arguments.items() if name != "num_samples"]
-        return f"{type(self).__name__}({', '.join([f'num_samples={self.num_samples}', *given])})"
-
-    # --- state ---
-
-    @property
-    def fingerprint(self) -> int:
-        """63 bits of a hash of the tables: equal for equal tables on any device."""
-        if self._digest is None:
-            digest = hashlib.blake2b(digest_size=8)
-            for name, table in sorted(self._tables.items()):
-                digest.update(f"{name} {table.dtype} {list(table.shape)}".encode())
-                for part in table.detach().cpu().contiguous().view(-1).split(1 << 22):
-                    digest.update(part.view(torch.uint8).numpy())
-            self._digest = int.from_bytes(digest.digest(), "little") >> 1
-        return self._digest
-
-    def _state(self) -> dict[str, Any]:
-        """What else than tables and arguments the next subset depends on: ints, floats and copies of tensors."""
-        return {}
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        """Continue from what `_state` gave: numbers, and copies of the same shapes, dtypes and devices as one's own.
-
-        What else can be wrong with them has to be found before anything is changed.
-        """
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to continue with the same tables and arguments.
-
-        Numbers, strings and tensors, of the same shapes in every epoch. The tables are not included: they are inputs.
-        """
-        return {"arguments": self._described(), "fingerprint": self.fingerprint, **self._state()}
-
-    def _described(self) -> dict[str, Any]:
-        """The arguments, functions by name: ``torch.load`` refuses to make them."""
-        return {
-            name: f"{value.__module__}.{getattr(value, '__qualname__', '')}" if callable(value) else value
-            for name, value in self._arguments.items()
-        }
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict` of a selector with the same tables and arguments.
-
-        Raises:
-            TypeError: it is no dictionary, or an entry has the wrong type.
-            ValueError: entries are missing or out of range, or the state belongs to other arguments or tables.
-                Nothing has changed then.
-        """
-        own = self._state()
-        self._check_origin(state_dict, own)
-        name = type(self).__name__
-        with torch.inference_mode(False):
-            self._load_state({entry: like(name, entry, state_dict[entry], mine) for entry, mine in own.items()})
-
-    def _check_origin(self, state_dict: Any, entries: Iterable[str]) -> None:
-        """Refuse what is not the state, with those entries, of a selector with the same tables and arguments."""
-        name = type(self).__name__
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"{name}: state_dict must be a dictionary, got {type(state_dict).__name__}")
-        missing = [entry for entry in ("arguments", "fingerprint", *entries) if entry not in state_dict]
-        if missing:
-            raise ValueError(f"{name}: state_dict must have {', '.join(missing)}")
-        arguments, fingerprint = state_dict["arguments"], state_dict["fingerprint"]
-        if not isinstance(arguments, Mapping):
-            raise TypeError(f"{name}: state_dict['arguments'] must be a dictionary, got {type(arguments).__name__}")
-        for argument, mine in self._described().items():
-            theirs = arguments.get(argument)
-            if theirs != mine:
-                raise ValueError(
-                    f"{name}: state_dict must be of a selector with {argument}={mine!r}, got one with {theirs!r}"
-                )
-        if _checks.integer(name, "state_dict['fingerprint']", fingerprint) != self.fingerprint:
-            raise ValueError(
-                f"{name}: state_dict must be of a selector with the same tables (fingerprint {self.fingerprint:x}), "
-                f"got one of other tables ({fingerprint:x})"
-            )
+    # --- files ---
 
     @classmethod
     def _restore(cls, tables: dict[str, Tensor], arguments: dict[str, Any], state: dict[str, Any]) -> Self:

@@ -4,10 +4,15 @@ In all of them ``keep_ratio`` is the fraction **kept**, and nothing touches the 
 """
 
 from pysel.selection.static.geometry import Herding, KCentre, KMeans, Moderate, NearestNeighbourThinning, kmeans
-from pysel.selection.static.scores import FixedSelector, Full, ScoreSelector, StaticRandom, el2n
+from pysel.selection.static.scores import FixedSelector, Full, ScoreSelector, StaticRandom, el2n, grand, margin
+from pysel.selection.static.training_dynamics import AUM, TDDS, DynamicUncertainty, Forgetting
 
 __all__ = [
+    "AUM",
+    "TDDS",
+    "DynamicUncertainty",
     "FixedSelector",
+    "Forgetting",
     "Full",
     "Herding",
     "KCentre",
@@ -17,5 +22,7 @@ __all__ = [
     "ScoreSelector",
     "StaticRandom",
     "el2n",
+    "grand",
     "kmeans",
+    "margin",
 ]

@@ -150,6 +150,31 @@ class ScoreSelector(FixedSelector):
         super().__init__(strata.best(scores if largest else -scores), n, arguments=arguments)
 
 
+def _probabilities(op: str, logits: Any, labels: Any, *, or_predicted: bool = False) -> tuple[Tensor, Tensor]:
+    """softmax(logits) [N, C], float32 or float64, and labels int64 [N]; those predicted may stand for no labels."""
+    logits = _inputs.tensor(op, "logits", logits)
+    if logits.dim() != 2 or logits.numel() == 0:
+        raise ValueError(f"{op}: logits must be [N, C], neither of them 0, got {list(logits.shape)}")
+    if labels is not None or not or_predicted:
+        labels = _inputs.integers(op, "labels", labels, len(logits)).to(logits.device, torch.int64)
+        outside = (labels < 0) | (labels >= logits.size(1))
+        if bool(outside.any()):
+            row = int(torch.nonzero(outside)[0])
+            raise ValueError(
+                f"{op}: labels must be between 0 and {logits.size(1) - 1}, got {int(labels[row])} in row {row}"
+            )
+    p = torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), 1)
+    _inputs.finite(op, "softmax(logits)", p)
+    return p, p.argmax(1) if labels is None else labels
+
+
+def _error(p: Tensor, labels: Tensor) -> Tensor:
+    """``||p - onehot(labels)||_2``."""
+    # 1 - p as the sum of the others: subtracting would lose all digits of a confident prediction
+    others = p.scatter(1, labels[:, None], 0).sum(1, keepdim=True)
+    return torch.linalg.vector_norm(p.scatter(1, labels[:, None], others), dim=1)
+
+
 def el2n(logits: Any, labels: Any) -> Tensor:
     """EL2N, the length of the error vector: ``||softmax(logits) - onehot(labels)||_2`` (Paul et al.,
     2107.07075).
@@ -171,19 +196,73 @@ def el2n(logits: Any, labels: Any) -> Tensor:
         >>> el2n([[9.0, -9.0], [0.0, 0.0]], [0, 1])
         tensor([2.1538e-08, 7.0711e-01], dtype=torch.float64)
     """
-    op = "el2n"
-    logits = _inputs.tensor(op, "logits", logits)
-    if logits.dim() != 2 or logits.numel() == 0:
-        raise ValueError(f"{op}: logits must be [N, C], neither of them 0, got {list(logits.shape)}")
-    labels = _inputs.integers(op, "labels", labels, len(logits)).to(logits.device, torch.int64)
-    outside = (labels < 0) | (labels >= logits.size(1))
-    if bool(outside.any()):
-        row = int(torch.nonzero(outside)[0])
-        raise ValueError(
-            f"{op}: labels must be between 0 and {logits.size(1) - 1}, got {int(labels[row])} in row {row}"
-        )
-    error = torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), 1)
-    _inputs.finite(op, "softmax(logits)", error)
-    # 1 - p as the sum of the others: subtracting would lose all digits of a confident prediction
-    others = error.scatter(1, labels[:, None], 0).sum(1, keepdim=True)
-    return torch.linalg.vector_norm(error.scatter(1, labels[:, None], others), dim=1)
+    return _error(*_probabilities("el2n", logits, labels))
+
+
+def grand(logits: Any, labels: Any, features: Any) -> Tensor:
+    """GraNd of the last layer: the length of a sample's gradient of the cross-entropy in that layer's weights and bias.
+
+    The gradient is the outer product of the error vector and ``(features, 1)``, so that its length is
+    ``||softmax(logits) - onehot(labels)||_2 * sqrt(||features||_2^2 + 1)``: no backward pass is needed. The paper has
+    the gradient in all weights, and EL2N for its approximation; this one lies between. Average it over several networks
+    after a few epochs, then keep the largest with `ScoreSelector`.
+
+    Args:
+        logits: [N, C] of any float dtype, tensor or array; -inf where a class is ruled out.
+        labels: integers [N] in [0, C).
+        features: [N, ...] what the last layer is given, see `pysel.selection.features.penultimate`.
+
+    Returns:
+        [N], float32 or float64 like the logits, at least 0.
+
+    Raises:
+        TypeError: logits or features that are not numbers, labels that are not integers.
+        ValueError: shapes that do not match, a label out of range, a row of logits that has no softmax, or features
+            that are not finite.
+
+    Example:
+        >>> grand([[0.0, 0.0], [0.0, 0.0]], [0, 1], [[0.0, 0.0], [2.0, 2.0]])
+        tensor([0.7071, 2.1213], dtype=torch.float64)
+
+    Source: Paul et al., arXiv 2107.07075.
+    """
+    p, labels = _probabilities("grand", logits, labels)
+    x = _inputs.matrix("grand", "features", features)
+    if len(x) != len(p):
+        raise ValueError(f"grand: features must be [N, ...] with N={len(p)}, got {list(x.shape)}")
+    length = torch.linalg.vector_norm(x.to(p.device), dim=1, dtype=torch.float64)
+    return (_error(p, labels) * length.hypot(torch.ones_like(length))).to(p.dtype)
+
+
+def margin(logits: Any, labels: Any = None) -> Tensor:
+    """By how much the label's probability exceeds the largest other one.
+
+    Without labels, the gap between the two largest, as in active learning: the margin of the class that is predicted.
+    The smallest are the samples nearest to the decision boundary; with labels, negative ones lie beyond it, be they
+    hard or labelled wrongly. `AUM` is the same of logits, over a training.
+
+    Args:
+        logits: [N, C] of any float dtype, tensor or array, C > 1; -inf where a class is ruled out.
+        labels: integers [N] in [0, C).
+
+    Returns:
+        [N], float32 or float64 like the logits, from -1 to 1.
+
+    Raises:
+        TypeError: logits that are not numbers, labels that are not integers.
+        ValueError: shapes that do not match, a single class, a label out of range, or a row of logits that has no
+            softmax.
+
+    Example:
+        >>> margin([[0.0, 0.0], [2.0, 0.0]], [0, 1])
+        tensor([ 0.0000, -0.7616], dtype=torch.float64)
+        >>> margin([[0.0, 0.0], [2.0, 0.0]])
+        tensor([0.0000, 0.7616], dtype=torch.float64)
+
+    Source: Scheffer et al., Active Hidden Markov Models for Information Extraction, 2001.
+    """
+    p, labels = _probabilities("margin", logits, labels, or_predicted=True)
+    if p.size(1) == 1:
+        raise ValueError(f"margin: logits must be [N, C] with C > 1, got {list(p.shape)}")
+    others = p.scatter(1, labels[:, None], -1.0).amax(1)
+    return p.gather(1, labels[:, None]).squeeze(1) - others
