@@ -17,13 +17,19 @@ from torch import Tensor, nn
 from bench.experiments.methods import dynamic, dynamic_random, full, static_random
 from bench.experiments.protocol import Batch, Feed, Method
 from bench.experiments.setting import Data, Setting, make_network
+from pysel import fold_in
 from pysel.selection import (
     ASSS,
+    AUM,
     RCAP,
+    TDDS,
     UCB,
+    BatchLossScores,
     DynamicRandom,
+    DynamicUncertainty,
     EpsilonGreedy,
     FixedSelector,
+    Forgetting,
     Full,
     Herding,
     InfoBatch,
@@ -38,8 +44,11 @@ from pysel.selection import (
     SeTa,
     StaticRandom,
     class_families,
+    diverse_batch,
     el2n,
+    grand,
     low_loss,
+    margin,
 )
 
 KINDS = {
@@ -52,6 +61,7 @@ KINDS = {
     "batch": "chooses or weighs within batches of all of the data",
     "stream": "sees each sample once and keeps some",
 }
+Maker = Callable[[Setting], Selector]
 EARLY, NETWORKS = 0.1, 5  # how much of training, and how many networks, EL2N and its like take
 
 
@@ -76,25 +86,52 @@ def fit(data: Data, seed: int, epochs: int, recorders: tuple[Any, ...] = ()) -> 
     return network
 
 
-def early(data: Data) -> list[Tensor]:
-    """Logits [N, C] of all samples by networks early in training."""
+def early(data: Data) -> list[tuple[Tensor, Tensor]]:
+    """Logits [N, C] and hidden units [N, h] of all samples, by networks early in training."""
 
-    def make() -> list[Tensor]:
+    def make() -> list[tuple[Tensor, Tensor]]:
         seeds = [1000 * (data.seed + 1) + number for number in range(NETWORKS)]
         epochs = max(1, round(EARLY * data.settings.epochs))
-        networks = [fit(data, seed, epochs) for seed in seeds]
-        with torch.no_grad():
-            return [network(data.task.train_x) for network in networks]
+        return [looked_at(fit(data, seed, epochs), data.task.train_x) for seed in seeds]
 
     return data.shared.get("early", make)
 
 
-def by_early(score: Callable[[Tensor, Tensor], Tensor], *, largest: bool = True) -> Callable[[Setting], Selector]:
-    """The samples of the largest, or smallest, of a score of (logits, labels), its mean over networks."""
+@torch.no_grad()
+def looked_at(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and hidden units."""
+    hidden = network[:-1](x)
+    return network[-1](hidden), hidden
+
+
+def by_early(score: Callable[[Tensor, Tensor, Tensor], Tensor], *, largest: bool = True) -> Maker:
+    """The samples of the largest, or smallest, of a score of (logits, labels, hidden units), its mean over networks."""
 
     def make(setting: Setting) -> Selector:
-        scores = torch.stack([score(logits, setting.labels) for logits in early(setting.data)]).mean(0)
-        return ScoreSelector(scores, setting.settings.keep_ratio, largest=largest)
+        scores = [score(logits, setting.labels, hidden) for logits, hidden in early(setting.data)]
+        return ScoreSelector(torch.stack(scores).mean(0), setting.settings.keep_ratio, largest=largest)
+
+    return make
+
+
+def by_dynamics(recorder: str) -> Maker:
+    """The samples of the largest scores from one training on all of the data."""
+
+    def record(data: Data) -> dict[str, Tensor]:
+        labels, classes = data.task.train_y, data.task.num_classes
+        window = min(10, max(3, data.settings.epochs // 2))
+        recorders = (
+            Forgetting(labels, classes),
+            AUM(labels, classes),
+            DynamicUncertainty(labels, classes, window=window),
+            TDDS(labels, classes, window=window),
+        )
+        fit(data, 1000 * (data.seed + 1), data.settings.epochs, recorders)
+        return {type(told).__name__: told.scores() for told in recorders}
+
+    def make(setting: Setting) -> Selector:
+        scores = setting.data.shared.get("dynamics", lambda: record(setting.data))[recorder]
+        return ScoreSelector(scores, setting.settings.keep_ratio)
 
     return make
 
@@ -117,7 +154,7 @@ def fresh_random(setting: Setting) -> Selector:
     return DynamicRandom(setting.num_samples, setting.settings.keep_ratio, replacement=True, key=setting.key)
 
 
-def by_features(make: Callable[..., Selector], *, by_class: bool = False) -> Callable[[Setting], Selector]:
+def by_features(make: Callable[..., Selector], *, by_class: bool = False) -> Maker:
     """A method that is given the features and the share to keep, perhaps of each class."""
 
     def maker(setting: Setting) -> Selector:
@@ -127,7 +164,7 @@ def by_features(make: Callable[..., Selector], *, by_class: bool = False) -> Cal
     return maker
 
 
-def by_losses(make: Callable[..., Selector]) -> Callable[[Setting], Selector]:
+def by_losses(make: Callable[..., Selector]) -> Maker:
     """A method that goes by the losses of training and keeps a share in each epoch."""
     return lambda setting: make(setting.num_samples, setting.settings.keep_ratio, key=setting.key)
 
@@ -195,6 +232,36 @@ class Weighed(Feed):
                 yield batch, self._weighter.weigh(losses, y)
 
 
+class Diverse(Feed):
+    """Of a larger batch of all of the data those whose gradients are not alike; it pays for looking at all of them."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting, Full(setting.num_samples))
+        self._step = 0
+
+    def batches(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[Batch]:
+        task, settings = self.setting.task, self.setting.settings
+        for subset in self.subsets():
+            for batch in subset.split(round(settings.batch_size / settings.keep_ratio)):
+                logits, hidden = looked_at(network, task.train_x[batch])
+                errors = torch.softmax(logits, 1) - F.one_hot(task.train_y[batch], task.num_classes)
+                size = min(settings.batch_size, len(batch))
+                picked = batch[diverse_batch(errors, hidden, size, key=fold_in(self.setting.key, self._step))]
+                self._step += 1
+                yield picked, torch.ones(size)
+
+
+class ByBatchLoss(Feed):
+    """InfoBatch by scores that come from the losses of whole batches, for tasks that have no other."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting, infobatch(setting))
+        self._scores = BatchLossScores(setting.num_samples)
+
+    def update(self, batch: Tensor, losses: Tensor, logits: Tensor) -> None:
+        self.selector.update(batch, losses=self._scores.update(batch, losses.mean()))
+
+
 METHODS: dict[str, Method] = {
     "full data": Method("reference", full),
     "full data, fewer epochs": Method("baseline", full),
@@ -202,17 +269,29 @@ METHODS: dict[str, Method] = {
     "stratified random": Method("baseline", stratified_random),
     "RS2": Method("baseline", dynamic_random, "2305.18424"),
     "RS2, with replacement": Method("baseline", fresh_random, "2305.18424"),
-    "EL2N": Method("scores", by_early(el2n), "2107.07075"),
-    "small loss": Method("scores", by_early(losses_of, largest=False), "1804.06872"),
+    "EL2N": Method("scores", by_early(lambda logits, labels, _: el2n(logits, labels)), "2107.07075"),
+    "GraNd, last layer": Method("scores", by_early(grand), "2107.07075"),
+    "margin": Method(
+        "scores", by_early(lambda logits, _labels, _: margin(logits), largest=False), "Scheffer et al., 2001"
+    ),
+    "small loss": Method(
+        "scores", by_early(lambda logits, labels, _: losses_of(logits, labels), largest=False), "1804.06872"
+    ),
+    "forgetting": Method("scores", by_dynamics("Forgetting"), "1812.05159"),
+    "AUM": Method("scores", by_dynamics("AUM"), "2001.10528"),
+    "Dyn-Unc": Method("scores", by_dynamics("DynamicUncertainty"), "2306.05175"),
+    "TDDS": Method("scores", by_dynamics("TDDS"), "2311.13613"),
     "k-means": Method("geometry", kmeans),
     "nearest-neighbour thinning": Method("geometry", by_features(NearestNeighbourThinning)),
     "Moderate": Method("geometry", by_features(Moderate, by_class=True), "Xia et al., ICLR 2023"),
     "k-centre": Method("geometry", by_features(KCentre, by_class=True), "1708.00489"),
     "herding": Method("geometry", by_features(Herding, by_class=True), "Welling, ICML 2009"),
     "ASSS": Method("learned", asss, "2601.02081"),
+    "DivBS": Method("batch", Diverse, "2406.04872"),
     "MW-Net": Method("batch", Weighed, "1902.07379"),
     "CMW-Net": Method("batch", partial(Weighed, by_family=True), "2202.05613"),
     "InfoBatch": Method("dynamic", infobatch, "2303.04947"),
+    "InfoBatch, by batch losses": Method("dynamic", ByBatchLoss, "2604.04681"),
     "SeTa": Method("dynamic", seta, "2503.13385"),
     "UCB": Method("dynamic", by_losses(UCB), "2111.12621"),
     "epsilon-greedy": Method("dynamic", by_losses(EpsilonGreedy), "2111.12621"),
