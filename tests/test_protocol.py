@@ -1,4 +1,4 @@
-"""pysel/selection/protocol.py: what every method keeps to, whatever is passed and wherever the caller is."""
+"""pysel/selection/protocol.py, state.py: what every method keeps to, whatever is passed and wherever the caller is."""
 
 from __future__ import annotations
 
@@ -116,6 +116,68 @@ def test_protocol(make: Callable[[Hold], Selector]) -> None:
     resumed.load_state_dict(selector.state_dict())
     assert torch.equal(resumed.select(1), chosen)
     assert torch.equal(resumed.select(2), selector.select(2))
+
+
+EXACT = [name for name in MAKERS if name not in ("infobatch", "seta")]  # the others' sizes are the losses' affair
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("drop_last", [False, True])
+@ignore_poor
+def test_the_length_of_a_schedule_is_known_ahead(name: str, drop_last: bool) -> None:
+    selector = MAKERS[name](as_tensor)
+    told_ahead, sizes = selector.steps_total(7, np.int64(6), drop_last), [selector.size(epoch) for epoch in range(6)]
+    steps = []
+    for epoch in range(6):
+        chosen = selector.select(epoch)
+        assert len(chosen) == sizes[epoch] if name in EXACT else len(chosen) <= sizes[epoch]
+        steps.append(selector.steps(7, drop_last))
+    assert sum(steps) == told_ahead if name in EXACT else 0 < sum(steps) < told_ahead
+    for arguments, error, message in (
+        ((0, 6), ValueError, "batch_size must be at least 1, got 0"),
+        ((7, 0), ValueError, "epochs must be at least 1, got 0"),
+        ((7, True), TypeError, "epochs must be an int, got bool"),
+        ((7, 6, 2), TypeError, "drop_last must be a bool, got int"),
+    ):
+        with pytest.raises(error, match=f"{type(selector).__name__}.steps_total: {message}"):
+            selector.steps_total(*arguments)
+
+
+@every
+@ignore_poor
+def test_explain_and_stats(make: Callable[[Hold], Selector]) -> None:
+    selector = make(as_tensor)
+    chosen = selector.select(1)
+    assert 0 < selector.stats()["realised_ratio"] <= 1
+    weights = selector.weights(chosen)
+    for i in (0, 3, 5, 39):
+        why = selector.explain(i)
+        place = torch.nonzero(chosen == i).flatten().tolist()
+        assert (why["sample"], why["taken"]) == (i, bool(place))
+        if not isinstance(selector, DynamicSelector):  # there it is the schedule's
+            assert why["weight"] == (float(weights[place[0]]) if place else 0)
+        if hasattr(selector, "_losses"):
+            assert why["loss"] == pytest.approx(numbers(2)[i])
+    assert torch.equal(selector.select(1), chosen)
+    name = f"{type(selector).__name__}.explain"
+    for i, error, message in (
+        (N, IndexError, f"{name}: i must be between 0 and 39, got 40"),
+        (-1, IndexError, f"{name}: i must be between 0 and 39, got -1"),
+        (1.0, TypeError, f"{name}: i must be an int, got float"),
+    ):
+        with pytest.raises(error, match=message):
+            selector.explain(i)
+
+
+def test_to_explain_settles_no_epoch() -> None:
+    selector = UCB(N, 0.3, key=0)
+    with pytest.raises(ValueError, match=r"UCB.explain: nothing has been selected yet: call select\(\) first"):
+        selector.explain(0)
+
+
+def test_a_weighter_is_what_has_its_methods() -> None:
+    assert isinstance(pysel.selection.MetaWeighter(key=0), pysel.selection.Weighter)
+    assert not isinstance(Full(3), pysel.selection.Weighter)
 
 
 # --- what users pass -------------------------------------------------------------------

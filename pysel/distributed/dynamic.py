@@ -23,8 +23,8 @@ from pysel.ops.sample import best_losers
 from pysel.random import as_key, fold_in
 from pysel.selection.bitmap import Bitmap, packed
 from pysel.selection.dynamic.plan import Planned
-from pysel.selection.protocol import FORMAT, exact, lasting, like
 from pysel.selection.schedule import Schedule
+from pysel.selection.state import FORMAT, exact, lasting, like
 from pysel.selection.subset import inclusion, quotas
 
 if TYPE_CHECKING:

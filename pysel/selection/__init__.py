@@ -22,7 +22,7 @@ from pysel.selection.dynamic import (
     to_unit_interval,
 )
 from pysel.selection.learned import ASSS, MetaWeighter, class_families, low_loss, performance_retention_rate
-from pysel.selection.protocol import Selector
+from pysel.selection.protocol import Selector, StreamSelector, Weighter
 from pysel.selection.static import (
     AUM,
     TDDS,
@@ -83,6 +83,8 @@ __all__ = [
     "StaticRandom",
     "StaticRandomSelector",
     "Strata",
+    "StreamSelector",
+    "Weighter",
     "class_families",
     "diverse_batch",
     "el2n",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pysel import _checks, _inputs
 from pysel.random import as_key
 from pysel.sae.model import moments, normal, power_of_two
-from pysel.selection.protocol import lasting
+from pysel.selection.state import lasting
 
 
 @lasting

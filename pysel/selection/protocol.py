@@ -1,141 +1,38 @@
-"""What every selection method offers, and how it is saved."""
+"""What every selection method offers: of a fixed set of samples, of a stream, and as weights of losses."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import numbers
-import re
-from collections.abc import Callable, Iterable, Mapping
-from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pysel import _checks, _inputs
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-FORMAT = 1  # of a saved folder
-
-# Decorates what gives tensors that outlive a caller's inference mode: training goes on with them outside of it.
-lasting = torch.inference_mode(False)
-
-
-class Stateful:
-    """What has been built from arguments and tables, and goes on from a state.
-
-    Args:
-        num_samples: N.
-        arguments: the constructor's other arguments, by name: numbers, names, functions.
-        tables: those that are tensors, by name; they must be its own, and not the caller's.
-    """
-
-    _kind = "selector"  # what messages call it
-
-    def __init__(
-        self, num_samples: int, arguments: Mapping[str, Any], tables: Mapping[str, Tensor | None] | None = None
-    ) -> None:
-        self.num_samples = _checks.integer(type(self).__name__, "num_samples", num_samples)
-        self._arguments = {name: _plain(value) for name, value in arguments.items()}
-        self._tables = {name: table for name, table in (tables or {}).items() if table is not None}
-        self._digest: int | None = None
-
-    def __repr__(self) -> str:
-        given = [f"{name}={value!r}" for name, value in self._arguments.items() if name != "num_samples"]
-        return f"{type(self).__name__}({', '.join([f'num_samples={self.num_samples}', *given])})"
-
-    # --- state ---
-
-    @property
-    def fingerprint(self) -> int:
-        """63 bits of a hash of the tables: equal for equal tables on any device."""
-        if self._digest is None:
-            digest = hashlib.blake2b(digest_size=8)
-            for name, table in sorted(self._tables.items()):
-                digest.update(f"{name} {table.dtype} {list(table.shape)}".encode())
-                for part in table.detach().cpu().contiguous().view(-1).split(1 << 22):
-                    digest.update(part.view(torch.uint8).numpy())
-            self._digest = int.from_bytes(digest.digest(), "little") >> 1
-        return self._digest
-
-    def _state(self) -> dict[str, Any]:
-        """What else than tables and arguments what comes next depends on: ints, floats and copies of tensors."""
-        return {}
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        """Continue from what `_state` gave: numbers, and copies of the same shapes, dtypes and devices as one's own.
-
-        What else can be wrong with them has to be found before anything is changed.
-        """
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to continue with the same tables and arguments.
-
-        Numbers, strings and tensors, of the same shapes in every epoch. The tables are not included: they are inputs.
-        """
-        return {"arguments": self._described(), "fingerprint": self.fingerprint, **self._state()}
-
-    def _described(self) -> dict[str, Any]:
-        """The arguments, functions by name: ``torch.load`` refuses to make them."""
-        return {
-            name: f"{value.__module__}.{getattr(value, '__qualname__', '')}" if callable(value) else value
-            for name, value in self._arguments.items()
-        }
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict` of one with the same tables and arguments.
-
-        Raises:
-            TypeError: it is no dictionary, or an entry has the wrong type.
-            ValueError: entries are missing or out of range, or the state belongs to other arguments or tables.
-                Nothing has changed then.
-        """
-        own = self._state()
-        self._check_origin(state_dict, own)
-        name = type(self).__name__
-        with torch.inference_mode(False):
-            self._load_state({entry: like(name, entry, state_dict[entry], mine) for entry, mine in own.items()})
-
-    def _check_origin(self, state_dict: Any, entries: Iterable[str]) -> None:
-        """Refuse what is not the state, with those entries, of one with the same tables and arguments."""
-        name = type(self).__name__
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"{name}: state_dict must be a dictionary, got {type(state_dict).__name__}")
-        missing = [entry for entry in ("arguments", "fingerprint", *entries) if entry not in state_dict]
-        if missing:
-            raise ValueError(f"{name}: state_dict must have {', '.join(missing)}")
-        arguments, fingerprint = state_dict["arguments"], state_dict["fingerprint"]
-        if not isinstance(arguments, Mapping):
-            raise TypeError(f"{name}: state_dict['arguments'] must be a dictionary, got {type(arguments).__name__}")
-        for argument, mine in self._described().items():
-            theirs = arguments.get(argument)
-            if theirs != mine:
-                raise ValueError(
-                    f"{name}: state_dict must be of a {self._kind} with {argument}={mine!r}, got one with {theirs!r}"
-                )
-        if _checks.integer(name, "state_dict['fingerprint']", fingerprint) != self.fingerprint:
-            raise ValueError(
-                f"{name}: state_dict must be of a {self._kind} with the same tables "
-                f"(fingerprint {self.fingerprint:x}), got one of other tables ({fingerprint:x})"
-            )
+from pysel.selection.state import Stateful, lasting
 
 
 class Selector(Stateful):
     """A rule for which samples to train on in each epoch: the base of all selection methods.
 
-    A method defines `select` and `__len__`, and passes to `Stateful` what it was built from. It then has a
-    representation, a fingerprint, `state_dict` and `load_state_dict`, `save` and `load`. `pysel.SelectionSampler` takes
-    any object with the first two and the state's two methods, derived from this class or not.
+    A method defines `select` and `__len__`, and passes to this constructor what it was built from; one whose subsets
+    differ in size defines `size`, too. One that ranks samples has ``scores(epoch)``, [N]. State and files come from
+    `pysel.selection.state.Stateful`. `pysel.SelectionSampler` takes any object with the first two and the state's two
+    methods, derived from this class or not.
 
     Args:
-        num_samples, arguments, tables: see `Stateful`; tables are the selector's own, and not the caller's.
+        num_samples: N.
+        arguments: the constructor's other arguments, by name: numbers, names, functions.
+        tables: those that are tensors, by name; they must be the selector's own, and not the caller's.
     """
+
+    _epoch = 0  # selected last: a method whose subsets differ sets it
+
+    def __init__(
+        self, num_samples: int, arguments: Mapping[str, Any], tables: Mapping[str, Tensor | None] | None = None
+    ) -> None:
+        self.num_samples = _checks.integer(type(self).__name__, "num_samples", num_samples)
+        super().__init__(arguments, tables)
 
     def select(self, epoch: int = 0) -> Tensor:
         """The samples of an epoch: int64 indices, ascending. Asking again, or backwards, gives the same answer."""
@@ -165,106 +62,154 @@ class Selector(Stateful):
         op = f"{type(self).__name__}.{method}"
         return _inputs.indices(op, "indices", indices, self.num_samples, distinct=False)
 
+    # --- how much it is ---
+
+    def size(self, epoch: int) -> int:
+        """Samples in the subset of an epoch to come; where training will decide that, the most that there can be.
+
+        A method that says nothing of it may take all.
+        """
+        return self.num_samples
+
     def steps(self, batch_size: int, drop_last: bool = False) -> int:
         """Batches in the epoch that ``len`` speaks of."""
         batch_size = _checks.in_range(f"{type(self).__name__}.steps", "batch_size", batch_size, 1)
-        return len(self) // batch_size if drop_last else -(-len(self) // batch_size)
+        return _batches(len(self), batch_size, drop_last)
 
-    # --- files ---
+    def steps_total(self, batch_size: int, epochs: int, drop_last: bool = False) -> int:
+        """Batches in the first ``epochs`` epochs: the length of a learning-rate schedule that goes by steps.
 
-    @classmethod
-    def _restore(cls, tables: dict[str, Tensor], arguments: dict[str, Any], state: dict[str, Any]) -> Self:
-        """A selector of the tables and arguments that `save` has written; its state is loaded afterwards."""
-        make: Callable[..., Self] = cls  # each method's constructor has arguments of its own
-        return make(**tables, **arguments)
+        Exact where arguments fix the size of every subset. Where losses will decide it (`InfoBatch` and `SeTa` by
+        ``prune_ratio``), the most that there can be: such a schedule never runs out of steps, but training ends before
+        its end. For an exact one choose the size (``keep_ratio``), or let the schedule go by epochs.
 
-    def save(self, path: str | Path) -> None:
-        """Write arguments, tables and state into a folder: selector.json and tables.safetensors.
+        Args:
+            batch_size: of all ranks together.
+            epochs: length of training.
+            drop_last: an epoch's last batch is left out if it is smaller.
 
         Raises:
-            ValueError: an argument is a function, which cannot be written; nothing has been.
+            TypeError: an argument of the wrong type.
+            ValueError: an argument below 1.
+
+        Example:
+            >>> import pysel
+            >>> pysel.selection.DynamicRandom(100, 0.3, epochs=10, refine=0.2, key=0).steps_total(8, 10)
+            58
         """
+        op = f"{type(self).__name__}.steps_total"
+        batch_size = _checks.in_range(op, "batch_size", batch_size, 1)
+        epochs = _checks.in_range(op, "epochs", epochs, 1)
+        drop_last = _checks.flag(op, "drop_last", drop_last)
+        return sum(_batches(self.size(epoch), batch_size, drop_last) for epoch in range(epochs))
+
+    @property
+    def realised_ratio(self) -> float:
+        """Fraction kept in the epoch that was selected last; before any, in the first."""
+        return len(self) / max(self.num_samples, 1)
+
+    # --- what it did, and why ---
+
+    def explain(self, i: int) -> dict[str, Any]:
+        """What became of a sample in the epoch selected last.
+
+        Args:
+            i: index of the sample.
+
+        Returns:
+            ``sample``, ``epoch``, whether it was ``taken``, and its ``weight`` in the loss, 0 if not. Methods that have
+            reasons add them.
+
+        Raises:
+            TypeError, IndexError: ``i`` is not an int in [0, N).
+        """
+        i = self._sample(i)
+        taken = bool((self.select(self._epoch) == i).any())
+        weight = float(self.weights([i])[0]) if taken else 0.0
+        return {"sample": i, "epoch": self._epoch, "taken": taken, "weight": weight}
+
+    def _sample(self, i: int) -> int:
+        name = f"{type(self).__name__}.explain"
+        i = _checks.integer(name, "i", i)
+        if not 0 <= i < self.num_samples:
+            raise IndexError(f"{name}: i must be between 0 and {self.num_samples - 1}, got {i}")
+        return i
+
+    def stats(self) -> dict[str, Any]:
+        """Figures of what was selected so far: at least ``realised_ratio``."""
+        return {"realised_ratio": self.realised_ratio}
+
+
+def _batches(samples: int, batch_size: int, drop_last: bool) -> int:
+    return samples // batch_size if drop_last else -(-samples // batch_size)
+
+
+class StreamSelector(Stateful):
+    """A rule for which samples of a stream to train on and to keep: the base of such methods.
+
+    A method defines `offer`, `replay` and `__len__`. Samples go by indices of the caller's, or by their number in the
+    stream: the caller keeps the samples themselves, and can let go of what is not in ``indices`` any more.
+    """
+
+    _kind = "stream selector"
+
+    def __init__(self, arguments: Mapping[str, Any], tables: Mapping[str, Tensor | None] | None = None) -> None:
+        super().__init__(arguments, tables)
+        self._offered = self._accepted = 0
+
+    def offer(self, logits: Any, labels: Any, *, features: Any = None, indices: Any = None) -> Tensor:
+        """Decide on samples as they arrive, all of a call at the same time.
+
+        Args:
+            logits: [B, C] the network's outputs for them.
+            labels: integers [B] in [0, C).
+            features: [B, d] what the last layer saw, for methods that need it.
+            indices: integers [B], distinct, to call them by later; default: their numbers in the stream.
+
+        Returns:
+            bool [B], where the logits are: which to train on.
+        """
+        raise NotImplementedError
+
+    def replay(self, n: int) -> Tensor:
+        """Indices of ``n`` samples held, to train on again: int64 [n]."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        """Samples held."""
+        raise NotImplementedError
+
+    def refresh(self, logits: Any = None, *, features: Any = None) -> None:
+        """Begin a new section of the stream: what that changes, and whether outputs are needed, is the method's."""
+
+    def stats(self) -> dict[str, Any]:
+        """``realised_ratio``, samples ``accepted`` over those ``offered``, and how many are ``held``."""
+        ratio = self._accepted / max(self._offered, 1)
+        return {
+            "realised_ratio": ratio,
+            "offered": self._offered,
+            "accepted": self._accepted,
+            "held": len(self),
+        }
+
+    def _state(self) -> dict[str, Any]:
+        return {"offered": self._offered, "accepted": self._accepted}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
         name = type(self).__name__
-        self._check_writable()
-        state = self._state()
-        tensors = {f"state.{entry}": value for entry, value in state.items() if isinstance(value, Tensor)}
-        text = json.dumps(
-            {
-                "format": FORMAT,
-                "selector": name,
-                "arguments": self._arguments,
-                "fingerprint": self.fingerprint,
-                "state": {entry: value for entry, value in state.items() if not isinstance(value, Tensor)},
-            },
-            indent=2,
-        )
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        stored = {entry: t.detach().cpu().contiguous() for entry, t in {**self._tables, **tensors}.items()}
-        save_file(stored, folder / "tables.safetensors")
-        (folder / "selector.json").write_text(text + "\n")
-
-    def _check_writable(self) -> None:
-        for argument, value in self._arguments.items():
-            if callable(value):
-                raise ValueError(
-                    f"{type(self).__name__}: {argument} must be a name or a number to be saved, got {value!r}"
-                )
-
-    @classmethod
-    def _read(cls, folder: Path) -> dict[str, Any]:
-        """What `save` wrote beside the tensors."""
-        saved: dict[str, Any] = json.loads((folder / "selector.json").read_text())
-        if (saved.get("format"), saved.get("selector")) != (FORMAT, cls.__name__):
-            raise ValueError(
-                f"{cls.__name__}.load: path must hold a {cls.__name__} in format {FORMAT}, "
-                f"got a {saved.get('selector')} in format {saved.get('format')}"
-            )
-        return saved
-
-    @classmethod
-    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Self:
-        """Make the selector again that `save` wrote, where it was.
-
-        Raises:
-            FileNotFoundError: there is no such folder.
-            ValueError: it holds another kind of selector, or tables that do not belong to its fingerprint.
-        """
-        folder = Path(path)
-        saved = cls._read(folder)
-        stored = load_file(folder / "tables.safetensors", device=str(device))
-        tensors = {name.removeprefix("state."): t for name, t in stored.items() if name.startswith("state.")}
-        state = {**saved["state"], **tensors}
-        tables = {name: t for name, t in stored.items() if not name.startswith("state.")}
-        selector = cls._restore(tables, {name: exact(value) for name, value in saved["arguments"].items()}, state)
-        selector.load_state_dict({**saved, **state})
-        return selector
+        offered = _checks.in_range(name, "state_dict['offered']", state["offered"], 0)
+        self._accepted = _checks.in_range(name, "state_dict['accepted']", state["accepted"], 0, offered)
+        self._offered = offered
 
 
-def like(op: str, entry: str, theirs: Any, mine: Any) -> Any:
-    """A state's entry as a selector keeps its own: a number, or a copy of a tensor."""
-    name = f"state_dict[{entry!r}]"
-    if not isinstance(mine, Tensor):
-        return (_checks.integer if isinstance(mine, int) else _checks.number)(op, name, theirs)
-    _checks.tensor(op, name, theirs, (mine.dtype,))
-    if theirs.shape != mine.shape:
-        raise ValueError(f"{op}: {name} must have shape {list(mine.shape)}, got {list(theirs.shape)}")
-    return theirs.detach().to(mine.device, copy=True)
+@runtime_checkable
+class Weighter(Protocol):
+    """What gives losses weights that it learns: `MetaWeighter`, or any object with these two methods."""
 
+    def weigh(self, losses: Any, labels: Any = None) -> Tensor:
+        """Factors [B] for losses [B], of samples with labels [B]."""
+        ...
 
-def _plain(value: Any) -> Any:
-    """An argument as JSON and ``torch.load`` take it; a number is the decimal one that was written."""
-    if value is None or isinstance(value, bool | str) or callable(value):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if not math.isfinite(value):
-        return float(value)
-    exact = _checks.exact(value)
-    near = float(exact)
-    return near if _checks.exact(near) == exact else str(exact)
-
-
-def exact(value: Any) -> Any:
-    """The argument that `_plain` gave."""
-    return Fraction(value) if isinstance(value, str) and re.fullmatch(r"\d+(/\d+)?", value) else value
+    def meta_step(self, model: Any, batch: Any, meta_batch: Any, lr: Any) -> Tensor:
+        """Learn from what a step on the weighted batch would do to the meta batch: the meta loss, 0-d."""
+        ...

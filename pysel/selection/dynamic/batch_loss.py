@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pysel import _checks, _inputs
 from pysel.selection.dynamic.losses import averaged
-from pysel.selection.protocol import lasting, like
+from pysel.selection.state import lasting, like
 
 
 class BatchLossScores:

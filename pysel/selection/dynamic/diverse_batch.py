@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pysel import _checks, _inputs, ops
 from pysel.random import as_key
-from pysel.selection.protocol import lasting
+from pysel.selection.state import lasting
 
 
 @lasting

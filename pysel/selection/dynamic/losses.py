@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pysel import _checks, _inputs, ops
 from pysel.random import as_key, fold_in
-from pysel.selection.protocol import Selector, lasting
+from pysel.selection.protocol import Selector
+from pysel.selection.state import lasting
 
 
 class LossSelector(Selector):
@@ -26,7 +27,7 @@ class LossSelector(Selector):
         arguments: the constructor's other arguments, by name.
         tables: those that are tensors, by name.
         salt: the method's own constant, which sets its draws apart from those of others with the same key.
-        size: samples in the first epoch; default all.
+        size: samples in an epoch, at most; default all.
         full_from: from this epoch on all samples are used.
         key: int64 [2] or an int; drawn from torch's default generator when missing.
     """
@@ -46,7 +47,7 @@ class LossSelector(Selector):
         num_samples = _checks.in_range(name, "num_samples", num_samples, 1)
         super().__init__(num_samples, {"num_samples": num_samples, **arguments}, tables)
         self._salt, self._full_from = salt, full_from
-        self._first_size = num_samples if size is None or full_from <= 0 else size
+        self._size_before = num_samples if size is None else size
         self._key = as_key(name, key)
         self._epoch = -1
         with torch.inference_mode(False):
@@ -56,12 +57,11 @@ class LossSelector(Selector):
 
     def __len__(self) -> int:
         """Samples of the epoch that was selected last; before any, of the first."""
-        return self._first_size if self._epoch < 0 else int(torch.count_nonzero(self._weights))
+        return self.size(0) if self._epoch < 0 else int(torch.count_nonzero(self._weights))
 
-    @property
-    def realised_ratio(self) -> float:
-        """Fraction kept in the epoch that was selected last."""
-        return len(self) / self.num_samples
+    def size(self, epoch: int) -> int:
+        """Samples in the subset of an epoch to come, or the most that there can be where losses decide it."""
+        return self.num_samples if epoch >= self._full_from else self._size_before
 
     def update(self, indices: Any, *, losses: Any = None, logits: Any = None) -> None:
         """Take over the losses of a batch.
@@ -138,6 +138,19 @@ class LossSelector(Selector):
         """Factors for the losses of samples of the current subset: float32 [B] for integers [B]."""
         indices = self._samples("weights", indices)
         return self._weights[indices.cpu()].to(indices.device)
+
+    def explain(self, i: int) -> dict[str, Any]:
+        """What became of a sample in the epoch selected last: see `Selector.explain`; and its stored ``loss``.
+
+        Raises:
+            TypeError, IndexError: ``i`` is not an int in [0, N).
+            ValueError: nothing has been selected yet: to ask would settle the first epoch.
+        """
+        i = self._sample(i)
+        if self._epoch < 0:
+            raise ValueError(f"{type(self).__name__}.explain: nothing has been selected yet: call select() first")
+        loss = float(self._losses[i])
+        return {**super().explain(i), "loss": None if math.isnan(loss) else loss}
 
     def stats(self) -> dict[str, Any]:
         """Realised ratio of the current epoch, the mean of the stored losses, and the share of samples below it."""

@@ -90,10 +90,8 @@ class Planned(Selector):
         return sum(map(self.size, range(self.epochs))) / (self.num_samples * self.epochs)
 
     def total_steps(self, batch_size: int, drop_last: bool = False) -> int:
-        """Batches in all epochs planned: what a learning-rate schedule runs over."""
-        batch_size = _checks.in_range(f"{type(self).__name__}.total_steps", "batch_size", batch_size, 1)
-        sizes = [self.size(epoch) for epoch in range(self.epochs)]
-        return sum(size // batch_size if drop_last else -(-size // batch_size) for size in sizes)
+        """Batches in all epochs planned, see `steps_total`: what a learning-rate schedule runs over."""
+        return self.steps_total(batch_size, self.epochs, drop_last)
 
     def weight(self, epoch: int) -> float:
         """alpha(t), the schedule's weight of representativeness in an epoch (t is ``epoch + 1``)."""

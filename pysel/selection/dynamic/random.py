@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pysel import _checks, _inputs, ops
 from pysel.random import as_key, fold_in
-from pysel.selection.protocol import Selector, lasting
+from pysel.selection.protocol import Selector
 from pysel.selection.schedule import tail
+from pysel.selection.state import lasting
 from pysel.selection.subset import loss_weights, quotas, subset_size
 
 _AFRESH = 0x6672657368  # sets its keys apart from those of walks
@@ -111,7 +112,11 @@ class DynamicRandom(Selector):
 
     def __len__(self) -> int:
         """Samples of the epoch that was selected last; before any, of the first."""
-        return self.num_samples if self._epoch >= self._full_from else self._size
+        return self.size(self._epoch)
+
+    def size(self, epoch: int) -> int:
+        """Samples in an epoch's subset."""
+        return self.num_samples if epoch >= self._full_from else self._size
 
     @property
     def realised_ratio(self) -> float:

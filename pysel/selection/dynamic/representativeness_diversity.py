@@ -27,8 +27,8 @@ from pysel.sae.factors import check_model, check_options
 from pysel.sae.rows import Rows
 from pysel.selection.dynamic.plan import Planned
 from pysel.selection.dynamic.unit_interval import to_unit_interval
-from pysel.selection.protocol import lasting
 from pysel.selection.schedule import Schedule
+from pysel.selection.state import lasting
 from pysel.selection.subset import Strata
 
 if TYPE_CHECKING:
@@ -410,10 +410,7 @@ class DynamicSelector(Planned):
             >>> why["taken"], why["representativeness_rank"]
             (True, 1)
         """
-        name = f"{type(self).__name__}.explain"
-        i = _checks.integer(name, "i", i)
-        if not 0 <= i < self.num_samples:
-            raise IndexError(f"{name}: i must be between 0 and {self.num_samples - 1}, got {i}")
+        i = self._sample(i)
         epoch = max(self._epoch, 0)
         uses = self._before(epoch)
         scores = self._scored(epoch, uses)

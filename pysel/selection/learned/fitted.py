@@ -19,7 +19,8 @@ from pysel.selection.learned.importance import Importances, importances
 from pysel.selection.learned.pool import Tried, best_pool, part_of_pool
 from pysel.selection.learned.settings import Settings
 from pysel.selection.learned.trial import evaluating
-from pysel.selection.protocol import Selector, lasting
+from pysel.selection.protocol import Selector
+from pysel.selection.state import lasting
 from pysel.selection.subset import Strata, subset_size
 
 if TYPE_CHECKING:
@@ -113,6 +114,10 @@ class LearnedSelector(Selector):
     def __len__(self) -> int:
         """Samples in the subset."""
         return self._fitted()._subset.numel()
+
+    def size(self, epoch: int) -> int:
+        """Samples in each epoch's subset."""
+        return len(self)
 
     @lasting
     def select(self, epoch: int = 0) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pysel import _checks, _inputs
 from pysel.random import as_key
-from pysel.selection.protocol import Selector, lasting
+from pysel.selection.protocol import Selector
+from pysel.selection.state import lasting
 from pysel.selection.subset import Strata, subset_size
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ class FixedSelector(Selector):
     def __len__(self) -> int:
         """Samples in each epoch's subset."""
         return self._indices.numel()
+
+    def size(self, epoch: int) -> int:
+        """Samples in each epoch's subset."""
+        return len(self)
 
     @lasting
     def select(self, epoch: int = 0) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from pysel import _checks, _inputs
-from pysel.selection.protocol import Stateful, lasting
+from pysel.selection.state import Stateful, lasting
 
 _LEAST = math.log(torch.finfo(torch.float32).smallest_normal)  # a probability of 0 has no logarithm
 
@@ -68,7 +68,8 @@ class TrainingDynamics(Stateful):
         if low < 0 or high >= most:
             raise ValueError(f"{name}: labels must be between 0 and {most - 1}, got {low if low < 0 else high}")
         self.num_classes = max(2, high + 1) if num_classes is None else most
-        super().__init__(len(labels), {"num_classes": self.num_classes, **(arguments or {})}, tables={"labels": labels})
+        self.num_samples = len(labels)
+        super().__init__({"num_classes": self.num_classes, **(arguments or {})}, tables={"labels": labels})
         self._memory = {"seen": self._zeros(torch.int32)}
 
     @lasting
