@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pysel
-from pysel.selection.features import pca, penultimate, random_projection, standardise
+from pysel.selection.features import pca, penultimate, random_projection, standardise, unit_length
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -41,6 +41,19 @@ def test_pca() -> None:
     variance = torch.tensor([1.0, 1, 1, 1, 1, 0], dtype=torch.float64)
     torch.testing.assert_close(white.square().mean(0), variance)
     assert pca(torch.randint(256, (10, 4, 4), dtype=torch.uint8), 2).shape == (10, 2)
+
+
+@pytest.mark.parametrize("unit", [1, 1e-200, 1e200])
+def test_unit_length(unit: float) -> None:
+    x = torch.randn(50, 2, 3, generator=generator(), dtype=torch.float64)
+    x[7] = 0
+    z = unit_length(x * unit)
+    flat = x.flatten(1).numpy()
+    wanted = flat / np.where(np.arange(50) == 7, 1, np.sqrt((flat**2).sum(1)))[:, None]
+    np.testing.assert_allclose(z.numpy(), wanted, rtol=1e-14, atol=0)
+    assert unit_length(x.half()).dtype == torch.float32
+    with pytest.raises(ValueError, match="unit_length: x must be finite, got inf in row 0"):
+        unit_length([[torch.inf]])
 
 
 def test_random_projection_keeps_distances() -> None:

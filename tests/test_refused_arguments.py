@@ -40,6 +40,8 @@ GOOD: dict[Callable[..., Any], dict[str, Any]] = {
     selection.Moderate: {"features": ROWS, "keep_ratio": 0.5, "labels": LABELS},
     selection.KCentre: {"features": ROWS, "keep_ratio": 0.5, "labels": LABELS},
     selection.Herding: {"features": ROWS, "keep_ratio": 0.5, "labels": LABELS},
+    selection.FacilityLocation: {"features": ROWS, "keep_ratio": 0.5, "labels": LABELS},
+    selection.GraphCut: {"features": ROWS, "keep_ratio": 0.5, "labels": LABELS, "trade_off": 1.0},
     selection.DynamicRandom: {
         "num_samples": N, "keep_ratio": 0.5, "epochs": 4, "labels": LABELS, "balance": "equal", "refine": 0.1,
         "replacement": True, "key": 0,
@@ -87,6 +89,7 @@ GOOD: dict[Callable[..., Any], dict[str, Any]] = {
         "sae": SAE, "features": ROWS, "labels": LABELS, "common": 0.5, "class_coverage": "once", "batch_size": 4,
     },
     features.standardise: {"x": ROWS, "eps": 1e-3},
+    features.unit_length: {"x": ROWS},
     features.pca: {"x": ROWS, "dim": 2},
     features.random_projection: {"x": ROWS, "dim": 2, "key": 0},
     features.penultimate: {"model": nn.Linear(3, 2), "x": ROWS, "layer": "", "batch_size": 3},

@@ -49,6 +49,33 @@ def standardise(x: Any, eps: float = 1e-6) -> Tensor:
 
 
 @lasting
+def unit_length(x: Any) -> Tensor:
+    """Each row with length 1, so that products of rows are the cosines of the angles between them.
+
+    A row of zeros stays one: its cosine with any other is 0.
+
+    Args:
+        x: [N, ...] any real dtype; flattened to [N, d].
+
+    Returns:
+        [N, d] float32, or float64 for float64.
+
+    Raises:
+        TypeError: ``x`` is not a tensor or array of real numbers.
+        ValueError: ``x`` has no rows, or a row that is not finite.
+
+    Example:
+        >>> unit_length(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    x = _inputs.matrix("unit_length", "x", x)
+    largest = x.abs().amax(1, keepdim=True)  # squares must neither overflow nor vanish
+    x = x / torch.where(largest > 0, largest, 1)
+    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1)
+
+
+@lasting
 def pca(x: Any, dim: int, whiten: bool = False) -> Tensor:
     """Coordinates along the ``dim`` directions of largest variance.
 

@@ -3,6 +3,7 @@
 In all of them ``keep_ratio`` is the fraction **kept**, and nothing touches the global random state.
 """
 
+from pysel.selection.static.coverage import FacilityLocation, GraphCut
 from pysel.selection.static.geometry import Herding, KCentre, KMeans, Moderate, NearestNeighbourThinning, kmeans
 from pysel.selection.static.scores import FixedSelector, Full, ScoreSelector, StaticRandom, el2n, grand, margin
 from pysel.selection.static.training_dynamics import AUM, TDDS, DynamicUncertainty, Forgetting
@@ -11,9 +12,11 @@ __all__ = [
     "AUM",
     "TDDS",
     "DynamicUncertainty",
+    "FacilityLocation",
     "FixedSelector",
     "Forgetting",
     "Full",
+    "GraphCut",
     "Herding",
     "KCentre",
     "KMeans",

@@ -208,7 +208,7 @@ def _neighbours(rows: Tensor, centred: Tensor, norms: Tensor, asking: Tensor) ->
     equally near it is the one of least (index XOR own index): an order of pairs, so that among samples of equal
     distances many are each other's nearest, and not only the first two.
     """
-    bound = 4 * (rows.size(1) + 4) * torch.finfo(rows.dtype).eps  # of a distance's error, over the norms of both
+    bound = _expansion_error(rows)
     here = centred[asking]
     # the least that each squared distance can be, less the own norm, which is the same for all
     least = torch.addmm(norms * (1 - bound), here, centred.mT, alpha=-2)
@@ -270,8 +270,8 @@ class KCentre(FixedSelector):
     The greedy 2-approximation of the k centres that leave no sample far from all of them (Gonzalez 1985; as a core-set
     Sener and Savarese, 1708.00489), exactly. It begins with the sample nearest to the mean; of samples equally far the
     first is picked, and equal samples are picked only when nothing else is left. With labels each class keeps its share
-    and is covered by itself. O(k N d), or O(k N d / C) for C classes as large as each other, and memory for two copies
-    of the features in double.
+    and is covered by itself. O(k N d), or O(k N d / C) for C classes as large as each other, and memory for three
+    copies of the features in double.
 
     Args:
         features: [N, ...] of any real dtype, tensor or array; flattened to [N, d].
@@ -294,11 +294,18 @@ class KCentre(FixedSelector):
 
 
 def _farthest(rows: Tensor, count: int) -> Tensor:
-    nearest = torch.full_like(rows[:, 0], torch.inf)  # how far each row is from the nearest one picked
-    picked = _distances(rows, rows.mean(0)).argmin()[None]
+    rows = rows - rows.mean(0)
+    columns, norms, bound = rows.mT.contiguous(), rows.square().sum(1), _expansion_error(rows)
+    norms *= 1 - bound
+    nearest = torch.full_like(norms, torch.inf)  # squared distance of each row to the nearest one picked
+    picked = norms.argmin()[None]
     order = [picked]
     while len(order) < count:
-        torch.minimum(nearest, _distances(rows, rows[picked]), out=nearest)
+        point = rows[picked]
+        # a product with all rows finds those that may be nearer to this one, which are looked at closely
+        least = torch.sub(norms + norms[picked], point[0] @ columns, alpha=2)
+        near = torch.nonzero(least < nearest).flatten()
+        nearest[near] = torch.minimum(nearest[near], _distances(rows[near], point).square())
         nearest[picked] = -1  # below all others, even where those are equal to it
         picked = nearest.argmax()[None]
         order.append(picked)
@@ -310,7 +317,7 @@ class Herding(FixedSelector):
 
     Greedily (Welling 2009; as exemplars of a class in iCaRL, 1611.07725), but from the features as they are: scale them
     to length 1 for iCaRL's. Of samples equally good the first is picked. Each class keeps its share. O(k N d / C) for
-    C classes as large as each other, and memory for two copies of the features in double.
+    C classes as large as each other, and memory for three copies of the features in double.
 
     Args:
         features: [N, ...] of any real dtype, tensor or array; flattened to [N, d].
@@ -334,15 +341,24 @@ class Herding(FixedSelector):
 
 def _herd(rows: Tensor, count: int) -> Tensor:
     rows = rows - rows.mean(0)
-    missing = torch.zeros_like(rows[:1])  # what the next row should be, for the mean to be right
-    taken = torch.zeros_like(rows[:, 0])
+    columns, norms, bound = rows.mT.contiguous(), rows.square().sum(1), _expansion_error(rows)
+    missing = torch.zeros_like(rows[0])  # what the next row should be, for the mean to be right
     order: list[Tensor] = []
     while len(order) < count:
-        picked = (_distances(rows, missing) + taken).argmin()[None]
-        missing -= rows[picked]
-        taken[picked] = torch.inf
+        # the least and the most that each squared distance to it can be, less its own norm
+        least = torch.sub(norms * (1 - bound), missing @ columns, alpha=2)
+        most = (least + 2 * bound * norms).min() + 2 * bound * missing.square().sum()
+        near = torch.nonzero(least <= most).flatten()
+        picked = near[_distances(rows[near], missing).argmin()][None]
+        missing -= rows[picked[0]]
+        norms[picked] = torch.inf
         order.append(picked)
     return torch.cat(order)
+
+
+def _expansion_error(rows: Tensor) -> float:
+    """Of squared distances as norms less twice the product: at most this, over the norms of both rows."""
+    return 4 * (rows.size(1) + 4) * torch.finfo(rows.dtype).eps
 
 
 def _distances(rows: Tensor, point: Tensor) -> Tensor:
