@@ -34,6 +34,7 @@ from pysel.selection import (
     OrderDP,
     ScoreSelector,
     Selector,
+    SemanticDiversity,
     SeTa,
     StaticRandom,
 )
@@ -63,6 +64,9 @@ MAKERS: dict[str, Callable[[Hold], Selector]] = {
     "herding": lambda hold: Herding(hold(numbers(0, 2)), 0.3, labels=hold(LABELS)),
     "facility location": lambda hold: FacilityLocation(hold(numbers(0, 2)), 0.3, labels=hold(LABELS)),
     "graph cut": lambda hold: GraphCut(hold(numbers(0, 2)), 0.3, labels=hold(LABELS), trade_off=0.5),
+    "semantic diversity": lambda hold: SemanticDiversity(
+        hold(numbers(0, 2)), hold(LABELS), 0.3, hold(numbers(1, 2)), alpha=0.2, neighbours=3
+    ),
     "dynamic random": lambda hold: DynamicRandom(N, 0.3, key=0),
     "random with replacement": lambda hold: DynamicRandom(N, 0.3, replacement=True, key=0),
     "balanced random": lambda hold: DynamicRandom(

@@ -42,6 +42,12 @@ GOOD: dict[Callable[..., Any], dict[str, Any]] = {
     selection.Herding: {"features": ROWS, "keep_ratio": 0.5, "labels": LABELS},
     selection.FacilityLocation: {"features": ROWS, "keep_ratio": 0.5, "labels": LABELS},
     selection.GraphCut: {"features": ROWS, "keep_ratio": 0.5, "labels": LABELS, "trade_off": 1.0},
+    selection.SemanticDiversity: {
+        "features": ROWS, "labels": LABELS, "keep_ratio": 0.5, "class_features": ROWS, "alpha": 0.2, "neighbours": 3,
+    },
+    selection.semantic_scores: {
+        "features": ROWS, "labels": LABELS, "class_features": ROWS, "neighbours": 3, "batch_size": 4,
+    },
     selection.DynamicRandom: {
         "num_samples": N, "keep_ratio": 0.5, "epochs": 4, "labels": LABELS, "balance": "equal", "refine": 0.1,
         "replacement": True, "key": 0,

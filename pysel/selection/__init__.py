@@ -38,11 +38,14 @@ from pysel.selection.static import (
     Moderate,
     NearestNeighbourThinning,
     ScoreSelector,
+    SemanticDiversity,
+    SemanticScores,
     StaticRandom,
     el2n,
     grand,
     kmeans,
     margin,
+    semantic_scores,
 )
 from pysel.selection.subset import Strata, quotas, subset_size
 
@@ -84,6 +87,8 @@ __all__ = [
     "ScoreSelector",
     "SeTa",
     "Selector",
+    "SemanticDiversity",
+    "SemanticScores",
     "StaticRandom",
     "StaticRandomSelector",
     "Strata",
@@ -101,6 +106,7 @@ __all__ = [
     "performance_retention_rate",
     "quotas",
     "schedule",
+    "semantic_scores",
     "subset_size",
     "to_unit_interval",
 ]

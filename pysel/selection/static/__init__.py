@@ -6,6 +6,7 @@ In all of them ``keep_ratio`` is the fraction **kept**, and nothing touches the 
 from pysel.selection.static.coverage import FacilityLocation, GraphCut
 from pysel.selection.static.geometry import Herding, KCentre, KMeans, Moderate, NearestNeighbourThinning, kmeans
 from pysel.selection.static.scores import FixedSelector, Full, ScoreSelector, StaticRandom, el2n, grand, margin
+from pysel.selection.static.semantic import SemanticDiversity, SemanticScores, semantic_scores
 from pysel.selection.static.training_dynamics import AUM, TDDS, DynamicUncertainty, Forgetting
 
 __all__ = [
@@ -23,9 +24,12 @@ __all__ = [
     "Moderate",
     "NearestNeighbourThinning",
     "ScoreSelector",
+    "SemanticDiversity",
+    "SemanticScores",
     "StaticRandom",
     "el2n",
     "grand",
     "kmeans",
     "margin",
+    "semantic_scores",
 ]
