@@ -52,7 +52,7 @@ def test_ucb_against_an_oracle(c: float) -> None:
 
 def test_epsilon_greedy_against_an_oracle() -> None:
     """The largest averages are in; those of the others that are in are a uniform draw."""
-    mu, counts = np.full(N, np.nan), np.zeros(4)
+    mu, counts, next_in = np.full(N, np.nan), np.zeros(4), 0
     for seed in range(60):
         selector = EpsilonGreedy(N, 0.25, epsilon=0.29, alpha=0.3, key=seed)
         for pass_ in range(3):
@@ -60,13 +60,15 @@ def test_epsilon_greedy_against_an_oracle() -> None:
             selector.update(range(N), losses=losses)
             mu = losses.numpy() if pass_ == 0 else 0.7 * mu + 0.3 * losses.numpy()
         chosen = set(selector.select(0).tolist())
-        greedy = largest(mu, 71)  # 100 less floor(0.29 * 100), which binary floating point makes 28
+        greedy = largest(mu, 71)  # 100 less 29; floor(0.29 * 100) in binary floating point is 28
         assert len(chosen) == len(selector) == 100
         assert greedy <= chosen
+        next_in += largest(mu, 72) <= chosen
         order = np.argsort(mu)[: N - 71]  # quarters of the others, by rank
         for quarter, members in enumerate(np.array_split(order, 4)):
             counts[quarter] += len((chosen - greedy) & set(members.tolist()))
     sizes = [len(part) for part in np.array_split(np.arange(N - 71), 4)]
+    assert next_in < 20, "the next largest has no better chance than the rest, 29 in 329"
     accept({"quarters of the rest": chi_square(counts, np.array(sizes) / (N - 71))})
 
 
