@@ -48,6 +48,14 @@ GOOD: dict[Callable[..., Any], dict[str, Any]] = {
     selection.semantic_scores: {
         "features": ROWS, "labels": LABELS, "class_features": ROWS, "neighbours": 3, "batch_size": 4,
     },
+    selection.class_centres: {"features": ROWS, "labels": LABELS, "quantile": 0.2},
+    selection.mine: {
+        "features": ROWS, "centres": ROWS, "per_class": 2, "margin": 0.1, "least": 0.1, "batch_size": 4,
+    },
+    selection.nmtune_loss: {
+        "features": torch.ones(N, 3), "z": torch.ones(N, 3), "consistency": 1.0, "covariance": 1.0, "spectrum": 1.0,
+        "largest": 2,
+    },
     selection.DynamicRandom: {
         "num_samples": N, "keep_ratio": 0.5, "epochs": 4, "labels": LABELS, "balance": "equal", "refine": 0.1,
         "replacement": True, "key": 0,

@@ -22,6 +22,8 @@ from pysel.selection.dynamic import (
     to_unit_interval,
 )
 from pysel.selection.learned import ASSS, MetaWeighter, class_families, low_loss, performance_retention_rate
+from pysel.selection.mining import Centres, Mined, class_centres, mine
+from pysel.selection.nmtune import nmtune_loss
 from pysel.selection.protocol import Selector, StreamSelector, Weighter
 from pysel.selection.static import (
     AUM,
@@ -63,6 +65,7 @@ __all__ = [
     "UCB",
     "BatchLossScores",
     "Bitmap",
+    "Centres",
     "DynamicRandom",
     "DynamicRandomSelector",
     "DynamicSelector",
@@ -81,6 +84,7 @@ __all__ = [
     "KMeans",
     "KMeansSelector",
     "MetaWeighter",
+    "Mined",
     "Moderate",
     "NearestNeighbourThinning",
     "OrderDP",
@@ -94,6 +98,7 @@ __all__ = [
     "Strata",
     "StreamSelector",
     "Weighter",
+    "class_centres",
     "class_families",
     "diverse_batch",
     "el2n",
@@ -103,6 +108,8 @@ __all__ = [
     "kmeans",
     "low_loss",
     "margin",
+    "mine",
+    "nmtune_loss",
     "performance_retention_rate",
     "quotas",
     "schedule",
