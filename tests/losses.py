@@ -64,6 +64,11 @@ def check(make: Callable[[int], Selector], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="epoch must be at least 7, the last one selected, got 6"):
         selector.select(6)
 
+    fresh: Any = make(0)
+    fresh.update([3, 5], losses=[2.0, 1.0])
+    scores = fresh.scores(7)
+    assert scores.isfinite().nonzero().flatten().tolist() == [3, 5] and scores[[3, 5]].tolist() == [2, 1]
+
     before = selector.state_dict()
     name, n = type(selector).__name__, selector.num_samples
     bad: list[tuple[Any, Any, type[Exception], str]] = [

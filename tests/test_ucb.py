@@ -46,6 +46,7 @@ def test_ucb_against_an_oracle(c: float) -> None:
                 v[i] = (1 - alpha) * v[i] + alpha * (loss - mu[i]) ** 2
                 mu[i] = (1 - alpha) * mu[i] + alpha * loss
     assert not np.isnan(mu).any()
+    np.testing.assert_allclose(selector.scores(3), mu + c * v, rtol=1e-5)
     np.testing.assert_allclose(selector.state_dict()["losses"], mu, rtol=1e-5)
     np.testing.assert_allclose(selector.state_dict()["deviations"], v, rtol=1e-5, atol=1e-7)
 

@@ -41,7 +41,7 @@ class BatchLossScores:
         >>> scores.update([0, 1], 2.0), scores.update([1, 2], torch.tensor(1.0))
         (tensor([2., 2.]), tensor([1.5000, 1.0000]))
 
-    Source: arXiv 2604.04681.
+    Source: Zhou et al., arXiv 2604.04681.
     """
 
     def __init__(self, num_samples: int, decay: float = 0.9) -> None:

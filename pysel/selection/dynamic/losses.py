@@ -66,6 +66,9 @@ class LossSelector(Selector):
     def update(self, indices: Any, *, losses: Any = None, logits: Any = None) -> None:
         """Take over the losses of a batch.
 
+        Where several ranks train, each has a selector of its own, and tells it the losses of all (gather the indices
+        as integers: float32 does not hold those above 2^24).
+
         Args:
             indices: integers [B], each sample once.
             losses: [B], unweighted.
@@ -129,8 +132,10 @@ class LossSelector(Selector):
         """What `_choose` gives for a subset whose samples weigh the same."""
         return torch.zeros_like(self._losses).index_fill_(0, indices, 1)
 
-    def _unseen_first(self) -> Tensor:
-        """The stored losses, infinite where there is none yet."""
+    @lasting
+    def scores(self, epoch: int = 0) -> Tensor:
+        """What samples are judged by as things stand, whatever the epoch: [N], infinite where no loss is known yet."""
+        _checks.in_range(type(self).__name__, "epoch", epoch, 0)
         return torch.where(self._losses.isnan(), math.inf, self._losses)
 
     @lasting

@@ -17,8 +17,8 @@ class OrderDP(LossSelector):
     """Draws a random part of the data, and keeps those of it with the largest latest losses.
 
     Samples of small loss are kept less often, and those that fell out of the random part rest for an epoch. Losses are
-    not weighted: the expected gradient is that of a rank-weighted loss, as the paper has it. Samples without a loss yet
-    come first, ties in the key's random order; so the first epoch is a random subset.
+    not weighted: the expected gradient is that of a surrogate, in which each loss counts as its rank is likely to be
+    kept. Samples without a loss yet come first, ties in the key's random order; so the first epoch is a random subset.
 
     Ours: the full-data tail (the authors' code announces one and never has it).
 
@@ -42,7 +42,7 @@ class OrderDP(LossSelector):
         >>> selector.select(1)
         tensor([1, 3])
 
-    Source: arXiv 2606.08574.
+    Source: Jin et al., arXiv 2606.08574.
     """
 
     def __init__(
@@ -68,4 +68,4 @@ class OrderDP(LossSelector):
     def _choose(self, epoch: int, key: Tensor) -> Tensor:
         draws, ties = split(key, 2)
         pool = random_part(self.num_samples, self._pool, draws)
-        return self._only(pool[ops.select(self._unseen_first()[pool], self._size, key=ties)])
+        return self._only(pool[ops.select(self.scores(epoch)[pool], self._size, key=ties)])

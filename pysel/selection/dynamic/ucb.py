@@ -12,6 +12,7 @@ from pysel import _checks, ops
 from pysel.random import split
 from pysel.selection.dynamic.losses import LossSelector, averaged
 from pysel.selection.schedule import tail
+from pysel.selection.state import lasting
 from pysel.selection.subset import subset_size
 
 
@@ -72,7 +73,7 @@ class EpsilonGreedy(LossSelector):
 
     def _choose(self, epoch: int, key: Tensor) -> Tensor:
         ties, draws = split(key, 2)
-        chosen = self._only(ops.select(self._unseen_first(), self._greedy, key=ties))
+        chosen = self._only(ops.select(self.scores(epoch), self._greedy, key=ties))
         if self._random:
             chosen[ops.weighted_sample(1 - chosen, self._random, order="index", key=draws)] = 1
         return chosen
@@ -145,8 +146,12 @@ class UCB(LossSelector):
         self._losses[indices] = averaged(mean, losses, self.alpha).float()
 
     def _choose(self, epoch: int, key: Tensor) -> Tensor:
-        scores = self._unseen_first() + self.c * self._deviations
-        return self._only(ops.select(scores, self._size, key=key))
+        return self._only(ops.select(self.scores(epoch), self._size, key=key))
+
+    @lasting
+    def scores(self, epoch: int = 0) -> Tensor:
+        """mu + c v as they stand, whatever the epoch: float64 [N], infinite where no loss is known yet."""
+        return super().scores(epoch) + self.c * self._deviations
 
     def _state(self) -> dict[str, Any]:
         return {**super()._state(), "deviations": self._deviations.clone()}
