@@ -6,7 +6,7 @@
 #             machine has (BENCH_ARGS='--variant avx2' for one alone); make bench-quick: 2
 # make experiments  compare selection methods on real data, 90 minutes on two cores; what is there is not done again
 # make subsets  compare subsets chosen once, ASSS's and its rivals', on eight tables, resumably: 90 minutes on two cores
-# make leaderboard  every method on one table, resumably: 3 hours on two cores (EXPERIMENT_ARGS=--quick: 10 minutes)
+# make leaderboard  every method on one table and page, resumably: 3 hours on two cores (EXPERIMENT_ARGS=--quick: 10 minutes)
 # make gpu-check  on a machine with an NVIDIA GPU: build, tests, benchmarks; with PYTHON=... in that Python, no .venv
 # make lint   ruff, clang-format and mypy
 # make build  compile the extension into pysel/

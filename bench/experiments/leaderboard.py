@@ -3,6 +3,7 @@
 The protocol is that of `bench.experiments.protocol`, with the budget of the share kept and nothing else: "30 % kept"
 means 30 % of the steps of 20 epochs on all of the data, for all methods, also for those that end on all of the data.
 Records are written one by one, so that a run that is killed goes on where it was; --quick takes a corner of the table.
+What is there at the end makes a page, as `python -m bench.experiments.leaderboard_page` does.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from fnmatch import fnmatch
 from pathlib import Path
 
-from bench.experiments import rivals
+from bench.experiments import leaderboard_page, rivals
 from bench.experiments.run import Run, execute
 from bench.experiments.scenarios import SCENARIOS
 from bench.experiments.setting import Settings
@@ -54,7 +55,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     groups = [[run for run in group if wanted(run)] for group in plan(options.seeds, quick=options.quick)]
     path = options.results or (QUICK if options.quick else RESULTS)
-    execute(groups, path, workers=options.workers, until=time.time() + 60 * options.minutes, fields=FIELDS)
+    try:
+        execute(groups, path, workers=options.workers, until=time.time() + 60 * options.minutes, fields=FIELDS)
+    finally:
+        if path.exists():
+            leaderboard_page.main(["--results", str(path)])
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def best(runs: Runs, kinds: dict[str, str], *wanted: str) -> str | None:
     return max(found, key=lambda m: fmean(r["accuracy"] for r in runs[m].values()), default=None)
 
 
-def _points(mean: float, error: float, sign: str = "+") -> str:
+def points(mean: float, error: float, sign: str = "+") -> str:
     return f"{mean:{sign}.2f}" if math.isnan(error) else f"{mean:{sign}.2f} ± {error:.2f}"
 
 
@@ -70,7 +70,7 @@ def in_words(runs: Runs, kinds: dict[str, str]) -> str:
     if baseline is None:
         return "No baseline yet."
     mean, error = mean_error([100 * r["accuracy"] for r in runs[baseline].values()])
-    sentences = [f"Best baseline at equal steps: {baseline}, {_points(mean, error, '')} %."]
+    sentences = [f"Best baseline at equal steps: {baseline}, {points(mean, error, '')} %."]
     ours = [m for m in runs if kinds[m] in ("published", "default")]
     rest = [m for m in runs if kinds[m] in ("ablation", "variant")]
     for method in ours + sorted(rest, key=lambda m: -fmean(r["accuracy"] for r in runs[m].values()))[:2]:
@@ -80,7 +80,7 @@ def in_words(runs: Runs, kinds: dict[str, str]) -> str:
         verdict = "level" if abs(mean) <= error else "below" if mean < 0 else "above"
         if abs(mean) > 2 * error:
             verdict = f"clearly {verdict}"
-        sentences.append(f"{method} is {verdict}: {_points(mean, error)} points ({_in_errors(mean, error)}).")
+        sentences.append(f"{method} is {verdict}: {points(mean, error)} points ({_in_errors(mean, error)}).")
     if _over_classes(runs):
         means = (f"{m} {fmean(100 * r['balanced'] for r in runs[m].values()):.2f}" for m in [baseline, *ours])
         sentences.append(f"Test classes are uneven; accuracy averaged over them: {', '.join(means)} %.")
@@ -118,14 +118,14 @@ def table(runs: Runs, kinds: dict[str, str]) -> str:
             return fmean(r[field] for r in records)
 
         accuracy, error = mean_error([100 * r["accuracy"] for r in records])
-        cells = [method, _points(accuracy, error, "")]
+        cells = [method, points(accuracy, error, "")]
         if natural:
-            cells.append(_points(*mean_error([100 * r["balanced"] for r in records]), ""))
+            cells.append(points(*mean_error([100 * r["balanced"] for r in records]), ""))
         if baseline is None or method == baseline:
             cells += ["best" if method == baseline else "", ""]
         else:
             less = difference(runs, method, baseline)
-            cells += [_points(*less), _in_errors(*less)]
+            cells += [points(*less), _in_errors(*less)]
         cells += [f"{mean('steps'):,.0f}", f"{mean('ratio'):.2f}", f"{mean('train_s'):.1f}", f"{mean('select_s'):.2f}"]
         cells += [f"{mean('unevenness'):.2f}", *([f"{mean('wrong'):.1%}"] if wrong else []), str(len(records))]
         lines.append("| " + " | ".join(cells) + " |")
@@ -175,7 +175,7 @@ def brief(by_place: dict[tuple[str, str], Runs], results: dict[str, Any]) -> str
     means = (mean_error([100 * r["accuracy"] for r in runs[REFERENCE].values()])[0] for runs in by_place.values())
     lines.append("| " + " | ".join([f"{REFERENCE}, %", *(f"{mean:.1f}" for mean in means)]) + " |")
     for method in BRIEF:
-        cells = [_points(*difference(runs, method, REFERENCE)) if method in runs else "" for runs in by_place.values()]
+        cells = [points(*difference(runs, method, REFERENCE)) if method in runs else "" for runs in by_place.values()]
         lines.append("| " + " | ".join([method, *cells]) + " |")
     return "\n".join(lines)
 
