@@ -85,6 +85,7 @@ def test_a_chosen_ratio_against_an_oracle(keep_ratio: float) -> None:
             np.testing.assert_allclose(weights[low[chosen]], m / (m - (n - k)), rtol=1e-6)
             assert m == n or weights.max() <= 5 + 1e-6
             assert abs(weights.sum() - n) < 1e-2, "the weights are those of all samples, exactly"
+            assert weights.mean() * selector.realised_ratio == pytest.approx(1, rel=1e-4)
         else:
             assert (weights == 1).all()
         losses = generator.gamma(1.0, size=len(chosen))

@@ -38,7 +38,10 @@ class InfoBatch(LossSelector):
     samples of smallest loss are drawn from, just enough of them for that weight. (If even all samples together are not
     enough, because ``keep_ratio`` is below ``1 / max_weight``, all are drawn from and weigh ``N / k``.)
 
-    A learning rate that follows the steps must be sized to the real ones.
+    A learning rate that follows the steps must be sized to the real ones. And as it is the epoch's sum that stays that
+    of all samples, steps are fewer and larger: weighted losses have ``1 / realised_ratio`` times the mean
+    of all samples' losses. Where much is left out that may be too large a step; ``realised_ratio`` times the weights
+    keeps the size of steps, and is as unbiased.
 
     The draws are a function of (key, epoch), the subset of what was observed before its epoch was first selected, too;
     so earlier epochs cannot be selected again. Ours: ``keep_ratio``; and samples without a loss yet, which count in no
