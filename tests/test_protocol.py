@@ -22,6 +22,8 @@ from pysel.selection import (
     DynamicSelector,
     EpsilonGreedy,
     FacilityLocation,
+    Familiarity,
+    FamiliaritySelector,
     FixedSelector,
     Full,
     GraphCut,
@@ -66,6 +68,9 @@ MAKERS: dict[str, Callable[[Hold], Selector]] = {
     "graph cut": lambda hold: GraphCut(hold(numbers(0, 2)), 0.3, labels=hold(LABELS), trade_off=0.5),
     "semantic diversity": lambda hold: SemanticDiversity(
         hold(numbers(0, 2)), hold(LABELS), 0.3, hold(numbers(1, 2)), alpha=0.2, neighbours=3
+    ),
+    "familiarity": lambda hold: FamiliaritySelector(
+        hold(numbers(0, 2)), 0.3, Familiarity().fit(hold(numbers(1, 2)), hold([i % 2 for i in range(N)]))
     ),
     "dynamic random": lambda hold: DynamicRandom(N, 0.3, key=0),
     "random with replacement": lambda hold: DynamicRandom(N, 0.3, replacement=True, key=0),

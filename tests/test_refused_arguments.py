@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings(
 N = 12
 ROWS = np.random.default_rng(0).random((N, 3))
 NUMBERS, LABELS = ROWS[:, 0], np.arange(N) % 3
+FITTED = selection.Familiarity().fit(ROWS, LABELS > 0)
 SAE = TopKSAE(3, 8, 2, key=pysel.key(0))
 
 
@@ -56,6 +57,14 @@ GOOD: dict[Callable[..., Any], dict[str, Any]] = {
         "features": torch.ones(N, 3), "z": torch.ones(N, 3), "consistency": 1.0, "covariance": 1.0, "spectrum": 1.0,
         "largest": 2,
     },
+    selection.Familiarity: {"shrinkage": 1.0},
+    selection.Familiarity().fit: {"awareness": ROWS, "seen": LABELS > 0},
+    FITTED.scores: {"awareness": ROWS},
+    selection.FamiliaritySelector: {
+        "awareness": ROWS, "keep_ratio": 0.5, "classifier": FITTED, "labels": LABELS,
+    },
+    selection.awareness: {"hidden": [ROWS, ROWS]},
+    selection.hidden_states: {"model": nn.Linear(3, 2), "x": torch.ones(N, 3), "layers": [""], "batch_size": 3},
     selection.DynamicRandom: {
         "num_samples": N, "keep_ratio": 0.5, "epochs": 4, "labels": LABELS, "balance": "equal", "refine": 0.1,
         "replacement": True, "key": 0,
@@ -135,7 +144,7 @@ def test_taken_or_refused_by_name(call: Callable[..., Any]) -> None:
     good = GOOD[call]
     assert refusal(call, good) is None
     for argument in good:
-        if (call, argument) == (features.penultimate, "x"):
+        if (call, argument) in ((features.penultimate, "x"), (selection.hidden_states, "x")):
             continue  # it is for the model to say what it takes
         for odd in ODD:
             message = refusal(call, {**good, argument: odd})

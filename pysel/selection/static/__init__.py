@@ -4,6 +4,7 @@ In all of them ``keep_ratio`` is the fraction **kept**, and nothing touches the 
 """
 
 from pysel.selection.static.coverage import FacilityLocation, GraphCut
+from pysel.selection.static.familiarity import Familiarity, FamiliaritySelector, awareness, hidden_states
 from pysel.selection.static.geometry import Herding, KCentre, KMeans, Moderate, NearestNeighbourThinning, kmeans
 from pysel.selection.static.scores import FixedSelector, Full, ScoreSelector, StaticRandom, el2n, grand, margin
 from pysel.selection.static.semantic import SemanticDiversity, SemanticScores, semantic_scores
@@ -14,6 +15,8 @@ __all__ = [
     "TDDS",
     "DynamicUncertainty",
     "FacilityLocation",
+    "Familiarity",
+    "FamiliaritySelector",
     "FixedSelector",
     "Forgetting",
     "Full",
@@ -27,8 +30,10 @@ __all__ = [
     "SemanticDiversity",
     "SemanticScores",
     "StaticRandom",
+    "awareness",
     "el2n",
     "grand",
+    "hidden_states",
     "kmeans",
     "margin",
     "semantic_scores",
