@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from bench.experiments.methods import dynamic, dynamic_random, full, static_random
 from bench.experiments.protocol import Batch, Feed, Method
+from bench.experiments.scenarios import TRAIN
 from bench.experiments.setting import Data, Setting, make_network
-from pysel import fold_in
+from pysel import fold_in, permutation
 from pysel.selection import (
     ASSS,
     AUM,
@@ -28,9 +29,11 @@ from pysel.selection import (
     DynamicRandom,
     DynamicUncertainty,
     EpsilonGreedy,
+    FacilityLocation,
     FixedSelector,
     Forgetting,
     Full,
+    GraphCut,
     Herding,
     InfoBatch,
     KCentre,
@@ -41,6 +44,7 @@ from pysel.selection import (
     OrderDP,
     ScoreSelector,
     Selector,
+    SemanticDiversity,
     SeTa,
     StaticRandom,
     class_families,
@@ -154,14 +158,25 @@ def fresh_random(setting: Setting) -> Selector:
     return DynamicRandom(setting.num_samples, setting.settings.keep_ratio, replacement=True, key=setting.key)
 
 
-def by_features(make: Callable[..., Selector], *, by_class: bool = False) -> Maker:
-    """A method that is given the features and the share to keep, perhaps of each class."""
+def by_features(make: Callable[..., Selector]) -> Maker:
+    """A method that is given the features and the share to keep."""
+    return lambda setting: make(setting.data.features, setting.settings.keep_ratio)
+
+
+def by_class(make: Callable[..., Selector], most: int = 2500) -> Maker:
+    """The same for each class, and for random parts of one that has more than ``most`` samples: costs are quadratic."""
 
     def maker(setting: Setting) -> Selector:
-        options = {"labels": setting.labels} if by_class else {}
-        return make(setting.data.features, setting.settings.keep_ratio, **options)
+        labels, n = setting.labels, setting.num_samples
+        part = permutation(n, key=setting.key) % -(-int(torch.bincount(labels).max()) // most)
+        return make(setting.data.features, setting.settings.keep_ratio, labels=labels * n + part)
 
     return maker
+
+
+def semantic(setting: Setting) -> Selector:
+    """Likeness to its class plus distance from its neighbours, both in the features."""
+    return SemanticDiversity(setting.data.features, setting.labels, setting.settings.keep_ratio)
 
 
 def by_losses(make: Callable[..., Selector]) -> Maker:
@@ -283,9 +298,12 @@ METHODS: dict[str, Method] = {
     "TDDS": Method("scores", by_dynamics("TDDS"), "2311.13613"),
     "k-means": Method("geometry", kmeans),
     "nearest-neighbour thinning": Method("geometry", by_features(NearestNeighbourThinning)),
-    "Moderate": Method("geometry", by_features(Moderate, by_class=True), "Xia et al., ICLR 2023"),
-    "k-centre": Method("geometry", by_features(KCentre, by_class=True), "1708.00489"),
-    "herding": Method("geometry", by_features(Herding, by_class=True), "Welling, ICML 2009"),
+    "Moderate": Method("geometry", by_class(Moderate, most=TRAIN), "Xia et al., ICLR 2023"),
+    "k-centre": Method("geometry", by_class(KCentre), "1708.00489"),
+    "herding": Method("geometry", by_class(Herding), "Welling, ICML 2009"),
+    "facility location": Method("geometry", by_class(FacilityLocation), "1906.01827"),
+    "graph cut": Method("geometry", by_class(GraphCut), "2006.15412"),
+    "semantic diversity": Method("geometry", semantic, "2410.11215"),
     "ASSS": Method("learned", asss, "2601.02081"),
     "DivBS": Method("batch", Diverse, "2406.04872"),
     "MW-Net": Method("batch", Weighed, "1902.07379"),
