@@ -13,9 +13,9 @@ namespace py = pybind11;
 
 namespace pysel {
 #ifdef PYSEL_CUDA
-void raise_fault();  // cuda/call.cuh, which takes CUDA's headers
+void wait_and_raise();  // cuda/call.cuh, which takes CUDA's headers
 #else
-void raise_fault() {}
+void wait_and_raise() {}
 #endif
 }  // namespace pysel
 
@@ -53,5 +53,6 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "pysel's compiled half; importing it registers torch.ops.pysel.*";
   m.def("build_info", &build_info, "How this binary was built and which CPU variant it chose.");
-  m.def("raise_fault", &pysel::raise_fault, "Raise what CUDA kernels have reported, and forget it.");
+  m.def("wait_and_raise", &pysel::wait_and_raise, py::call_guard<py::gil_scoped_release>(),
+        "Wait for all CUDA kernels, raise what they have reported, and forget it.");
 }

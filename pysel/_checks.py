@@ -223,7 +223,7 @@ def dim(op: str, value: int, ndim: int) -> int:
 
 
 def check() -> None:
-    """Wait for all GPUs, and raise if an earlier call met values that it had to refuse.
+    """Wait for all GPUs that ops have run on, and raise if an earlier call met values that it had to refuse.
 
     CUDA kernels run behind the host, which does not wait for them: what they must refuse leaves NaN and -1 in results
     and in-place arguments untouched, and is raised by the next call (outside of a graph capture) or by this one.
@@ -235,8 +235,5 @@ def check() -> None:
         >>> import pysel
         >>> pysel.check()
     """
-    if torch.cuda.is_initialized():
-        for device in range(torch.cuda.device_count()):
-            if torch.cuda.memory_reserved(device):  # waiting for an idle one would give it a context, and memory
-                torch.cuda.synchronize(device)
-        _C.raise_fault()
+    if torch.cuda.is_initialized():  # not in a process forked from one that has used a GPU
+        _C.wait_and_raise()

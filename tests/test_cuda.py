@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +26,7 @@ pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or not pysel.build_info()["cuda"], reason="needs a GPU and a build with CUDA"
 )
 
+ROOT = Path(__file__).parent.parent
 Call = Callable[[Tensor], Any]
 RANDOM = ("gumbel_softmax", "gumbel_softmax hard", "gumbel_sigmoid", "gumbel_argmax", "race", "races", "draws", "rows")
 FACTORS = ("topk", "topk_encode", "sparse_decode", "factor_counts", "factor_scores")
@@ -464,6 +469,84 @@ def test_nothing_is_raised_while_a_graph_is_captured():
         pysel.check()
     graph.replay()
     assert_same_bits(got, pysel.gumbel_softmax(good, key=key))
+
+
+def test_validate_is_refused_in_a_capture_which_goes_on():
+    bad, key = refusals()["softmax, +inf"], gpu_key()
+    good = torch.randn(6, 300, device="cuda")
+    wanted = pysel.gumbel_softmax(good, key=key)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        with pytest.raises(ValueError, match="validate must not be True while a CUDA graph is captured"):
+            bad.call(True, validate=True)
+        got = pysel.gumbel_softmax(good, key=key)
+    graph.replay()
+    assert_same_bits(got, wanted)
+    assert_same_bits(pysel.gumbel_softmax(good, key=key), wanted)
+
+
+@pytest.mark.parametrize("name", ["gumbel_softmax", "race", "usage_step_"])
+def test_the_first_call_of_a_process_may_be_captured(name):
+    """Whatever starts up, kernels that are loaded when they are first launched included, may do so there."""
+    code = (
+        "import torch, pysel\n"
+        "from tests.test_cuda import assert_same, calls, gpu_key\n"
+        f"call, key = calls()[{name!r}], gpu_key()\n"
+        "torch.cuda.synchronize()\n"
+        "graph = torch.cuda.CUDAGraph()\n"
+        "with torch.cuda.graph(graph):\n"
+        "    got = call(key)\n"
+        "graph.replay()\n"
+        "assert_same(got, call(key))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_fault_of_a_kernel_that_still_runs_is_raised_once():
+    logits, key = torch.zeros(20_000_000, 3, device="cuda"), gpu_key()
+    logits[0, 1] = logits[-1, 1] = math.inf  # met at the beginning and at the end
+    small = torch.zeros(3, 3, device="cuda")
+    pysel.gumbel_softmax(small, key=key)
+    torch.cuda.synchronize()
+    for _ in range(20):
+        pysel.gumbel_softmax(logits, key=key)
+        with pytest.raises(ValueError, match=r"below \+inf, got \+inf$"):
+            while torch.cuda.current_stream().query() is False:
+                pysel.gumbel_softmax(small, key=key)
+            pysel.check()
+        torch.cuda.synchronize()
+        pysel.check()
+
+
+def test_many_bad_values_do_not_take_long():
+    """A report crosses the bus to the host; one for each of these would take seconds."""
+    n, counts = 10_000_000, torch.zeros(10_000_000, device="cuda")
+    logits, outside = torch.full((n,), math.inf, device="cuda"), torch.full((n,), n, device="cuda")
+    pysel.gumbel_sigmoid(logits[:3].clone().fill_(0), key=gpu_key())
+    for call, error in (
+        (lambda: pysel.gumbel_sigmoid(logits, key=gpu_key()), ValueError),
+        (lambda: pysel.gumbel_softmax(logits.view(-1, 4), key=gpu_key()), ValueError),
+        (lambda: pysel.gumbel_argmax(logits.view(-1, 4), key=gpu_key()), ValueError),
+        (lambda: pysel.usage_update_(counts, outside), IndexError),
+    ):
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        call()
+        with pytest.raises(error):
+            pysel.check()
+        assert time.perf_counter() - begun < 0.5
+
+
+def test_check_waits_whoever_holds_the_memory(monkeypatch):
+    """Memory of a pluggable allocator is not what torch's own has reserved."""
+    bad = refusals()["softmax, +inf"]
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device=None: 0)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(500_000_000)
+    bad.call(True)
+    with pytest.raises(ValueError, match="logits"):
+        pysel.check()
 
 
 def test_graph_reports_what_its_replay_meets():

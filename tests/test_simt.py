@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+import pysel
 from tests import simt
 from tests.resources import kernels_written
 from tests.simt import cases
@@ -92,6 +93,38 @@ def test_addresses_and_undefined_behaviour():
 def test_races():
     output, status = runs("thread", "--tsan", "--orders", "1")
     assert status == 0, output
+
+
+# --- Which path a shape takes ---
+
+
+@pytest.mark.parametrize(
+    ("width", "start", "kernel"),
+    [
+        *((width, start, "softmax_kernel<float, 1>") for width in (4, 8, 64, 128) for start in (0, 4)),
+        (128, 1, "softmax_kernel<float, 8>"),  # 33 quads of noise
+        *((width, 0, "softmax_kernel<float, 8>") for width in (256, 1024, 2048, 16_384)),
+        (16_384, 2**40 + 2, "softmax_kernel<float, 16>"),
+        (32_768, 4, "softmax_kernel<float, 16>"),  # one pass
+        (32_768, 3, "max_parts_kernel<float>"),
+    ],
+)
+def test_rows_of_a_power_of_two_fill_their_threads(kernels, width, start, kernel):
+    key, tau = pysel.key(1), torch.tensor(1.0)
+    set_order(kernels, "ascending")
+    kernels.forget_kernels()
+    torch.ops.pysel_simt.gumbel_softmax(torch.zeros(2, width), tau, key, -1, False, start, None)
+    assert any(kernel in name for name in kernels.kernels)
+
+
+def test_a_row_of_one_step_is_bounded_by_it(kernels):
+    """Few of its elements then exceed the gate; each that does takes an atomic."""
+    n, k = 8192, 257  # as many as 256 threads read at once; a k for which a row is one part
+    x = torch.randn(1, n, generator=torch.Generator().manual_seed(1)).bfloat16()
+    set_order(kernels, "ascending")
+    before = kernels.atomics_run
+    torch.ops.pysel_simt.topk(x, k)
+    assert kernels.atomics_run - before < n
 
 
 # --- Planted bugs ---

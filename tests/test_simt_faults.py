@@ -280,3 +280,87 @@ def test_the_first_fault_is_the_one_told(library):
     with pytest.raises(IndexError, match="got 7"):
         harmless()
     harmless()
+
+
+@pytest.mark.parametrize("refused", [r for r in _refused() if r.validates][::7], ids=lambda r: r.op)
+def test_validate_cannot_be_asked_for_while_a_graph_is_captured(library, refused):
+    waits = library.waits
+    with library.capture():
+        with pytest.raises(ValueError, match=r"validate must not be True while a CUDA graph is captured.*check\(\)"):
+            refused.call(True)
+        harmless()
+    assert library.waits == waits  # it would have ruined the capture
+    harmless()
+
+
+def test_what_failed_before_does_not_fail_a_call(library):
+    library.fail()
+    assert torch.equal(harmless(), torch.full((2,), 0.5))
+
+
+def test_a_fault_is_raised_once_though_its_kernel_still_runs(library):
+    set_order(library, "ascending")
+    logits = torch.zeros(300, 3)
+    logits[0, 1] = logits[100, 1] = INF  # the second is met by another block
+    with library.hold():
+        out = torch.ops.pysel_simt.gumbel_softmax(logits, TAU, KEY, -1, False, 0, None)
+        waits = library.waits
+        with pytest.raises(ValueError, match=r"\+inf"):
+            harmless()
+        assert library.waits == waits + 1
+        assert out[[0, 100]].isnan().all() and not out[1:100].isnan().any()
+        harmless()
+    harmless()
+
+
+OUTSIDE = torch.full((30, 40), 7)
+ROWS = torch.ones(7, 4)
+
+
+@pytest.mark.parametrize(
+    ("op", "args"),
+    [
+        ("gumbel_sigmoid", (torch.full((4000,), INF), TAU, KEY, False, 0, None)),
+        ("gumbel_softmax", (torch.full((380, 4), INF), TAU, KEY, -1, False, 0, None)),
+        ("gumbel_softmax", (torch.full((380, 4), -INF), TAU, KEY, -1, True, 0, None)),
+        ("gumbel_argmax", (torch.full((380, 4), INF), KEY, -1, 0, None)),
+        ("usage_update_", (torch.ones(9), torch.full((4000,), 9), 1.0)),
+        ("sparse_decode", (torch.ones(30, 40), OUTSIDE, ROWS, None)),
+        ("sddmm", (OUTSIDE, ROWS, torch.ones(30, 4))),
+        ("spmm_t", (torch.ones(30, 40), OUTSIDE, torch.ones(30, 4), 7)),
+        ("factor_counts", (torch.ones(30, 40), OUTSIDE, 7, None, None)),
+        ("select", (torch.ones(4000), 5, True, torch.full((4000,), 9), torch.tensor([5]), None, None)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_many_refused_values_are_few_reports(library, op, args):
+    set_order(library, "ascending")
+    threads, atomics = library.threads_run, library.atomics_run
+    getattr(torch.ops.pysel_simt, op)(*args)
+    warps = (library.threads_run - threads) // 32
+    assert 1 <= library.atomics_run - atomics <= 2 * warps  # one to report, one to have others know
+    with pytest.raises((ValueError, IndexError), match=op):
+        harmless()
+
+
+@pytest.mark.parametrize(
+    ("op", "args", "text"),
+    [
+        ("weighted_sample", (2**31, False, "draw"), 'k must be below 2^31 for order="draw" on a GPU, got 2147483648'),
+        ("weighted_sample", (2**31, False, "shuffled"), 'k must be below 2^31 for order="shuffled" on a GPU'),
+        ("weighted_sample", (2**31, True, "index"), 'k must be below 2^31 for order="index" on a GPU'),
+        ("topk", (1025,), "k must be at most 1024 for rows of 2^31 or more elements on a GPU, got 1025"),
+        ("topk_encode", (2**30,), "k must be below 2^30 on a GPU, got 1073741824"),
+    ],
+)
+def test_what_torch_cannot_sort_is_refused_before_anything_is_taken(library, op, args, text):
+    many = torch.ones(1, dtype=torch.bfloat16).expand(2**31 + 1)
+    with pytest.raises(ValueError) as raised:
+        if op == "weighted_sample":
+            k, replacement, order = args
+            torch.ops.pysel_simt.weighted_sample(many, k, replacement, False, order, None, None, KEY, 0, None)
+        elif op == "topk":
+            torch.ops.pysel_simt.topk(many, *args)
+        else:
+            torch.ops.pysel_simt.topk_encode(torch.ones(1, 1).bfloat16(), many.view(-1, 1), None, *args, "relu")
+    assert str(raised.value).splitlines()[0].startswith(f"{op}: {text}")

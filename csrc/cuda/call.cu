@@ -2,7 +2,9 @@
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
-#include <cstring>
+#include <algorithm>
+#include <atomic>
+#include <bit>
 #include <mutex>
 
 #ifdef __CUDACC__
@@ -15,12 +17,6 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 namespace pysel {
 namespace {
 
-#ifdef __CUDACC__
-
-void check_cuda(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) throw std::runtime_error(text("pysel: ", what, " failed: ", cudaGetErrorString(status)));
-}
-
 // Allocation is forbidden to a thread that captures a graph, unless it says that this one may happen.
 FaultRecord* allocate_record() {
   cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
@@ -32,6 +28,8 @@ FaultRecord* allocate_record() {
   return new (record) FaultRecord{};
 }
 
+#ifdef __CUDACC__
+
 // The stream that torch is using on this tensor's device.
 cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;
@@ -41,19 +39,33 @@ cudaStream_t current_stream(const Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
+#else
+
+cudaStream_t current_stream(const Tensor&) { return nullptr; }
+
+#endif
+
 bool capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   check_cuda(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
   return status != cudaStreamCaptureStatusNone;
 }
 
-#else
+// Devices that ops have been called on, a bit each: to wait for another one would give it a context, and memory.
+std::atomic<std::uint64_t> devices_used{0};
 
-FaultRecord* allocate_record() { return new FaultRecord{}; }
-cudaStream_t current_stream(const Tensor&) { return nullptr; }
-bool capturing(cudaStream_t) { return false; }
-
+// Until all kernels have ended. Returns the first thing that went wrong.
+cudaError_t wait_for_devices() {
+  cudaError_t status = cudaSuccess;
+  for (std::uint64_t left = devices_used; left != 0; left &= left - 1) {
+#ifdef __CUDACC__
+    const torch::stable::accelerator::DeviceGuard guard(std::countr_zero(left));
 #endif
+    const cudaError_t one = cudaDeviceSynchronize();
+    if (status == cudaSuccess) status = one;
+  }
+  return status;
+}
 
 }  // namespace
 
@@ -66,14 +78,24 @@ void raise_fault() {
   static std::mutex mutex;
   std::lock_guard lock(mutex);
   FaultRecord* record = fault_record();
-  const Fault* fault = *const_cast<const Fault* volatile*>(&record->fault);
+  // Acquires the numbers, which were written before.
+  const Fault* fault = __atomic_load_n(&record->fault, __ATOMIC_ACQUIRE);
   if (fault == nullptr) return;
   std::string message;
   const std::int64_t* number = record->number;
   for (const char* c = fault->text; *c != 0; ++c) message += *c == '#' ? std::to_string(*number++) : std::string(1, *c);
-  *record = FaultRecord{};
+  // The kernel may still be running, and would report again what is raised here, or into a record that is half cleared.
+  // Where another thread's capture forbids to wait, the fault is raised all the same.
+  if (wait_for_devices() != cudaSuccess) cudaGetLastError();
+  record->fault = nullptr;
+  __atomic_store_n(&record->claimed, 0u, __ATOMIC_RELEASE);
   if (fault->kind == Fault::index) throw std::out_of_range(message);
   throw std::invalid_argument(message);
+}
+
+void wait_and_raise() {
+  check_cuda(wait_for_devices(), "cudaDeviceSynchronize");
+  raise_fault();
 }
 
 Call::Call(const Tensor& like, std::optional<bool> validate)
@@ -84,14 +106,18 @@ Call::Call(const Tensor& like, std::optional<bool> validate)
       like_(like),
       validate_(validate),
       stream_(current_stream(like)) {
-  if (!capturing(stream_)) raise_fault();
+  devices_used |= std::uint64_t{1} << std::max(like.get_device_index(), 0);
+  if (!capturing(stream_))
+    raise_fault();
+  else
+    check_value(!validate_.value_or(false),
+                "validate must not be True while a CUDA graph is captured, for it waits for the GPU; without it, "
+                "pysel.check() raises what a replay meets");
 }
 
 void Call::finish() const {
   if (!validate_.value_or(false)) return;
-#ifdef __CUDACC__
   check_cuda(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
-#endif
   raise_fault();
 }
 

@@ -30,6 +30,11 @@ struct FaultRecord {
   std::int64_t number[3];
 };
 
+// Whether this lane is the first of some lanes of its warp.
+__device__ inline bool leads(unsigned lanes) {
+  return static_cast<unsigned>(__ffs(static_cast<int>(lanes))) == threadIdx.x % kWarp + 1;
+}
+
 // A kernel's way to report one fault. False when the caller asked for no checks.
 struct Report {
   FaultRecord* record;
@@ -37,14 +42,20 @@ struct Report {
 
   __device__ explicit operator bool() const { return record != nullptr; }
 
-  // The first report stays until it is read.
+  // The first report stays until it is read. GPUs may report at once, so the claim is atomic between them, too. Each
+  // report crosses the bus to the host's memory and back, so that a kernel makes one a warp at the most: see of_warp().
   __device__ void operator()(std::int64_t first = 0, std::int64_t second = 0, std::int64_t third = 0) const {
-    if (atomicCAS(&record->claimed, 0u, 1u) != 0) return;
+    if (atomicCAS_system(&record->claimed, 0u, 1u) != 0) return;
     record->number[0] = first;
     record->number[1] = second;
     record->number[2] = third;
     __threadfence_system();
     *const_cast<const Fault* volatile*>(&record->fault) = fault;
+  }
+
+  // Of a warp's lanes, which call this together, the first of those that met the fault reports it.
+  __device__ void of_warp(bool met, std::int64_t first = 0, std::int64_t second = 0) const {
+    if (leads(__ballot_sync(kAllLanes, met))) (*this)(first, second);
   }
 };
 
@@ -53,6 +64,9 @@ FaultRecord* fault_record();
 
 // Throws what kernels have reported so far, and forgets it.
 void raise_fault();
+
+// The same when all kernels of this process have ended.
+void wait_and_raise();
 
 // Memory for the kernels of one call. It may go as soon as the last of them is launched: what takes its place on the
 // stream comes after them.
@@ -64,7 +78,8 @@ struct Room {
 
 class Call {
  public:
-  // validate: nothing: report faults; true: wait for them; false: let kernels skip their checks.
+  // validate: nothing: report faults; true: wait for them, which a graph capture does not allow; false: let kernels
+  // skip their checks.
   explicit Call(const Tensor& like, std::optional<bool> validate = std::nullopt);
 
   Report report(const Fault& fault) const { return {validate_.value_or(true) ? fault_record() : nullptr, &fault}; }

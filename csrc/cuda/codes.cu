@@ -24,7 +24,7 @@ namespace pysel {
 namespace {
 
 constexpr unsigned kBlock = 256;
-constexpr unsigned kMostBlocks = 4096;  // of kernels that check or fill
+constexpr unsigned kMostBlocks = 4096;  // of kernels that check or fill, or a warp of which may report an entry
 
 template <typename T>
 __device__ T not_a_number() {
@@ -35,16 +35,13 @@ __device__ T not_a_number() {
 
 __global__ void clear_kernel(unsigned* bad) { *bad = 0; }
 
-// Sets `bad` where an index is none of `count` factors, or groups.
+// Sets `bad` where an index is none of `count` factors, or groups; who sets it reports.
 __global__ void check_indices_kernel(const std::int64_t* __restrict__ indices,  // [n]
                                      std::int64_t n, std::int64_t count, Report report, unsigned* bad) {
-  bool outside = false;
-  for (std::int64_t i = thread_in_grid(); i < n; i += threads_in_grid()) {
-    if (static_cast<std::uint64_t>(indices[i]) < static_cast<std::uint64_t>(count)) continue;
-    outside = true;
-    report(count - 1, indices[i]);
-  }
-  if (outside) atomicExch(bad, 1u);
+  std::int64_t outside = -1;  // where
+  for (std::int64_t i = thread_in_grid(); i < n; i += threads_in_grid())
+    if (outside < 0 && static_cast<std::uint64_t>(indices[i]) >= static_cast<std::uint64_t>(count)) outside = i;
+  if (leads(__ballot_sync(kAllLanes, outside >= 0)) && atomicExch(bad, 1u) == 0) report(count - 1, indices[outside]);
 }
 
 // --- sums of rows ---
@@ -99,6 +96,7 @@ __global__ void sum_rows_kernel(Terms<T> terms,
   const std::int64_t stride = std::int64_t{blockDim.x} * kWidth;
   const std::int64_t slices = d > 0 ? (d - 1) / stride + 1 : 1;
   const bool refused = bad != nullptr && *bad != 0;
+  std::int64_t outside = -1;  // an entry whose row the matrix has not
   for (std::int64_t task = blockIdx.x; task < rows * slices; task += gridDim.x) {
     const std::int64_t row = task / slices;
     const std::int64_t column = task % slices * stride + threadIdx.x * kWidth;
@@ -116,7 +114,7 @@ __global__ void sum_rows_kernel(Terms<T> terms,
         std::int64_t from = terms.row_of(e);
         A coefficient = static_cast<A>(terms.values[e]);
         if (static_cast<std::uint64_t>(from) >= static_cast<std::uint64_t>(n)) {
-          report(n - 1, from);
+          outside = e;
           from = 0;
           coefficient = not_a_number<A>();
         }
@@ -143,6 +141,7 @@ __global__ void sum_rows_kernel(Terms<T> terms,
     for (int v = 0; v < kWidth; ++v) result.of[v] = static_cast<T>(sum[v]);
     store(out + row * d + column, result);
   }
+  report.of_warp(outside >= 0, n - 1, outside >= 0 ? terms.row_of(outside) : 0);
 }
 
 // --- sampled products ---
@@ -158,12 +157,12 @@ __global__ void sddmm_kernel(const std::int64_t* __restrict__ indices,  // [B, k
                              T* __restrict__ out) {  // [B, k]
   using A = Compute<T>;
   const unsigned lane = threadIdx.x % kWarp;
+  std::int64_t outside = -1;  // an entry without a factor
   for (std::int64_t e = thread_in_grid() / kWarp; e < entries; e += threads_in_grid() / kWarp) {
     const std::int64_t factor = indices[e];
     if (static_cast<std::uint64_t>(factor) >= static_cast<std::uint64_t>(factors)) {
-      if (lane != 0) continue;
-      report(factors - 1, factor);
-      out[e] = not_a_number<T>();
+      if (lane == 0) out[e] = not_a_number<T>();
+      outside = e;
       continue;
     }
     const T *w = weight + factor * d, *g = grad + e / k * d;
@@ -181,6 +180,7 @@ __global__ void sddmm_kernel(const std::int64_t* __restrict__ indices,  // [B, k
     for (unsigned other = kWarp / 2; other > 0; other /= 2) sum += __shfl_xor_sync(kAllLanes, sum, other);
     if (lane == 0) out[e] = static_cast<T>(sum);
   }
+  if (outside >= 0 && lane == 0) report(factors - 1, indices[outside]);
 }
 
 // --- entries by factor: a stable radix sort, eight bits of the factor a pass ---
@@ -529,9 +529,9 @@ void dot_rows(const char* op, const Call& call, const Tensor& indices, const Ten
   const std::int64_t entries = indices.numel(), d = weight.size(1);
   if (entries == 0) return;
   dispatch_columns(op, "weight", weight, d, {weight, grad}, [&]<typename T, int kWidth>() {
-    call.launch(sddmm_kernel<T, kWidth>, grid_size(entries, kBlock / kWarp), kBlock, data<std::int64_t>(indices),
-                entries, indices.size(1), data<T>(weight), weight.size(0), d, data<T>(grad), call.always(fault),
-                static_cast<T*>(out.data_ptr()));
+    call.launch(sddmm_kernel<T, kWidth>, std::min(grid_size(entries, kBlock / kWarp), kMostBlocks), kBlock,
+                data<std::int64_t>(indices), entries, indices.size(1), data<T>(weight), weight.size(0), d,
+                data<T>(grad), call.always(fault), static_cast<T*>(out.data_ptr()));
   });
 }
 

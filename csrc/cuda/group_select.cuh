@@ -122,17 +122,10 @@ struct GroupSelection {
   __device__ bool has_candidates(int d) const { return d > 0 && fits(d - 1); }
 };
 
-// The first of some lanes of a warp.
-__device__ inline bool leads(unsigned lanes) {
-  return static_cast<unsigned>(__ffs(static_cast<int>(lanes))) == threadIdx.x % kWarp + 1;
-}
-
-// Of a warp's threads that met what is refused, the first reports it.
+// Of a warp's threads that met what is refused, the first reports it, unless another has on this device.
 template <typename... Numbers>
 __device__ void refuse(unsigned* refused, bool mine, const Report& report, Numbers... numbers) {
-  if (!leads(__ballot_sync(kAllLanes, mine))) return;
-  atomicOr(refused, 1u);
-  report(numbers...);
+  if (leads(__ballot_sync(kAllLanes, mine)) && atomicExch(refused, 1u) == 0) report(numbers...);
 }
 
 template <typename Bits>

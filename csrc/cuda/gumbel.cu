@@ -92,19 +92,15 @@ struct LogitReports {
   Report plus_inf;
   Report only_minus_inf;
 
-  // For the largest of a row's perturbed logits, NaN apart.
+  // Whether a row is permitted, by the largest of its perturbed logits, NaN apart. The warp calls it together; the
+  // lanes that speak for a row report.
   template <typename A>
-  __device__ bool permit(A max, bool nan) const {
-    if (!plus_inf) return true;
-    if (max == infinity<A>()) {
-      plus_inf();
-      return false;
-    }
-    if (max == -infinity<A>() && !nan) {
-      only_minus_inf();
-      return false;
-    }
-    return true;
+  __device__ bool permit(A max, bool nan, bool speaks) const {
+    const bool checked = speaks && plus_inf;
+    const bool plus = checked && max == infinity<A>(), minus = checked && max == -infinity<A>() && !nan;
+    plus_inf.of_warp(plus);
+    only_minus_inf.of_warp(minus);
+    return !plus && !minus;
   }
 };
 
@@ -193,7 +189,7 @@ __global__ void __launch_bounds__(kMostThreads)
     bool nan;
     const A max = group.reduce(share.max(nan), -infinity<A>(), slots.max, Largest());
     nan = group.any(nan);
-    if (mine && group.member() == 0) reports.permit(max, nan);
+    reports.permit(max, nan, mine && group.member() == 0);
     // NaN throughout if the row must be refused: from inf - inf, or from -inf - -inf
     share.exponentiate(max, t);
     const WideSum<A> sum = group.reduce(share.sum(), WideSum<A>(), slots.sum, Sum());
@@ -224,7 +220,8 @@ constexpr std::int64_t kPart = std::int64_t{kBlock} * kPartQuads;  // quads of a
 struct Parts {
   std::int64_t rows, width, parts;
 
-  Parts(std::int64_t rows, std::int64_t width) : rows(rows), width(width), parts(((width + 6) / 4 - 1) / kPart + 1) {}
+  Parts(std::int64_t rows, std::int64_t width, std::int64_t quads)
+      : rows(rows), width(width), parts((quads - 1) / kPart + 1) {}
   unsigned grid() const { return grid_size(rows * parts, 1); }
 };
 
@@ -272,10 +269,8 @@ __global__ void __launch_bounds__(kBlock) max_rows_kernel(Parts shape, LogitRepo
     max = group.reduce(max, -infinity<A>(), slots.max[turn], Largest());
     turn ^= 1;
     nan = group.any(nan);
-    if (threadIdx.x == 0) {
-      reports.permit(max, nan);
-      total[r].max = max;
-    }
+    reports.permit(max, nan, threadIdx.x == 0);
+    if (threadIdx.x == 0) total[r].max = max;
   }
 }
 
@@ -376,12 +371,12 @@ struct Better {
   }
 };
 
-// The index that a row's winner stands for: -1 if the row must be refused, or is NaN and `nan_is_none`.
+// The index that a row's winner stands for: -1 if the row must be refused, or is NaN and `nan_is_none`. See permit().
 template <typename A>
-__device__ std::int64_t index_of(const Candidate<A>& winner, const LogitReports& reports, bool nan_is_none) {
-  const bool nan = winner.z != winner.z;
-  if (nan) return nan_is_none ? -1 : winner.at;
-  return reports.permit(winner.z, false) ? winner.at : -1;
+__device__ std::int64_t index_of(const Candidate<A>& winner, const LogitReports& reports, bool nan_is_none,
+                                 bool speaks) {
+  const bool nan = winner.z != winner.z, permitted = reports.permit(winner.z, nan, speaks);
+  return !permitted || (nan && nan_is_none) ? -1 : winner.at;
 }
 
 constexpr std::int64_t kArgmaxPart = 1 << 16;  // elements that a group goes through one quad after the other
@@ -421,11 +416,13 @@ __global__ void __launch_bounds__(kBlock)
     }
     best = group.reduce(best, Candidate<A>::none(), slots.best[turn], Better());
     turn ^= 1;  // a warp may be a row ahead of another
-    if (p >= all || group.member() != 0) continue;
-    if (parts == nullptr)
-      out[r] = index_of(best, reports, nan_is_none);
-    else
-      parts[p] = best;
+    const bool speaks = p < all && group.member() == 0;
+    if (parts != nullptr) {
+      if (speaks) parts[p] = best;
+      continue;
+    }
+    const std::int64_t index = index_of(best, reports, nan_is_none, speaks);
+    if (speaks) out[r] = index;
   }
 }
 
@@ -443,7 +440,9 @@ __global__ void __launch_bounds__(kBlock)
     for (std::int64_t p = group.member(); r < rows && p < parts_of_row; p += kWarp)
       best = Better()(best, parts[r * parts_of_row + p]);
     best = group.reduce(best, Candidate<A>::none(), static_cast<Candidate<A>*>(nullptr), Better());
-    if (r < rows && group.member() == 0) out[r] = index_of(best, reports, nan_is_none);
+    const bool speaks = r < rows && group.member() == 0;
+    const std::int64_t index = index_of(best, reports, nan_is_none, speaks);
+    if (speaks) out[r] = index;
   }
 }
 
@@ -593,6 +592,7 @@ __global__ void __launch_bounds__(kBlock)
   const double given = tau.read();
   const A t = divisor<A>(given);
   const Row all(noise, 0, n);
+  bool refused = false;
   for (std::int64_t quad = thread_in_grid(); quad < all.quads(); quad += threads_in_grid()) {
     A s[4], w[4];
     all.load(x, quad, A{0}, s);
@@ -608,12 +608,13 @@ __global__ void __launch_bounds__(kBlock)
       }
       if (given != given) w[i] = not_a_number<A>();
       if (plus_inf && s[i] == infinity<A>()) {
-        plus_inf();
+        refused = true;
         w[i] = not_a_number<A>();
       }
     }
     all.store(out, quad, w);
   }
+  plus_inf.of_warp(refused);
 }
 
 template <typename T>
@@ -673,16 +674,16 @@ void soft_rows(const Call& call, const Tensor& x, std::int64_t rows, std::int64_
   using A = Compute<T>;
   const T* from = static_cast<const T*>(x.data_ptr());
   T* to = static_cast<T*>(out.data_ptr());
-  const Shape shape(rows, width, kQuads, kMostThreads);
+  const std::int64_t most = most_quads(rows, width, noise);
+  const Shape shape(rows, width, most, kQuads, kMostThreads);
   const auto run = [&]<int kHeld>() {
     call.launch(softmax_kernel<T, kHeld>, shape.grid(), shape.block, from, shape, noise, tau, reports, to);
   };
-  const std::int64_t most = (width + 6) / 4;  // quads of a row
   if (most <= shape.group) return run.template operator()<1>();
   if (most <= std::int64_t{kQuads} * shape.group) return run.template operator()<kQuads>();
   if (most <= std::int64_t{kMostQuads<A>} * shape.group) return run.template operator()<kMostQuads<A>>();
 
-  const Parts parts(rows, width);
+  const Parts parts(rows, width, most);
   const auto room = call.room<Part<A>>(rows * parts.parts), row_room = call.room<Part<A>>(rows);
   Part<A>*part = room.data(), *total = row_room.data();
   call.launch(max_parts_kernel<T>, parts.grid(), kBlock, from, parts, noise, part);
@@ -697,7 +698,7 @@ void argmax_rows(const Call& call, const Tensor& x, std::int64_t rows, std::int6
                  const LogitReports& reports, bool nan_is_none, std::int64_t* out) {
   using A = Compute<T>;
   const T* from = static_cast<const T*>(x.data_ptr());
-  Shape shape(rows, width, 4, kBlock);
+  const Shape shape(rows, width, most_quads(rows, width, noise), 4, kBlock);
   const std::int64_t parts = width <= 2 * kArgmaxPart ? 1 : (width - 1) / kArgmaxPart + 1;
   if (parts == 1)
     return call.launch(argmax_kernel<T>, shape.grid(), shape.block, from, shape, parts, noise, reports, nan_is_none,
@@ -819,7 +820,7 @@ Tensor gumbel_softmax_backward(Tensor grad, Tensor y, Tensor tau, int64_t dim) {
     using A = Compute<T>;
     const T *from = static_cast<const T*>(g.data_ptr()), *soft = static_cast<const T*>(p.data_ptr());
     T* to = static_cast<T*>(out.data_ptr());
-    const Shape shape(rows, width, 4, kMostThreads);
+    const Shape shape(rows, width, most_quads(rows, width, none), 4, kMostThreads);
     const int64_t parts = width <= 2 * kBackwardPart ? 1 : (width - 1) / kBackwardPart + 1;
     if (parts == 1)
       return call.launch(softmax_gradient_kernel<T>, shape.grid(), shape.block, from, soft, shape, none, t, to);

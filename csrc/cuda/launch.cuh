@@ -27,22 +27,30 @@ __device__ __forceinline__ T& shared() {
   return block;
 }
 
-// kernel<<<grid, block, 0, stream>>>(args...), checked: a launch that CUDA refused (grid or block out of range, no code
-// for this GPU) throws. The only place that spells the chevrons.
-template <typename... Params, typename... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t stream, Args... args) {
-  kernel<<<grid, block, 0, stream>>>(args...);
-  const cudaError_t status = cudaGetLastError();
-  if (status != cudaSuccess)
-    throw std::runtime_error(std::string("pysel: CUDA kernel launch failed: ") + cudaGetErrorString(status));
-}
-
 #else
 
-using simt::launch;
 using simt::shared;
 
 #endif
+
+// Throws if CUDA refused, and has it forget that: what it remembers would be taken for a failure of the next call that
+// asks, and no success in between clears it.
+inline void check_cuda(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  throw std::runtime_error(std::string("pysel: ") + what + " failed: " + cudaGetErrorString(status));
+}
+
+// kernel<<<grid, block, 0, stream>>>(args...), checked: a launch that CUDA refused (grid or block out of range, no code
+// for this GPU) throws. The status is this launch's own; behind chevrons it would be that of anything before.
+template <typename... Params, typename... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t stream, Args... args) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.stream = stream;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, args...), "CUDA kernel launch");
+}
 
 // Blocks for `items` threads' worth of work, capped at what one grid dimension may hold: kernels stride over the grid,
 // so the cap never loses an item. The interpreter's is low, so that small cases stride, too.

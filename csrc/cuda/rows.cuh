@@ -140,20 +140,28 @@ class Group {
   unsigned size_;
 };
 
+// The most quads that one of some rows has. Phases repeat after four rows, and are all the same where the width is a
+// multiple of four: then a row has no quad beyond its own, and one of a power of two fills its threads.
+inline std::int64_t most_quads(std::int64_t rows, std::int64_t width, const NoiseArgument& noise) {
+  std::uint64_t phase = 0;
+  for (std::int64_t r = 0; noise.on && r < std::min<std::int64_t>(rows, 4); ++r)
+    phase = std::max(phase, (noise.start + static_cast<std::uint64_t>(r * width)) & 3);
+  return (width + static_cast<std::int64_t>(phase) + 3) / 4;
+}
+
 // How many rows, how many threads share each, and how many rows a block takes at a time.
 struct Shape {
   std::int64_t rows, width;
   unsigned group, block;
 
-  // Rows of up to a thousand elements get a part of a warp, longer ones a block of `most` threads at the most, each
-  // with `quads` quads or more.
-  Shape(std::int64_t rows, std::int64_t width, int quads, unsigned most) : rows(rows), width(width) {
-    const std::int64_t wanted = (width + 6) / 4;  // the most quads that a row may have
+  // Rows of `quads` quads at the most. Those of up to a thousand elements get a part of a warp, longer ones a block of
+  // `most` threads at the most, each with `each` quads or more.
+  Shape(std::int64_t rows, std::int64_t width, std::int64_t quads, int each, unsigned most) : rows(rows), width(width) {
     group = 1;
-    while (group < kWarp && group < wanted) group *= 2;
+    while (group < kWarp && group < quads) group *= 2;
     block = 4 * kWarp;
-    if (wanted <= std::int64_t{kWarp} * 8) return;
-    const std::int64_t threads = (wanted + quads - 1) / quads;
+    if (quads <= std::int64_t{kWarp} * 8) return;
+    const std::int64_t threads = (quads + each - 1) / each;
     group = block =
         static_cast<unsigned>(std::clamp<std::int64_t>((threads + kWarp - 1) / kWarp * kWarp, 2 * kWarp, most));
   }

@@ -35,19 +35,18 @@ __global__ void clear_kernel(Findings* found) { *found = {0, 0}; }
 
 __global__ void check_kernel(const std::int64_t* __restrict__ selected,  // [m]
                              std::int64_t m, std::int64_t n, Report report, Findings* found) {
-  bool outside = false, descends = false;
+  std::int64_t outside = -1;  // where
+  bool descends = false;
   for (std::int64_t i = thread_in_grid(); i < m; i += threads_in_grid()) {
     const std::int64_t index = selected[i];
-    if (static_cast<std::uint64_t>(index) >= static_cast<std::uint64_t>(n)) {
-      outside = true;
-      n == 0 ? report(index) : report(n - 1, index);
-    }
+    if (outside < 0 && static_cast<std::uint64_t>(index) >= static_cast<std::uint64_t>(n)) outside = i;
     descends |= index < selected[i > 0 ? i - 1 : 0];
   }
-  const unsigned any_outside = __ballot_sync(kAllLanes, outside), any_descends = __ballot_sync(kAllLanes, descends);
-  if (threadIdx.x % kWarp != 0) return;
-  if (any_outside != 0) atomicOr(&found->outside, 1u);
-  if (any_descends != 0) atomicOr(&found->descends, 1u);
+  const unsigned any_outside = __ballot_sync(kAllLanes, outside >= 0);
+  const unsigned any_descends = __ballot_sync(kAllLanes, descends);
+  if (leads(any_descends)) atomicExch(&found->descends, 1u);
+  if (!leads(any_outside) || atomicExch(&found->outside, 1u) != 0) return;  // one report is enough
+  n == 0 ? report(selected[outside]) : report(n - 1, selected[outside]);
 }
 
 // How many of the ascending `selected` are below `value`. A warp asks at 32 places at once.

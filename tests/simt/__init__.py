@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import functools
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -115,7 +117,13 @@ class Library:
         self._c = ctypes.CDLL(str(path))
         self._c.simt_order.argtypes = [ctypes.c_int, ctypes.c_uint64]
         self._c.simt_order.restype = None
-        self._c.simt_threads_run.restype = ctypes.c_uint64
+        for counter in ("simt_threads_run", "simt_atomics_run", "simt_waits"):
+            getattr(self._c, counter).restype = ctypes.c_uint64
+        for switch in ("simt_capture", "simt_hold"):
+            getattr(self._c, switch).argtypes = [ctypes.c_int]
+            getattr(self._c, switch).restype = None
+        for action in ("simt_fail", "simt_forget_kernels"):
+            getattr(self._c, action).restype = None
         self._c.simt_kernels.restype = ctypes.c_char_p
 
     def order(self, kind: int, seed: int = 0) -> None:
@@ -128,9 +136,45 @@ class Library:
         return self._c.simt_threads_run()
 
     @property
+    def atomics_run(self) -> int:
+        """Atomic operations of theirs."""
+        return self._c.simt_atomics_run()
+
+    @property
+    def waits(self) -> int:
+        """How often the host has waited for kernels."""
+        return self._c.simt_waits()
+
+    @property
     def kernels(self) -> set[str]:
         """Names of the kernels launched so far, with namespaces and parameters."""
         return set(self._c.simt_kernels().decode().splitlines())
+
+    def forget_kernels(self) -> None:
+        """Which were launched."""
+        self._c.simt_forget_kernels()
+
+    def fail(self) -> None:
+        """A CUDA call of somebody's has failed, and nobody has asked why."""
+        self._c.simt_fail()
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[None]:
+        """The host may not wait, as while a CUDA graph is captured."""
+        self._c.simt_capture(True)
+        try:
+            yield
+        finally:
+            self._c.simt_capture(False)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Kernels stop behind their first block; the others run when the host waits, or launches again."""
+        self._c.simt_hold(True)
+        try:
+            yield
+        finally:
+            self._c.simt_hold(False)
 
 
 @functools.cache

@@ -129,6 +129,10 @@ def gumbel():
     for dtype in FLOATS:
         yield from calls(normal(37, 5, dtype=dtype), 0)
     yield from calls(normal(3, 41, 4), 1, 11)
+    # Rows that fill their threads.
+    for shape in ((70, 4), (9, 64), (3, 128), (1, 1024), (1, 2048)):
+        yield from calls(normal(*shape), start=2**34)
+    yield Case("gumbel_softmax", (normal(1, 32_768), tau, KEY, -1, False, 4, None))
     # The most that a thread holds; rows in parts.
     for dtype in (torch.float32, torch.float64):
         yield Case("gumbel_softmax", (normal(1, 16_500, dtype=dtype), tau, KEY, -1, False, 1, None))

@@ -14,8 +14,8 @@
 //
 // What kernels have to keep to, beyond what nvcc asks for:
 // - Headers of torch and of the standard library come before this one, which defines __noinline__, as CUDA's does.
-// - launch() takes the place of <<<>>>, and shared<T>() that of __shared__: one T per block for each type T, at most
-//   48 KiB together. No dynamic shared memory, clusters, bulk copies, tensor cores, CUB or PTX.
+// - Launches go by cudaLaunchKernelEx, not <<<>>>, and shared<T>() takes the place of __shared__: one T per block for
+//   each type T, at most 48 KiB together. No dynamic shared memory, clusters, bulk copies, tensor cores, CUB or PTX.
 // - Every lane that a mask names exists, has not returned, and calls the same function in the same place with the same
 //   mask; so blocks of kernels that use warp functions are whole warps. __syncthreads likewise, for the whole block.
 // - No block waits for another: each runs alone, from its first step to its last. A loop that waits for a thread of its
@@ -104,7 +104,6 @@ SIMT_VECTOR_4(float4, float)
 #undef SIMT_VECTOR_4
 
 using cudaStream_t = struct CUstream_st*;
-enum cudaError_t { cudaSuccess };
 
 // Those of the running thread.
 inline uint3 threadIdx, blockIdx;
@@ -309,7 +308,7 @@ struct Shared {
 struct State {
   std::mutex running;
   Order order;
-  std::uint64_t threads_run = 0;
+  std::uint64_t threads_run = 0, atomics_run = 0;
   std::set<const void*> kernels;
 
   // the launch
@@ -631,6 +630,7 @@ SIMT_UNSEEN inline void fence() {
 
 SIMT_UNSEEN inline void before_atomic(void* p) {
   Thread& self = *state.current;
+  ++state.atomics_run;
   if (--state.atomics_left == 0) pass();
   if (self.fenced) tsan_release(p);
   self.fenced = false;
@@ -839,7 +839,24 @@ inline void run_block() {
   state.threads_run += state.num_threads;
 }
 
-inline void run(const void* kernel, dim3 grid, dim3 block, void (*body)(void*), void* arguments) {
+// Some blocks of a launch.
+inline void run(const void* kernel, dim3 grid, dim3 block, void (*body)(void*), void* arguments,
+                const std::vector<std::uint64_t>& blocks) {
+  const std::lock_guard lock(state.running);
+  state.kernel = kernel;
+  state.body = body;
+  state.arguments = arguments;
+  state.num_threads = block.x * block.y * block.z;
+  for (std::uint64_t number : blocks) {
+    set_indices(grid, block, number);
+    begin_block(block, number);
+    run_block();
+  }
+  tsan_acquire(&state.kernel_end);
+}
+
+// All blocks of a launch, in order.
+inline std::vector<std::uint64_t> begin_launch(const void* kernel, dim3 grid, dim3 block) {
   const std::lock_guard lock(state.running);
   state.kernel = kernel;
   if (kernel == nullptr) throw std::runtime_error("simt: launch of a null pointer");
@@ -848,29 +865,7 @@ inline void run(const void* kernel, dim3 grid, dim3 block, void (*body)(void*), 
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffff || grid.y > 0xffff || grid.z > 0xffff)
     fail("launch with a grid of " + text(grid) + " blocks");
   state.kernels.insert(kernel);
-  state.body = body;
-  state.arguments = arguments;
-  state.num_threads = static_cast<unsigned>(num_threads);
-  for (std::uint64_t number : state.order.blocks(std::uint64_t{grid.x} * grid.y * grid.z)) {
-    set_indices(grid, block, number);
-    begin_block(block, number);
-    run_block();
-  }
-  tsan_acquire(&state.kernel_end);
-}
-
-template <typename... Params, typename... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t, Args... args) {
-  static_assert((std::is_trivially_copyable_v<Params> && ...), "what a kernel takes is copied as bytes");
-  struct Arguments {
-    void (*kernel)(Params...);
-    std::tuple<Params...> values;
-  } arguments{kernel, {args...}};
-  auto body = [](void* p) {
-    auto& a = *static_cast<Arguments*>(p);
-    std::apply(a.kernel, a.values);
-  };
-  run(reinterpret_cast<const void*>(kernel), grid, block, body, &arguments);
+  return state.order.blocks(std::uint64_t{grid.x} * grid.y * grid.z);
 }
 
 }  // namespace simt
@@ -884,6 +879,12 @@ SIMT_EXPORT void simt_order(int kind, std::uint64_t seed) {
 
 // CUDA threads that have run so far.
 SIMT_EXPORT std::uint64_t simt_threads_run() { return simt::state.threads_run; }
+
+// Atomics that they have run so far.
+SIMT_EXPORT std::uint64_t simt_atomics_run() { return simt::state.atomics_run; }
+
+// Forgets which kernels were launched.
+SIMT_EXPORT void simt_forget_kernels() { simt::state.kernels.clear(); }
 
 // Names of the kernels launched so far, one per line.
 SIMT_EXPORT const char* simt_kernels() {
@@ -1025,6 +1026,10 @@ T atomicCAS(T* p, std::type_identity_t<T> expected, std::type_identity_t<T> desi
   return simt::update(p, [&](T old) { return old == expected ? desired : old; });
 }
 template <simt::Atomic T>
+T atomicCAS_system(T* p, std::type_identity_t<T> expected, std::type_identity_t<T> desired) {
+  return atomicCAS(p, expected, desired);
+}
+template <simt::Atomic T>
 T atomicCAS_block(T* p, std::type_identity_t<T> expected, std::type_identity_t<T> desired) {
   return atomicCAS(p, expected, desired);
 }
@@ -1098,6 +1103,8 @@ constexpr std::common_type_t<A, B> max(A a, B b) {
   else
     return std::max(static_cast<T>(a), static_cast<T>(b));
 }
+
+#include "host_runtime.h"
 
 #define __global__ __attribute__((noinline))
 #define __device__
