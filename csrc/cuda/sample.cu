@@ -338,6 +338,16 @@ Tensor sampled(const Call& call, const Tensor& weights, int64_t k, bool replacem
   return result;
 }
 
+// What is drawn is sorted unless winners are wanted in order of their indices, or draws in their own.
+std::vector<int64_t> checked_size(const Tensor& weights, int64_t k, bool replacement, const std::string& order,
+                                  const std::optional<Tensor>& groups, const std::optional<Tensor>& quotas,
+                                  int64_t start) {
+  const bool sorted = order == (replacement ? "index" : "draw") || (order == "shuffled" && !replacement);
+  std::vector<int64_t> size = check_weighted_sample(kOp, weights, k, replacement, order, groups, quotas, start);
+  check_value(!sorted || k <= kMostSorted, kOp, ": k must be below 2^31 for order=\"", order, "\" on a GPU, got ", k);
+  return size;
+}
+
 Tensor reshaped(Tensor t, const std::vector<int64_t>& size) {
   return torch::stable::view(t, {size.data(), size.size()});
 }
@@ -345,7 +355,7 @@ Tensor reshaped(Tensor t, const std::vector<int64_t>& size) {
 Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order,
                        std::optional<Tensor> groups, std::optional<Tensor> quotas, Tensor key, int64_t start,
                        std::optional<bool> validate) {
-  const std::vector<int64_t> size = check_weighted_sample(kOp, weights, k, replacement, order, groups, quotas, start);
+  const std::vector<int64_t> size = checked_size(weights, k, replacement, order, groups, quotas, start);
   const Call call(weights, validate);
   const Tensor room = call.empty({size.size() == 2 ? size[0] : 1, k}, ScalarType::Long);
   return reshaped(sampled(call, weights, k, replacement, log_weights, order, groups, quotas, key, start, room), size);
@@ -354,7 +364,7 @@ Tensor weighted_sample(Tensor weights, int64_t k, bool replacement, bool log_wei
 void weighted_sample_out(Tensor weights, int64_t k, bool replacement, bool log_weights, std::string order,
                          std::optional<Tensor> groups, std::optional<Tensor> quotas, Tensor key, int64_t start,
                          std::optional<bool> validate, Tensor out) {
-  const std::vector<int64_t> size = check_weighted_sample(kOp, weights, k, replacement, order, groups, quotas, start);
+  const std::vector<int64_t> size = checked_size(weights, k, replacement, order, groups, quotas, start);
   check_indices_out(kOp, out, size, "weights", weights, groups, quotas);
   const Call call(weights, validate);
   Tensor room = reshaped(out, {size.size() == 2 ? size[0] : 1, k});

@@ -9,6 +9,9 @@
 
 namespace pysel {
 
+// Its kernel counts a row's elements in 32 bits, and fails without a reason where there are more.
+constexpr std::int64_t kMostSorted = (std::int64_t{1} << 31) - 1;
+
 // Values and their places, contiguous. Stable: equal values stay in order.
 inline std::tuple<Tensor, Tensor> sort_rows(const Tensor& t, bool descending) {
   using torch::stable::detail::from;

@@ -125,9 +125,9 @@ class Top {
 
   // Raises the gate by the first step of x[0, n): k of its elements reach the k-th largest of its vectors' maxima.
   __device__ void bound(const T* x, std::int64_t n) {
-    const unsigned groups = kLoads * blockDim.x;
-    x += to_boundary(x);
-    if (n < Vector<T>::kSize + std::int64_t{kEach} * blockDim.x || k_ > groups) return;
+    const unsigned groups = kLoads * blockDim.x, skipped = to_boundary(x);
+    x += skipped;
+    if (n - skipped < std::int64_t{kEach} * blockDim.x || k_ > groups) return;
     Vector<T> v[kLoads];
     for (unsigned u = 0; u < kLoads; ++u) v[u] = load(x, u * blockDim.x + threadIdx.x);
     for (unsigned u = 0; u < kLoads; ++u) {
@@ -726,6 +726,8 @@ std::tuple<Tensor, Tensor> topk(Tensor x, int64_t k) {
   check_value(x.dim() >= 1, op, ": x must have shape [..., n], got ", shape(x));
   const int64_t n = x.size(x.dim() - 1);
   check_k(op, k, n);
+  check_value(k <= kMostK || n <= kMostSorted, op, ": k must be at most ", kMostK,
+              " for rows of 2^31 or more elements on a GPU, got ", k);
   const Call call(x);
   std::vector<int64_t> size = sizes(x);
   size.back() = k;
@@ -855,6 +857,8 @@ std::tuple<Tensor, Tensor> topk_encode(Tensor x, Tensor weight, std::optional<Te
     check_same_dtype(op, "x", x, "bias", *bias);
   }
   check_k(op, k, hidden);
+  // by sorting, a tile as wide as k and what was kept before it
+  check_value(k <= kMostSorted / 2, op, ": k must be below 2^30 on a GPU, got ", k);
   check_activation(op, activation);
   const Rank rank = activation == "abs" ? Rank::magnitude : Rank::value;
   const Call call(x);
