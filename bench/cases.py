@@ -89,15 +89,19 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def gumbel_softmax(
-    shape: tuple[int, ...], hard: bool = False, dtype: torch.dtype = torch.float32, into_out: bool = False
+    shape: tuple[int, ...],
+    hard: bool = False,
+    dtype: torch.dtype = torch.float32,
+    into_out: bool = False,
+    tau: float = 1.0,
 ) -> Setup:
     logits = torch.randn(shape).to(dtype)
     out = torch.zeros_like(logits) if into_out else None
-    compiled_softmax = compiled(lambda x: F.gumbel_softmax(x, 1.0, hard))
+    compiled_softmax = compiled(lambda x: F.gumbel_softmax(x, tau, hard))
     return Setup(
         {
-            "pysel": lambda: pysel.gumbel_softmax(logits, 1.0, hard, out=out),
-            "eager": lambda: F.gumbel_softmax(logits, 1.0, hard),
+            "pysel": lambda: pysel.gumbel_softmax(logits, tau, hard, out=out),
+            "eager": lambda: F.gumbel_softmax(logits, tau, hard),
             "compile": lambda: compiled_softmax(logits),
         },
         2 * nbytes(logits),
@@ -716,12 +720,21 @@ CUDA_CASES = (
     Case("gumbel_softmax float32", "F.gumbel_softmax", gumbel_softmax, WIDE, SMALL, (FLOOR_85,), comparable=sums),
     Case("gumbel_softmax bfloat16", "F.gumbel_softmax", gumbel_softmax, {**WIDE, **BF16}, SMALL,
          (Target("floor", 0.65),), comparable=sums),
+    *(Case(f"gumbel_softmax tau 0.5 {str(dtype).removeprefix('torch.')}", "F.gumbel_softmax", gumbel_softmax,
+           {**WIDE, "dtype": dtype, "tau": 0.5}, SMALL, comparable=sums) for dtype in (torch.float32, torch.bfloat16)),
     Case("gumbel_softmax hard", "F.gumbel_softmax", gumbel_softmax, {**WIDE, "hard": True}, SMALL, comparable=sums),
     Case("gumbel_softmax backward float32", "F.gumbel_softmax", gumbel_softmax_backward, WIDE, SMALL, (FLOOR_85,),
          comparable=form),
     Case("gumbel_softmax backward bfloat16", "F.gumbel_softmax", gumbel_softmax_backward, {**WIDE, **BF16}, SMALL,
          (FLOOR_85,), comparable=form),
     Case("gumbel_softmax rows of 10", "F.gumbel_softmax", gumbel_softmax, TALL, SMALL, comparable=sums),
+    Case("gumbel_softmax rows of 128", "F.gumbel_softmax", gumbel_softmax, {"shape": (1_000_000, 128)}, SMALL,
+         comparable=sums),
+    *(Case(f"gumbel_softmax rows of 50257 {str(dtype).removeprefix('torch.')}", "F.gumbel_softmax", gumbel_softmax,
+           {"shape": (4096, 50_257), "dtype": dtype}, SMALL, comparable=sums)
+      for dtype in (torch.float32, torch.bfloat16)),
+    Case("gumbel_argmax rows of 50257", "exponential, log, sub, argmax", gumbel_argmax, {"shape": (4096, 50_257)},
+         SMALL, comparable=form),
     Case("gumbel_softmax rows of 1e6", "F.gumbel_softmax", gumbel_softmax, LONG, SMALL, comparable=sums),
     Case("gumbel_softmax 16 elements", "F.gumbel_softmax", gumbel_softmax, {"shape": (4, 4)}, SMALL, comparable=sums),
     Case("gumbel_sigmoid", "rand, logit, add, div, sigmoid", gumbel_sigmoid, {"n": 100_000_000}, {"n": 8},

@@ -1,13 +1,19 @@
-"""Everything that only a GPU can show, in one command.
+"""Everything that only a GPU can show, in parts that each fit a command of ten minutes.
 
-    make gpu-check                          or, with a Python that has torch, numpy, pytest, pybind11, cmake and ninja:
+    make gpu-check                          all parts, or with a Python that has what requirements-gpu.txt lists:
     make gpu-check PYTHON=python3           (nothing is installed, and no network is needed)
-    python -m bench.gpu_check --only tests  the steps whose name matches; the others keep the results they had
 
-It builds the extension for this GPU, measures what bounds any kernel, compares the CUDA kernels with the CPU's, runs
-the tests and the benchmarks, and has compute-sanitizer look on. Each step is a process with a limit; when one fails the
-next begins. bench/results/<gpu>/ gets gpu_check.json (the table at the end), log.txt (what the steps printed), and
-results.json and pictures of the benchmarks.
+    python -m bench.gpu_check --part tests --out FOLDER     one part, its results into FOLDER
+    python -m bench.gpu_check --only memcheck               the steps whose name matches
+    python -m bench.gpu_check --pretend                     on any machine: all parts, without what the steps do
+
+The parts are build, tests, benchmarks and sanitizers, in this order. Each begins with the build, which takes seconds
+where it has been done, and ends if that fails. Each step is a process with a limit; when another one fails the next
+begins. The folder (default: bench/results/<gpu>) gets gpu_check.json, which is the table at the end, log.txt, what the
+steps printed, and results.json and pictures of the benchmarks. Steps that are not asked for keep what came of them at
+the same commit, also where the folder is a new one. In a copy without git, say which commit it is, or <commit>-dirty:
+
+    PYSEL_COMMIT=$(git rev-parse HEAD) python -m bench.gpu_check ...
 """
 
 from __future__ import annotations
@@ -19,20 +25,26 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+BUILD = ROOT / "build" / str(sys.implementation.cache_tag)  # as in setup.py
+KEPT = ROOT / "build/gpu-check"  # where git and an emptied --out do not reach
+PARTS = ("build", "tests", "benchmarks", "sanitizers")
+PART_MINUTES = 9.3  # of the ten that a command may take
 STEP_LOG = 20_000  # characters of a step that the log keeps: the first quarter and the last three
 LOG = 900_000  # characters of the log, the latest
 # Pysel's kernels alone are watched, but not by initcheck: to it, what an unwatched kernel of torch's has written would
@@ -51,6 +63,9 @@ print("pysel", pysel.build_info()["version"], "from", pysel.__path__[0], "runs o
 """
 
 
+PRETENDED = {"name": "a pretended GPU", "architecture": "90", "driver": "none"}
+
+
 @dataclass(frozen=True)
 class Step:
     """A process; the last line that it prints says what came of it."""
@@ -58,6 +73,8 @@ class Step:
     name: str
     command: tuple[str, ...]
     limit: float  # seconds
+    part: str = PARTS[0]
+    needed: bool = False  # nothing can follow if it fails
     skip: str = ""  # why it cannot run here
     environment: dict[str, str] = field(default_factory=dict)
     cwd: Path = ROOT
@@ -123,11 +140,17 @@ def run_step(step: Step, seconds_left: float) -> tuple[Outcome, str]:
 
 
 def run_steps(steps: Iterable[Step], seconds: float, workers: int = 4) -> Iterator[tuple[Outcome, str]]:
-    """Each step's outcome and output, in order; neighbours that may run together do."""
+    """Each step's outcome and output, in order, up to a needed one that fails; neighbours that may run together do."""
     end = time.monotonic() + seconds
-    for together, group in groupby(steps, key=lambda step: step.together):
+    for (together, _), group in groupby(steps, key=lambda step: (step.together, step.needed and step.name)):
+        members = list(group)
         with ThreadPoolExecutor(workers if together else 1) as pool:
-            yield from pool.map(lambda step: run_step(step, end - time.monotonic()), group)
+            for step, result in zip(
+                members, pool.map(lambda step: run_step(step, end - time.monotonic()), members), strict=True
+            ):
+                yield result
+                if step.needed and result[0].status != "ok":
+                    return
 
 
 def table(outcomes: Iterable[Outcome]) -> str:
@@ -159,44 +182,76 @@ def unpacked(wheel: Path, directory: Path) -> Path:
     return directory
 
 
+def needs(source: str) -> str:
+    """What a test file imports at once and this Python has not."""
+    modules = re.findall(r"^(?:import|from) (\w+)", source, re.MULTILINE)
+    return next(filter(None, map(missing, dict.fromkeys(modules))), "")
+
+
+def build_command() -> tuple[str, ...]:
+    """CMake itself: setup.py asks for a setuptools that reads pyproject.toml, which nothing here takes."""
+    path = sysconfig.get_path("scripts") + os.pathsep + os.environ.get("PATH", os.defpath)
+    cmake, ninja = (shutil.which(tool, path=path) or tool for tool in ("cmake", "ninja"))
+    options = [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DPython_EXECUTABLE={sys.executable}"]
+    jobs = ["--parallel", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
+    commands = (
+        [cmake, "--log-level=NOTICE", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", *options],
+        [cmake, "--build", str(BUILD), *jobs],
+        [cmake, "--install", str(BUILD), "--prefix", str(ROOT / "pysel")],
+    )
+    return ("sh", "-c", " && ".join(map(shlex.join, commands)))
+
+
 def plan(gpu: dict[str, Any], out: Path, wheel: Path | None = None, tests: Path = ROOT / "tests") -> list[Step]:
     """All steps, in order: what the others need first, what matters less last."""
     python = (sys.executable,)
     module = (*python, "-m")
     build = {"PYSEL_CUDA": "ON", "PYSEL_CUDA_ARCHS": gpu["architecture"]}
     check, no_pytest = sanitizer(), missing("pytest")
+    pytest = (*module, "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "--slow", "-k", "cuda")
     watched = (*module, "tests.identity", "--table", "--device", "cuda")
+    sources = {path: path.read_text() for path in sorted(tests.glob("test_*.py"))}
+    on_gpu = [path for path, source in sources.items() if re.search(r"\bdevice\b|cuda", source)]
+    alone = ("test_cuda", "test_large")  # which measure the GPU's free memory
     return [
-        Step("build", (*python, "setup.py", "build_ext", "--inplace"), 400, environment=build),
-        Step("import", (*python, "-c", "import pysel; print(pysel.build_info())"), 60),
-        Step("ceilings", (*module, "bench.gpu"), 120),
-        Step("identity", (*module, "tests.identity", "--device", "cuda", "--seconds", "120"), 200),
-        *(
-            Step(
-                f"tests: {path.stem.removeprefix('test_')}",
-                (*module, "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "--slow", "-k", "cuda", str(path)),
-                400,
-                skip=no_pytest,
-                environment={"OMP_NUM_THREADS": "4"},
-                together=path.stem != "test_cuda",  # which measures the GPU's free memory
-                skip_status=5,  # pytest's word for no tests
-            )
-            for path in sorted(tests.glob("test_*.py"))
-        ),
-        Step("benchmarks", (*module, "bench.run", "--device", "cuda", "--out", str(out)), 400),
-        Step("pictures", (*module, "bench.plot", str(out / "results.json")), 60, skip=missing("matplotlib")),
+        Step("build", build_command(), 420, needed=True, environment=build),
+        Step("import", (*python, "-c", "import pysel; print(pysel.build_info())"), 60, needed=True),
+        Step("ceilings", (*module, "bench.gpu"), 60),
+        Step("identity", (*module, "tests.identity", "--device", "cuda", "--seconds", "60"), 120),
         Step(
             "wheel",
             (*python, "-c", SMOKE),
-            120,
+            60,
             skip="" if wheel else "none was given (--wheel)",
             cwd=unpacked(wheel, ROOT / "build/wheel") if wheel else ROOT,
         ),
         *(
             Step(
+                f"tests: {path.stem.removeprefix('test_')}",
+                (*pytest, str(path)),
+                300,
+                "tests",
+                skip=no_pytest or needs(sources[path]),
+                environment={"OMP_NUM_THREADS": "4", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+                together=path.stem not in alone,
+                skip_status=5,  # pytest's word for no tests
+            )
+            for path in sorted(on_gpu, key=lambda path: path.stem not in alone)
+        ),
+        Step("benchmarks", (*module, "bench.run", "--device", "cuda", "--out", str(out)), 480, "benchmarks"),
+        Step(
+            "pictures",
+            (*module, "bench.plot", str(out / "results.json")),
+            60,
+            "benchmarks",
+            skip=missing("matplotlib"),
+        ),
+        *(
+            Step(
                 tool,
                 (str(check), "--tool", tool, *options, *watched),
-                150,
+                130,
+                "sanitizers",
                 skip="" if check else "compute-sanitizer was not found",
                 environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # each tensor has bounds of its own
                 skip_text="Device not supported",
@@ -205,6 +260,21 @@ def plan(gpu: dict[str, Any], out: Path, wheel: Path | None = None, tests: Path 
             for tool, options in SANITIZER_TOOLS.items()
         ),
     ]
+
+
+def not_installed() -> list[str]:
+    """What requirements-gpu.txt lists, and the rivals, as far as this Python has not got them."""
+    wanted = [(ROOT / f"requirements-{name}.txt").read_text() for name in ("gpu", "bench")]
+    packages = dict.fromkeys(re.findall(r"^([\w-]+)==", "\n".join(wanted), re.MULTILINE))
+    return [name for name in packages if not has(name)]
+
+
+def has(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def find_gpu() -> dict[str, Any]:
@@ -222,38 +292,60 @@ def find_gpu() -> dict[str, Any]:
     return gpu.facts()
 
 
+def pretended(step: Step) -> Step:
+    """A step that does nothing, wherever it is."""
+    return replace(step, command=(sys.executable, "-c", f"print('as if: {step.name}')"), cwd=ROOT)
+
+
 def check(
     steps: Iterable[Step], record: dict[str, Any], out: Path, seconds: float, show: Callable[..., None] = print
 ) -> int:
     """Run steps, write what came of them after each, and return the exit status."""
-    out.mkdir(parents=True, exist_ok=True)
     outcomes = {o["name"]: Outcome(**o) for o in record["steps"]}
-    log_file = out / "log.txt"
-    log = log_file.read_text() if outcomes and log_file.exists() else ""
+    logs = [folder / "log.txt" for folder in (out, KEPT)]
+    log = next((file.read_text() for file in logs if outcomes and file.exists()), "")
     for outcome, output in run_steps(steps, seconds):
         show(f"{outcome.name}: {outcome.status} ({outcome.seconds:.0f} s) {outcome.note}", flush=True)
         outcomes[outcome.name] = outcome
         log = f"{log}===== {outcome.name}\n{shortened(output)}\n"[-LOG:]
         record["steps"] = [asdict(o) for o in outcomes.values()]
-        (out / "gpu_check.json").write_text(json.dumps(record, indent=1) + "\n")
-        log_file.write_text(log)
-    show(f"\n{table(outcomes.values())}\n\n{out / 'gpu_check.json'}\n{log_file}")
+        for folder in dict.fromkeys((KEPT, out)):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "gpu_check.json").write_text(json.dumps(record, indent=1) + "\n")
+            (folder / "log.txt").write_text(log)
+    show(f"\n{table(outcomes.values())}\n\n{out / 'gpu_check.json'}\n{out / 'log.txt'}")
     return int(any(o.status == "failed" for o in outcomes.values()))
+
+
+def kept_steps(out: Path, commit: Any) -> list[dict[str, Any]]:
+    """What came of steps before, at this commit."""
+    for folder in (out, KEPT):
+        if (folder / "gpu_check.json").exists():
+            kept = json.loads((folder / "gpu_check.json").read_text())
+            return list(kept["steps"]) if kept["commit"] == commit else []
+    return []
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_check", description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=PARTS, help="this part alone (default: all)")
     parser.add_argument("--only", default="", metavar="PATTERN", help="steps whose name matches this expression")
-    parser.add_argument("--minutes", type=float, default=20, help="what is not done by then is stopped or left out")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help=f"what is not done by then is stopped or left out (default: {PART_MINUTES} for a part)",
+    )
     parser.add_argument("--wheel", type=Path, help="a wheel built elsewhere, to import and try, too")
     parser.add_argument("--out", type=Path, help="where results go (default: bench/results/<gpu>)")
+    parser.add_argument("--pretend", action="store_true", help="go through all steps without a GPU, and do none")
     options = parser.parse_args(arguments)
 
-    facts = find_gpu()
+    facts = PRETENDED if options.pretend else find_gpu()
     from bench import gpu
     from bench.run import commit, machine
 
-    out = (options.out or ROOT / "bench/results" / gpu.slug(facts["name"])).resolve()
+    default = ROOT / ("build/pretended" if options.pretend else f"bench/results/{gpu.slug(facts['name'])}")
+    out = (options.out or default).resolve()
     record = {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "commit": commit(),
@@ -262,12 +354,19 @@ def main(arguments: list[str] | None = None) -> int:
         "torch": importlib.metadata.version("torch"),
         "steps": [],
     }
-    kept = out / "gpu_check.json"
-    if options.only and kept.exists():
-        record["steps"] = json.loads(kept.read_text())["steps"]
-    print(f"{facts['name']}, driver {facts['driver']}, torch {record['torch']}, python {record['python']}", flush=True)
-    steps = [step for step in plan(facts, out, options.wheel) if re.search(options.only, step.name)]
-    return check(steps, record, out, 60 * options.minutes)
+    if options.only or options.part:
+        record["steps"] = kept_steps(out, record["commit"])
+    print(f"{facts['name']}, driver {facts['driver']}, torch {record['torch']}, python {record['python']}")
+    print(f"commit {record['commit']['id']}; not installed: {', '.join(not_installed()) or 'nothing'}", flush=True)
+    steps = [
+        step
+        for step in plan(facts, out, options.wheel)
+        if (options.part is None or step.part == options.part or step.needed) and re.search(options.only, step.name)
+    ]
+    if options.pretend:
+        steps = [pretended(step) for step in steps]
+    minutes = options.minutes or PART_MINUTES * (1 if options.part else len(PARTS))
+    return check(steps, record, out, 60 * minutes)
 
 
 if __name__ == "__main__":

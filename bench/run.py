@@ -284,6 +284,10 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> Record:
+    """By PYSEL_COMMIT, <id> or <id>-dirty, where it is set: a copy of the sources may have no git to ask."""
+    if told := os.environ.get("PYSEL_COMMIT", ""):
+        return {"id": told.removesuffix("-dirty"), "dirty": told.endswith("-dirty")}
+
     def git(*arguments: str) -> str:
         try:
             done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +93,18 @@ def test_no_step_begins_when_time_is_up(monkeypatch):
     assert [(o.status, o.seconds, o.note) for o in outcomes] == [("ok", 100, ""), ("skipped", 0, "no time is left")]
 
 
+def test_nothing_follows_a_build_that_failed():
+    steps = [
+        step("before", "print('fine')"),
+        step("build", "print('no nvcc'); raise SystemExit(2)", needed=True),
+        step("after", "print('not to be')"),
+    ]
+    outcomes = [outcome for outcome, _ in run_steps(steps, 60)]
+    assert [(o.name, o.status) for o in outcomes] == [("before", "ok"), ("build", "failed")]
+    steps[1] = step("build", "print('built')", needed=True)
+    assert [outcome.status for outcome, _ in run_steps(steps, 60)] == ["ok"] * 3
+
+
 def test_steps_that_may_run_together_do(tmp_path):
     """Each waits for the others to begin; alone it would wait for ever."""
     code = "\n".join(
@@ -106,7 +120,8 @@ def test_steps_that_may_run_together_do(tmp_path):
     assert [outcome.status for outcome, _ in run_steps(steps, 200)] == ["ok"] * 3
 
 
-def test_a_failure_is_in_the_table_the_files_and_the_status(tmp_path, capsys):
+def test_a_failure_is_in_the_table_the_files_and_the_status(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gpu_check, "KEPT", tmp_path / "kept")
     steps = [step("bad", "print('the reason'); raise SystemExit(1)"), step("good", "print('x' * 10**6); print('fine')")]
     assert check(steps, {"steps": []}, tmp_path, 60) == 1
     printed = capsys.readouterr().out
@@ -140,6 +155,7 @@ def test_plan_has_everything_and_names_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "sanitizer", lambda: None)
     steps = {step.name: step for step in plan(FACTS, tmp_path)}
     assert steps["build"].environment == {"PYSEL_CUDA": "ON", "PYSEL_CUDA_ARCHS": "90"}
+    assert [name for name, step in steps.items() if step.needed] == ["build", "import"]
     assert {"import", "ceilings", "identity", "tests: cuda", "tests: gumbel", "benchmarks", "pictures"} <= steps.keys()
     assert steps["memcheck"].skip == "compute-sanitizer was not found"
     assert steps["wheel"].skip
@@ -150,6 +166,82 @@ def test_plan_has_everything_and_names_what_is_missing(tmp_path, monkeypatch):
         assert not steps[tool].skip
         # torch's kernels must be watched where what they write counts
         assert ("--kernel-name" in steps[tool].command) == (tool != "initcheck")
+
+
+def test_each_part_fits_a_command(tmp_path):
+    steps = plan(FACTS, tmp_path)
+    assert {step.part for step in steps} == set(gpu_check.PARTS)
+    for part in gpu_check.PARTS:
+        alone = [s.limit for s in steps if s.part == part and not s.together and not s.needed and not s.skip]
+        # tests take seconds each; what may take its whole limit must fit with the others
+        assert part == "tests" or sum(alone) <= 60 * gpu_check.PART_MINUTES
+    assert 60 * gpu_check.PART_MINUTES < 570  # a command has 600 s, and starts and ends in them
+
+
+def test_a_build_takes_no_setuptools(tmp_path):
+    (build,) = [s for s in plan(FACTS, tmp_path) if s.name == "build"]
+    assert build.needed
+    assert build.command[:2] == ("sh", "-c")
+    assert "setup.py" not in build.command[2]
+    assert build.command[2].count("cmake") >= 3 and "--install" in build.command[2]
+
+
+def test_tests_that_import_what_is_missing_are_left_out_by_name(tmp_path):
+    (tmp_path / "test_a.py").write_text("import json\nfrom no_such_rival import tree\ndef test(device): ...\n")
+    (tmp_path / "test_b.py").write_text("def test(device): ...\n")
+    (tmp_path / "test_c.py").write_text("def test(): ...\n")
+    skips = {s.name: s.skip for s in plan(FACTS, tmp_path, tests=tmp_path) if s.part == "tests"}
+    assert skips == {"tests: a": "no_such_rival is not installed", "tests: b": ""}  # c has nothing for a GPU
+
+
+def test_a_commit_is_found_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert run.commit() == {"id": "unknown", "dirty": False}
+    monkeypatch.setenv("PYSEL_COMMIT", "0123abc")
+    assert run.commit() == {"id": "0123abc", "dirty": False}
+    monkeypatch.setenv("PYSEL_COMMIT", "0123abc-dirty")
+    assert run.commit() == {"id": "0123abc", "dirty": True}
+
+
+def test_wheels_that_it_needs_are_those_that_tests_run_with():
+    listed = {
+        name: re.findall(r"^([\w-]+==[\w.]+)", (ROOT / f"requirements{name}.txt").read_text(), re.MULTILINE)
+        for name in ("", "-dev", "-gpu")
+    }
+    assert {"numpy", "pytest", "pybind11", "cmake", "ninja"} <= {line.split("==")[0] for line in listed["-gpu"]}
+    assert set(listed["-gpu"]) <= {*listed[""], *listed["-dev"]}
+
+
+def test_all_of_it_is_gone_through_with_a_pretended_gpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(gpu_check, "sanitizer", lambda: "/somewhere/compute-sanitizer")
+    monkeypatch.setenv("PYSEL_COMMIT", "0123abc")
+    for number, part in enumerate(gpu_check.PARTS):  # each into a folder of its own, as where that is emptied before
+        out = tmp_path / str(number)
+        assert gpu_check.main(["--pretend", "--part", part, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "a pretended GPU" in printed and "commit 0123abc; not installed: " in printed
+    record = json.loads((out / "gpu_check.json").read_text())
+    assert record["commit"] == {"id": "0123abc", "dirty": False}
+    done = {s["name"]: s["status"] for s in record["steps"]}
+    steps = plan(FACTS, out)
+    assert done == {s.name: "skipped" if s.skip else "ok" for s in steps}
+    assert "===== memcheck\nas if: memcheck" in (out / "log.txt").read_text()
+
+    # what came of another commit is no longer told
+    monkeypatch.setenv("PYSEL_COMMIT", "4567def")
+    assert gpu_check.main(["--pretend", "--only", "^(build|pictures)$", "--out", str(out)]) == 0
+    again = json.loads((out / "gpu_check.json").read_text())
+    assert [s["name"] for s in again["steps"]] == ["build", "pictures"]
+
+
+def test_steps_are_commands_that_are_there(tmp_path):
+    for s in plan(FACTS, tmp_path):
+        if "-m" in s.command and not s.skip:
+            module = s.command[s.command.index("-m") + 1]
+            assert importlib.util.find_spec(module), s.name
+            arguments = s.command[s.command.index("-m") + 2 :]
+            assert not any(a.endswith(".py") and not Path(a).exists() for a in arguments), s.name
 
 
 def test_sanitizer_is_found_in_the_toolkit(tmp_path, monkeypatch):
