@@ -15,7 +15,7 @@ from torch import nn
 import pysel
 from pysel import selection
 from pysel.nn import TopKSAE
-from pysel.selection import features, schedule
+from pysel.selection import features, schedule, stream
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 
@@ -96,6 +96,11 @@ GOOD: dict[Callable[..., Any], dict[str, Any]] = {
     selection.BatchLossScores: {"num_samples": N, "decay": 0.9},
     selection.BatchLossScores(N).update: {"indices": [1, 2], "loss": 1.0},
     selection.diverse_batch: {"errors": ROWS - 0.5, "features": ROWS, "k": 3, "key": 0},
+    stream.Peaks: {"num_classes": 3, "capacity": 4, "accept_ratio": 0.3, "window": 9, "draw": "uses", "key": 0},
+    stream.OnlineCoreset: {
+        "num_classes": 3, "num_features": 2, "capacity": 4, "batch_size": 2, "tau": 1.0, "draw": "uses", "key": 0,
+    },
+    stream.ReplayMemory: {"capacity": 4, "keep": "balanced", "draw": "uses", "key": 0},
     selection.el2n: {"logits": ROWS, "labels": LABELS},
     selection.grand: {"logits": ROWS, "labels": LABELS, "features": ROWS},
     selection.margin: {"logits": ROWS, "labels": LABELS},

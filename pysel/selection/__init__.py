@@ -6,7 +6,7 @@ kept but the features that `DynamicSelector.explain` reads from.
 """
 
 from pysel.sae import FactorTables, factor_tables
-from pysel.selection import features, schedule
+from pysel.selection import features, schedule, stream
 from pysel.selection.bitmap import Bitmap
 from pysel.selection.dynamic import (
     RCAP,
@@ -122,6 +122,7 @@ __all__ = [
     "quotas",
     "schedule",
     "semantic_scores",
+    "stream",
     "subset_size",
     "to_unit_interval",
 ]
