@@ -2,7 +2,7 @@
 
 import torch as _torch  # noqa: F401  (its libraries must be there before _C is loaded)
 
-from pysel import _C, _fake, distributed, nn, ops, random, reference, sae, samplers, selection  # noqa: F401  (_C first: it declares the ops the others refer to)
+from pysel import _C, _fake, data, distributed, nn, ops, random, reference, sae, samplers, selection  # noqa: F401  (_C first: it declares the ops the others refer to)
 from pysel._C import build_info
 from pysel._checks import check
 from pysel.ops import (
@@ -33,6 +33,7 @@ __all__ = [
     "WeightedSampler",
     "build_info",
     "check",
+    "data",
     "distributed",
     "factor_counts",
     "factor_scores",

@@ -13,7 +13,7 @@ ROOT = Path(pysel.__file__).parent
 FLOORS = [
     {"_C"},
     {"_checks"},
-    {"_fake", "_inputs", "random"},
+    {"_fake", "_inputs", "data", "random"},
     {"_autograd", "files", "reference"},
     {"ops"},
     {"sae"},
