@@ -17,6 +17,7 @@ from bench.experiments import leaderboard_page, rivals
 from bench.experiments.run import Run, execute
 from bench.experiments.scenarios import SCENARIOS
 from bench.experiments.setting import Settings
+from bench.run import machine
 
 RESULTS, QUICK = Path("bench/results/leaderboard.json"), Path("build/leaderboard-quick.json")
 KEEPS = (0.3, 0.1, 0.5, 0.7)
@@ -55,8 +56,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     groups = [[run for run in group if wanted(run)] for group in plan(options.seeds, quick=options.quick)]
     path = options.results or (QUICK if options.quick else RESULTS)
+    until = time.time() + 60 * options.minutes
+    head = {
+        "methods": {name: {"kind": of.kind, "source": of.source} for name, of in rivals.METHODS.items()},
+        "machine": machine(),
+    }
     try:
-        execute(groups, path, workers=options.workers, until=time.time() + 60 * options.minutes, fields=FIELDS)
+        execute(groups, path, workers=options.workers, until=until, fields=FIELDS, head=head)
     finally:
         if path.exists():
             leaderboard_page.main(["--results", str(path)])

@@ -149,6 +149,7 @@ def execute(
     workers: int = 2,
     until: float = math.inf,
     fields: Iterable[str] | None = None,
+    head: dict[str, Any] | None = None,
 ) -> None:
     """Make the records of ``groups`` that ``path`` lacks, and write each as it comes.
 
@@ -158,13 +159,12 @@ def execute(
         workers: processes; 0 trains in this one.
         until: no run begins after this time.
         fields: of the records, those to write; default all.
+        head: what the file says beside records; default the kinds of methods in `METHODS`.
     """
     results = load(path)
     groups = [[run for run in group if run.key not in results["records"]] for group in groups]
     groups = [group for group in groups if group]
-    if groups:
-        table = TABLES[groups[0][0].table]
-        results["methods"] = {name: method.kind for name, method in table.items()}
+    results |= head or {"methods": {name: method.kind for name, method in methods.METHODS.items()}}
     results["scenarios"] = list(SCENARIOS)
     results["settings"].update({run.settings.name: asdict(run.settings) for group in groups for run in group})
     answers = _in_parallel(groups, workers, until) if workers else _train(groups, until)
