@@ -6,6 +6,7 @@ it (EL2N and what is like it), or one whole training on all of the data.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -54,6 +55,7 @@ from pysel.selection import (
     low_loss,
     margin,
 )
+from pysel.selection.stream import OnlineCoreset, Peaks
 
 KINDS = {
     "reference": "all of the data for all epochs: more steps than all others",
@@ -63,9 +65,10 @@ KINDS = {
     "learned": "what to train on is learned together with the task",
     "dynamic": "a subset for each epoch",
     "batch": "chooses or weighs within batches of all of the data",
-    "stream": "sees each sample once and keeps some",
+    "stream": "decides as samples arrive",
 }
 Maker = Callable[[Setting], Selector]
+ARRIVING = 64  # samples of a stream at a time
 EARLY, NETWORKS = 0.1, 5  # how much of training, and how many networks, EL2N and its like take
 
 
@@ -266,6 +269,61 @@ class Diverse(Feed):
                 yield picked, torch.ones(size)
 
 
+class Streamed(Feed):
+    """What PEAKS takes from a stream, as many samples as the share kept, and trains on as it comes and again later.
+
+    As in the paper: batches of 64 arrive until 8 samples are taken, which fill a batch with older ones; at every
+    hundredth step the window is emptied. It starts after a twentieth of the steps, which take any samples.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting, Full(setting.num_samples))
+        self._peaks = Peaks(setting.task.num_classes, setting.subset_size, key=setting.key)
+
+    def batches(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[Batch]:
+        size, peaks = self.setting.settings.batch_size, self._peaks
+        arriving = self._arriving()
+        for _ in range(max(1, self.setting.steps // 20)):
+            yield torch.cat([next(arriving) for _ in range(2)])[:size], torch.ones(min(size, 2 * ARRIVING))
+        for step in itertools.count():
+            new = torch.empty(0, dtype=torch.int64)
+            while len(peaks) < peaks.memory.places and len(new) < 8:
+                new = torch.cat([new, self._taken(network, next(arriving))])
+            if step % 100 == 0 or not len(new):
+                peaks.refresh()
+                joined = len(peaks)
+            older = peaks.replay(min(max(0, size - len(new)), joined))
+            batch = torch.cat([new, older])
+            yield batch, torch.ones(len(batch))
+
+    def _arriving(self) -> Iterator[Tensor]:
+        for subset in self.subsets():
+            yield from subset.split(ARRIVING)
+
+    @torch.no_grad()
+    def _taken(self, network: nn.Module, batch: Tensor) -> Tensor:
+        task = self.setting.task
+        return batch[self._peaks.offer(network(task.train_x[batch]), task.train_y[batch], indices=batch)]
+
+
+class Typical(Feed):
+    """Of two batches that arrive, the half that OCS picks; there is one task, so that no memory takes part."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting, Full(setting.num_samples))
+        self._size = setting.settings.batch_size
+        classes, hidden = setting.task.num_classes, setting.settings.hidden
+        self._coreset = OnlineCoreset(classes, hidden, self._size, batch_size=self._size, key=setting.key)
+
+    def batches(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[Batch]:
+        task = self.setting.task
+        for subset in self.subsets():
+            for batch in subset.split(2 * self._size):
+                logits, hidden = looked_at(network, task.train_x[batch])
+                picked = batch[self._coreset.offer(logits, task.train_y[batch], features=hidden, indices=batch)]
+                yield picked, torch.ones(len(picked))
+
+
 class ByBatchLoss(Feed):
     """InfoBatch by scores that come from the losses of whole batches, for tasks that have no other."""
 
@@ -306,6 +364,8 @@ METHODS: dict[str, Method] = {
     "semantic diversity": Method("geometry", semantic, "2410.11215"),
     "ASSS": Method("learned", asss, "2601.02081"),
     "DivBS": Method("batch", Diverse, "2406.04872"),
+    "OCS": Method("stream", Typical, "2106.01085"),
+    "PEAKS": Method("stream", Streamed, "2504.05250"),
     "MW-Net": Method("batch", Weighed, "1902.07379"),
     "CMW-Net": Method("batch", partial(Weighed, by_family=True), "2202.05613"),
     "InfoBatch": Method("dynamic", infobatch, "2303.04947"),
