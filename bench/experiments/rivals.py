@@ -31,6 +31,8 @@ from pysel.selection import (
     DynamicUncertainty,
     EpsilonGreedy,
     FacilityLocation,
+    Familiarity,
+    FamiliaritySelector,
     FixedSelector,
     Forgetting,
     Full,
@@ -48,10 +50,12 @@ from pysel.selection import (
     SemanticDiversity,
     SeTa,
     StaticRandom,
+    awareness,
     class_families,
     diverse_batch,
     el2n,
     grand,
+    hidden_states,
     low_loss,
     margin,
 )
@@ -75,14 +79,23 @@ EARLY, NETWORKS = 0.1, 5  # how much of training, and how many networks, EL2N an
 # --- scores from training ---
 
 
-def fit(data: Data, seed: int, epochs: int, recorders: tuple[Any, ...] = ()) -> nn.Module:
-    """A network trained on all of the data; recorders hear of each step."""
+def fit(
+    data: Data,
+    seed: int,
+    epochs: int,
+    recorders: tuple[Any, ...] = (),
+    *,
+    network: nn.Module | None = None,
+    rows: Tensor | None = None,
+) -> nn.Module:
+    """A network trained on all of the data, or on those rows; recorders hear of each step."""
     task, settings = data.task, data.settings
-    network = make_network(task, settings.hidden, seed)
+    network = make_network(task, settings.hidden, seed) if network is None else network
+    rows = torch.arange(len(task.train_y)) if rows is None else rows
     optimiser = torch.optim.Adam(network.parameters(), lr=settings.lr, fused=True)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
-        for batch in torch.randperm(len(task.train_y), generator=generator).split(settings.batch_size):
+        for batch in rows[torch.randperm(len(rows), generator=generator)].split(settings.batch_size):
             optimiser.zero_grad()
             logits = network(task.train_x[batch])
             losses = F.cross_entropy(logits, task.train_y[batch], reduction="none")
@@ -146,6 +159,37 @@ def by_dynamics(recorder: str) -> Maker:
 def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy [N]."""
     return F.cross_entropy(logits, labels, reduction="none")
+
+
+class Residual(nn.Module):
+    """x + f(x): blocks that can be compared with each other."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+def familiarity(setting: Setting) -> Selector:
+    """Least familiar to a network of six blocks, which has been trained on a half of the data: so that is known."""
+
+    def make() -> tuple[Tensor, Familiarity]:
+        data, width = setting.data, setting.settings.hidden
+        task, seed = data.task, 1000 * (data.seed + 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            blocks = [nn.Linear(task.train_x.size(1), width), *(Residual(width) for _ in range(6))]
+            network = nn.Sequential(*blocks, nn.Linear(width, task.num_classes))
+        seen = torch.zeros(len(task.train_y), dtype=torch.bool)
+        seen[permutation(len(seen), key=data.key, stop=len(seen) // 2)] = True
+        fit(data, seed, data.settings.epochs // 2, network=network, rows=torch.nonzero(seen).flatten())
+        aware = awareness(hidden_states(network, task.train_x, [str(block) for block in range(1, 7)], batch_size=4096))
+        return aware, Familiarity().fit(aware, seen)
+
+    aware, classifier = setting.data.shared.get("familiarity", make)
+    return FamiliaritySelector(aware, setting.settings.keep_ratio, classifier)
 
 
 # --- makers ---
@@ -354,6 +398,7 @@ METHODS: dict[str, Method] = {
     "AUM": Method("scores", by_dynamics("AUM"), "2001.10528"),
     "Dyn-Unc": Method("scores", by_dynamics("DynamicUncertainty"), "2306.05175"),
     "TDDS": Method("scores", by_dynamics("TDDS"), "2311.13613"),
+    "familiarity": Method("scores", familiarity, "2509.07311"),
     "k-means": Method("geometry", kmeans),
     "nearest-neighbour thinning": Method("geometry", by_features(NearestNeighbourThinning)),
     "Moderate": Method("geometry", by_class(Moderate, most=TRAIN), "Xia et al., ICLR 2023"),
