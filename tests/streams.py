@@ -66,7 +66,13 @@ def check(make: Callable[[int], StreamSelector], tmp_path: Path) -> None:
     for hold in (np.ndarray.tolist, tensor, lambda v: pd.DataFrame(v) if v.ndim == 2 else pd.Series(v)):
         assert run(make(0), range(9), hold) == whole
 
-    for surroundings in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+    default_device = torch.device("meta")
+    for surroundings in (
+        default_device,
+        torch.no_grad(),
+        torch.inference_mode(),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
         with surroundings:
             selector = make(0)
             before = run(selector, range(4))
