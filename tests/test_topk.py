@@ -155,6 +155,40 @@ def test_encode_across_tiles_of_hidden_units(activation):
     assert_same(got, reference.topk_encode(x, weight, None, 1500, activation))
 
 
+@every_activation
+@pytest.mark.parametrize("pattern", ["ascending", "descending", "few", "equal"])
+def test_encode_does_not_depend_on_the_order_of_tiles(pattern, activation, threads):
+    # Whichever tile a thread is done with first, ties go to the lowest index.
+    rows, hidden, k = 700, 9000, 300
+    unit = torch.arange(hidden)
+    weight = {
+        "ascending": unit // 700,
+        "descending": (hidden - unit) // 700,
+        "few": unit * 7919 % 5,
+        "equal": unit // unit.clamp(min=1),
+    }
+    weight = weight[pattern].float().unsqueeze(1)
+    x = whole((rows, 1), 1, 3, torch.float32)
+    wanted = reference.topk_encode(x, weight, None, k, activation)
+    for n in (1, 2, 7, 2, 7):
+        threads(n)
+        assert_same(pysel.topk_encode(x, weight, None, k, activation=activation), wanted)
+
+
+def test_encode_of_parameters_on_many_threads(threads):
+    # Threads of torch's ask for gradients by themselves, and are not in inference mode when the caller is.
+    x, weight, bias = (t.requires_grad_() for t in (torch.randn(600, 8), torch.randn(3000, 8), torch.randn(3000)))
+    threads(1)
+    wanted = pysel.topk_encode(x, weight, bias, 9)
+    (grad,) = torch.autograd.grad(wanted.values.sum(), weight)
+    threads(2)
+    got = pysel.topk_encode(x, weight, bias, 9)
+    assert_same(got, wanted)
+    torch.testing.assert_close(torch.autograd.grad(got.values.sum(), weight)[0], grad)
+    with torch.inference_mode():
+        assert_same(pysel.topk_encode(x * 1, weight * 1, bias * 1, 9), wanted)
+
+
 def test_encode_fills_up_with_zeros_of_the_lowest_indices():
     weight = torch.tensor([[-1.0], [0.0], [2.0], [-3.0], [1.0], [-0.0]])
     values, indices = pysel.topk_encode(torch.tensor([[1.0], [-1.0], [0.0]]), weight, None, 5)

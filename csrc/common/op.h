@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <cstring>
+#include <exception>
 #include <new>
 #include <stdexcept>
 #include <utility>
@@ -17,6 +18,19 @@
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 namespace pysel {
+
+// What was caught, in torch's words if it came from there. Only the thread on which torch failed has them.
+inline std::exception_ptr caught() {
+  try {
+    throw;
+  } catch (const std::runtime_error& e) {
+    const bool from_torch = std::strstr(e.what(), "API call failed") != nullptr;
+    if (from_torch && torch_exception_get_what_without_backtrace != nullptr)
+      return std::make_exception_ptr(std::runtime_error(torch_exception_get_what_without_backtrace()));
+  } catch (...) {
+  }
+  return std::current_exception();
+}
 
 template <auto kernel>
 struct Op;
@@ -29,10 +43,8 @@ struct Op<kernel> {
       return kernel(std::move(arguments)...);
     } catch (const std::bad_alloc&) {
       throw std::runtime_error("DefaultCPUAllocator: can't allocate memory: none was left for an op of pysel's");
-    } catch (const std::runtime_error& e) {
-      const bool from_torch = std::strstr(e.what(), "API call failed") != nullptr;
-      if (!from_torch || torch_exception_get_what_without_backtrace == nullptr) throw;
-      throw std::runtime_error(torch_exception_get_what_without_backtrace());
+    } catch (const std::runtime_error&) {
+      std::rethrow_exception(caught());
     }
   }
 };

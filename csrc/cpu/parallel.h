@@ -5,6 +5,7 @@
 #include <exception>
 #include <mutex>
 
+#include "common/op.h"
 #include "common/subnormals.h"
 #include "common/tensor.h"
 
@@ -22,7 +23,7 @@ void parallel_for(int64_t n, int64_t grain, const F& f) {
       f(begin, end);
     } catch (...) {
       std::lock_guard lock(mutex);
-      if (!error) error = std::current_exception();
+      if (!error) error = caught();
     }
   });
   if (error) std::rethrow_exception(error);

@@ -9,12 +9,14 @@
 //   entries    9, 8                       key above inverted index in one integer, so ties go to the lowest index
 //
 // When the entries overflow, the k largest stay and the gate rises to the k-th. The encoder carries gate and entries
-// from one tile of its hidden units to the next, so its activations exist a tile at a time only; what it ranks by
-// magnitude has its sign below the index.
+// from one tile of its hidden units to the next, so its activations exist a tile a thread only; what it ranks by
+// magnitude has its sign below the index. Tiles come in whatever order threads are done with them, of which the k
+// largest do not depend.
 #include "common/op.h"
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <tuple>
 
 #include "common/codes.h"
@@ -62,7 +64,7 @@ void dispatch_entry(int64_t n, F f) {
   f.template operator()<Wide>();
 }
 
-// The k largest of a row that arrives from left to right. `entries` has room for room(k).
+// The k largest of a row that arrives a piece at a time. `entries` has room for room(k).
 template <typename T, typename Entry, Rank kRank = Rank::value>
 class RowTop {
  public:
@@ -75,6 +77,7 @@ class RowTop {
 
   // Row elements [first, first + n). `maxima` is scratch.
   void scan(const T* x, int64_t n, int64_t first, std::vector<Bits>& maxima) {
+    raise_gate(first);
     if (n / kMostGroup >= 4 * k_)
       scan_groups<kMostGroup>(x, n, first, maxima);
     else
@@ -113,20 +116,30 @@ class RowTop {
 
   void take(const T* x, int n, int64_t first) {
     count_ += PYSEL_CHOOSE(survivors<T, Entry, kRank>)(x, n, gate_, first, entries_ + count_);
-    if (count_ + kMostGroup > room(k_)) compact();
+    if (count_ + kMostGroup <= room(k_)) return;
+    compact();
+    raise_gate(first + n);
   }
 
-  // Later elements that equal the k-th largest lose the tie, so from here on the gate is that key itself.
   void compact() {
     if (count_ <= k_) return;
     std::nth_element(entries_, entries_ + (k_ - 1), entries_ + count_, std::greater<>());
     count_ = k_;
-    gate_ = std::max(gate_, static_cast<Bits>(entries_[k_ - 1] >> kIndexBits<Entry>));
+    kth_ = entries_[k_ - 1];
+  }
+
+  // For elements from `next` on, up to where the next piece begins: those that equal the k-th largest lose the tie to
+  // it if it comes before them.
+  void raise_gate(int64_t next) {
+    if (kth_ == 0) return;
+    const bool before = index_of(kth_) < signed_index<kRank>(next, T());
+    gate_ = static_cast<Bits>(static_cast<Bits>(kth_ >> kIndexBits<Entry>) - !before);
   }
 
   Entry* entries_;
   int64_t count_ = 0;
   int64_t k_;
+  Entry kth_ = 0;  // once there were more than k
   Bits gate_;
 };
 
@@ -222,6 +235,18 @@ void linear_out(const Tensor& x, const Tensor& weight, const std::optional<Tenso
   torch::stable::detail::to<Tensor>(stack[0]);  // the dispatcher returned a handle of its own: release it
 }
 
+// The same values, of which no gradient is wanted. A thread of torch's would ask for one where the caller does not.
+Tensor detached(const Tensor& t) {
+  std::array<StableIValue, 1> stack{torch::stable::detail::from(t)};
+  call_torch("aten::detach", "", stack.data());
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// Elements [begin, begin + n) along a dimension.
+Tensor part(const Tensor& t, int64_t dim, int64_t begin, int64_t n) {
+  return torch::stable::narrow(const_cast<Tensor&>(t), dim, begin, n);
+}
+
 // The k best of relu(row) after all its positive (or NaN) entries have been seen. Zeros fill up, lowest index first.
 template <typename T, typename Entry>
 void write_activations(RowTop<T, Entry>& top, int64_t k, T* values, int64_t* indices, std::vector<int64_t>& taken) {
@@ -256,48 +281,51 @@ void write_magnitudes(RowTop<T, Entry, Rank::magnitude>& top, int64_t k, T* valu
   }
 }
 
+// Activations are made a tile at a time: a megabyte or so, which the gate reads while it is still in cache. Threads
+// take tiles as they become free, and each multiplies its own: so they wait for one another once in `kMostRows` rows,
+// however much of a core other processes take. Tiles do not depend on the number of threads, nor do products.
 template <typename T, typename Entry, Rank kRank>
 void encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, int64_t k, T* values,
             int64_t* indices) {
-  // About a million activations at a time: a few megabytes, which the gate reads while they are still in cache.
-  constexpr int64_t kTile = 1 << 20;
-  constexpr int64_t kTileRows = 1024;
+  constexpr int64_t kMostRows = 1024, kTileRows = 256, kTileHidden = 1024;
   const int64_t rows = x.size(0), hidden = weight.size(0);
-  const int64_t tile_rows = std::min(rows, kTileRows);
-  const int64_t tile_hidden = std::min(hidden, kTile / std::max<int64_t>(tile_rows, 16));
-  const Tensor workspace = empty_cpu({tile_rows, tile_hidden}, x.scalar_type());
-  const T* activations = static_cast<const T*>(workspace.data_ptr());
+  const int64_t most_rows = std::min(rows, kMostRows), tile_rows = std::min(rows, kTileRows);
+  const int64_t tile_hidden = std::min(hidden, kTileHidden), across = (hidden + tile_hidden - 1) / tile_hidden;
 
   const int64_t room = RowTop<T, Entry, kRank>::room(k);
-  std::vector<Entry> entries(static_cast<size_t>(tile_rows * room));
+  std::vector<Entry> entries(static_cast<size_t>(most_rows * room));
   std::vector<RowTop<T, Entry, kRank>> tops;
+  std::vector<std::mutex> in_use(static_cast<size_t>((most_rows + tile_rows - 1) / tile_rows));
   const OrderBits<T> gate = kRank == Rank::value ? order(static_cast<T>(0.0f)) : OrderBits<T>{0};
-  for (int64_t row = 0; row < rows; row += tile_rows) {
-    const int64_t r = std::min(tile_rows, rows - row);
+  for (int64_t from = 0; from < rows; from += most_rows) {
+    const int64_t to = std::min(rows, from + most_rows), down = (to - from + tile_rows - 1) / tile_rows;
     tops.clear();
-    for (int64_t b = 0; b < r; ++b) tops.emplace_back(entries.data() + b * room, k, gate);
-    const Tensor x_tile = torch::stable::narrow(const_cast<Tensor&>(x), 0, row, r);
-    for (int64_t unit = 0; unit < hidden; unit += tile_hidden) {
-      const int64_t h = std::min(tile_hidden, hidden - unit);
-      std::optional<Tensor> bias_tile;
-      if (bias) bias_tile = torch::stable::narrow(const_cast<Tensor&>(*bias), 0, unit, h);
-      Tensor tile = torch::stable::narrow(const_cast<Tensor&>(workspace), 0, 0, r);
-      tile = torch::stable::narrow(tile, 1, 0, h);
-      linear_out(x_tile, torch::stable::narrow(const_cast<Tensor&>(weight), 0, unit, h), bias_tile, tile);
-      parallel_for(r, rows_per_thread(h), [&](int64_t begin, int64_t end) {
-        std::vector<OrderBits<T>> maxima;
-        for (int64_t b = begin; b < end; ++b)
-          tops[static_cast<size_t>(b)].scan(activations + b * tile_hidden, h, unit, maxima);
-      });
-    }
-    parallel_for(r, rows_per_thread(k), [&](int64_t begin, int64_t end) {
-      std::vector<int64_t> taken;
+    for (int64_t b = 0; b < to - from; ++b) tops.emplace_back(entries.data() + b * room, k, gate);
+    const auto threads = std::min<int64_t>(torch::stable::get_num_threads(), down * across);
+    std::atomic<int64_t> taken{0};
+    parallel_for(threads, 1, [&](int64_t, int64_t) {
+      const Tensor workspace = empty_cpu({tile_rows, tile_hidden}, x.scalar_type());
+      const T* activations = static_cast<const T*>(workspace.data_ptr());
+      std::vector<OrderBits<T>> maxima;
+      for (int64_t tile = taken++; tile < down * across; tile = taken++) {
+        const int64_t row = from + tile % down * tile_rows, unit = tile / down * tile_hidden;
+        const int64_t r = std::min(tile_rows, to - row), h = std::min(tile_hidden, hidden - unit);
+        std::optional<Tensor> bias_tile;
+        if (bias) bias_tile = part(*bias, 0, unit, h);
+        linear_out(part(x, 0, row, r), part(weight, 0, unit, h), bias_tile, part(part(workspace, 0, 0, r), 1, 0, h));
+        const std::lock_guard lock(in_use[static_cast<size_t>(tile % down)]);
+        for (int64_t b = 0; b < r; ++b)
+          tops[static_cast<size_t>(row - from + b)].scan(activations + b * tile_hidden, h, unit, maxima);
+      }
+    });
+    parallel_for(to - from, rows_per_thread(k), [&](int64_t begin, int64_t end) {
+      std::vector<int64_t> active;
       for (int64_t b = begin; b < end; ++b) {
         auto& top = tops[static_cast<size_t>(b)];
         if constexpr (kRank == Rank::value)
-          write_activations(top, k, values + (row + b) * k, indices + (row + b) * k, taken);
+          write_activations(top, k, values + (from + b) * k, indices + (from + b) * k, active);
         else
-          write_magnitudes(top, k, values + (row + b) * k, indices + (row + b) * k);
+          write_magnitudes(top, k, values + (from + b) * k, indices + (from + b) * k);
       }
     });
   }
@@ -321,12 +349,14 @@ std::tuple<Tensor, Tensor> topk_encode(Tensor x, Tensor weight, std::optional<Te
     T* to = static_cast<T*>(values.data_ptr());
     auto* to_indices = static_cast<int64_t*>(indices.data_ptr());
     const int64_t hidden = weight.size(0);
+    const Tensor in = detached(x), w = detached(weight);
+    if (bias) bias = detached(*bias);
     if (activation == "relu")
       dispatch_entry<T>(hidden,
-                        [&]<typename Entry>() { encode<T, Entry, Rank::value>(x, weight, bias, k, to, to_indices); });
+                        [&]<typename Entry>() { encode<T, Entry, Rank::value>(in, w, bias, k, to, to_indices); });
     else
-      dispatch_entry<T>(
-          2 * hidden, [&]<typename Entry>() { encode<T, Entry, Rank::magnitude>(x, weight, bias, k, to, to_indices); });
+      dispatch_entry<T>(2 * hidden,
+                        [&]<typename Entry>() { encode<T, Entry, Rank::magnitude>(in, w, bias, k, to, to_indices); });
   });
   return {values, indices};
 }
