@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.cases.case import MEASURES
 from bench.timing import COPY_BYTES
 
 Record = dict[str, Any]
@@ -63,6 +64,13 @@ def scaling(results: Record, case: str, variant: str | None = None) -> float | N
     return one / two if one and two else None
 
 
+def neighbour(results: Record, case: str, variant: str | None) -> str:
+    """How others fare against pysel while another process keeps a core busy."""
+    record = find(results, case, variant=variant, neighbour=True)
+    rivals = [name for name in (record or {"contenders": {}})["contenders"] if name not in ("pysel", "copy")]
+    return ", ".join(f"{name}: {times(speed_up(record, name))}" for name in rivals)
+
+
 def copy_speed(record: Record) -> float | None:
     """Bytes a second of the copy that took turns with the contenders."""
     copy = median(record, "copy")
@@ -73,6 +81,50 @@ def copy_share(record: Record) -> float | None:
     """Unavoidable bytes a second, as a share of those of the copy."""
     ours, copy = median(record), copy_speed(record)
     return record["bytes"] / ours / copy if ours and copy else None
+
+
+def memory_floor(record: Record) -> float | None:
+    """Seconds that a copy of the unavoidable bytes would take."""
+    speed = copy_speed(record)
+    return record["bytes"] / speed if speed else None
+
+
+def floors(record: Record) -> dict[str, float]:
+    """The least that a call takes, by what binds it."""
+    found = {"instructions": record.get("instructions"), "memory": memory_floor(record)}
+    return {name: least for name, least in found.items() if least}
+
+
+NEAR = 1.3  # a call that takes no more than this many times its floor is bound by it
+
+
+def binds(record: Record | None) -> str:
+    """What a call waits for."""
+    ours = median(record)
+    if record is None or ours is None or on_device(record):
+        return ""
+    if not record["bytes"] or "copy" not in record["contenders"]:
+        return "a call's fixed cost"
+    least = floors(record)
+    name = max(least, key=lambda name: least[name])
+    over = ours / least[name]
+    if over <= NEAR:
+        return name
+    if record.get("instructions") is None:
+        return f"{over:.1f} times the floor of memory; instructions not counted"
+    return f"latency, {over:.1f} times the floor of {name}"
+
+
+def on_device(record: Record) -> bool:
+    return "device" in record["config"]
+
+
+def ratio_of(target: Record, variant: str | None) -> float:
+    """What a target asks of a variant of the CPU kernels, or (None) of a GPU; 0 is nothing."""
+    if variant == "portable" and target["against"] not in MEASURES:
+        return 0.0
+    own = target.get("avx2") if variant == "avx2" else None
+    return float(target["ratio"] if own is None else own)
 
 
 def reached(results: Record, case: str, target: Record, variant: str | None = None) -> float | None:
@@ -86,8 +138,13 @@ def reached(results: Record, case: str, target: Record, variant: str | None = No
         points = {r["n"]: median(r) / r["n"] for r in curve(results, case) if median(r)}
         n = max(points, default=0)
         return points[10**7] / points[n] if n > 10**7 and 10**7 in points else None
+    if against == "neighbour":
+        return speed_up(find(results, case, variant=variant, neighbour=True), "linear alone")
     if record is None:
         return None
+    if against == "seconds":
+        ours = median(record)
+        return target["limit"] / ours if ours else None
     if against == "memory":
         peak = record["contenders"].get("pysel", {}).get("memory")
         return target["limit"] / max(1, peak) if peak is not None else None
@@ -101,16 +158,22 @@ def reached(results: Record, case: str, target: Record, variant: str | None = No
 def wanted(record: Record, target: Record) -> str:
     """A target in words."""
     against, ratio = target["against"], f"{target['ratio']:.3g}x"
+    if (avx2 := target.get("avx2")) is not None:
+        ratio += f" (avx2: {avx2:.3g}x)" if avx2 else " (avx512)"
     if against == "1 thread":
         return f">= {ratio} one thread, on two"
     if against == "growth":
         return f"linear: cost an element at 1e7 >= {ratio} that at the largest n"
+    if against == "seconds":
+        return f"< {seconds(target['limit'])} (limit over time >= 1)"
     if against == "memory":
         return f"extra memory <= {target['limit'] / 2**20:.0f} MiB (limit over peak >= 1)"
     if against == "itself":
         return "the same bits again (1 = yes)"
     if against == "floor":
         return f">= {target['ratio']:.0%} of the speed of a copy, unavoidable bytes alone"
+    if against == "neighbour":
+        return f">= {ratio} linear alone, beside a process that keeps a core busy"
     names = {"eager": record["eager"], "compile": f"compiled {record['eager']}"}
     return f">= {ratio} {names.get(against, against)}"
 
@@ -126,8 +189,15 @@ def target_rows(results: Record) -> list[tuple[str, ...]]:
         for target in record["targets"]:
             row = [record["case"], wanted(record, target)]
             for variant in variants(results):
-                figure = reached(results, record["case"], target, variant)
-                met = "not measured" if figure is None else "yes" if figure >= target["ratio"] else "NO"
+                figure, ratio = reached(results, record["case"], target, variant), ratio_of(target, variant)
+                if figure is None:
+                    met = "not measured"
+                elif not ratio:
+                    met = "-"
+                elif figure >= ratio:
+                    met = "yes"
+                else:
+                    met = ": ".join(filter(None, ("NO", binds(find(results, record["case"], variant=variant)))))
                 row += [times(figure), met]
             rows.append(tuple(row))
     return rows
@@ -162,7 +232,7 @@ def case_rows(results: Record, variant: str | None) -> list[tuple[str, ...]]:
         if record is None:
             continue
         others = [name for name in record["contenders"] if name not in ("pysel", "eager", "compile", "copy")]
-        share = copy_share(record)
+        share, least = copy_share(record), floors(record)
         memory = f"{mebibytes(record, 'pysel')} / {mebibytes(record, 'eager')}"
         eager = f"{record['eager']}: {times(speed_up(record, 'eager'))}{spread(record, 'eager')}"
         rows.append(
@@ -174,6 +244,8 @@ def case_rows(results: Record, variant: str | None) -> list[tuple[str, ...]]:
                 times(speed_up(record, "compile")),
                 ", ".join(f"{name}: {times(speed_up(record, name))}" for name in others),
                 "" if share is None else f"{share:.0%}",
+                ", ".join(f"{seconds(value)} {name}" for name, value in least.items()),
+                neighbour(results, case, variant),
                 times(scaling(results, case, variant)),
                 "" if memory == "- / -" else memory,
             )
@@ -189,6 +261,8 @@ CASE_HEADER = (
     "torch.compile",
     "libraries",
     "of copy speed",
+    "floors",
+    "beside a busy neighbour",
     "two threads",
     "extra MiB, pysel / eager",
 )
@@ -228,7 +302,8 @@ def configuration(config: Record) -> str:
     if config == ON_GPU:
         return "the GPU"
     pages = "huge pages" if config["huge_pages"] else "default pages"
-    return f"{config['variant']}, {pages}, {config['threads']} threads"
+    beside = ", a busy neighbour" if config.get("neighbour") else ""
+    return f"{config['variant']}, {pages}, {config['threads']} threads{beside}"
 
 
 def copy_speeds(results: Record) -> str:

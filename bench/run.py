@@ -9,8 +9,9 @@
 
 Huge pages for torch's own allocations must be asked for before torch is loaded, so each configuration is measured in
 a process of its own. All rivals run in the judged one: two threads, huge pages. pysel and the torch op it replaces
-also run with default pages, and on one thread. All that is done for the variant of the CPU kernels that the machine
-takes by itself; its other ones are measured in the judged configuration, and torch there has the same instruction set.
+also run with default pages, on one thread, and beside a process that keeps a core busy. All that is done for the
+variant of the CPU kernels that the machine takes by itself; its other ones are measured in the judged configuration,
+and torch there has the same instruction set.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from bench import report
 from bench.report import JUDGED, ON_GPU, Record
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = (JUDGED, {**JUDGED, "huge_pages": False}, {**JUDGED, "threads": 1})
+CONFIGS = (JUDGED, {**JUDGED, "huge_pages": False}, {**JUDGED, "threads": 1}, {**JUDGED, "neighbour": True})
 # What holds torch to a variant's instruction set: a machine that has no other would run it so.
 RIVALS = {
     "portable": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
@@ -73,15 +74,23 @@ def plan(options: argparse.Namespace, device: str = "cpu") -> list[Record]:
         "memory": ["pysel"] if options.quick else None,  # whose peak is taken, at the cost of a call; None: all
         "budget": 0.2 if options.quick else 1.0,
         "min_samples": 1 if options.quick else 3,
+        "floors": not options.quick and options.contenders is None,
         "config": JUDGED,
     }
     if device == "cuda":
-        return [{**job, "curves": [], "memory": None, "budget": job["budget"] / 4, "config": ON_GPU}]
+        return [{**job, "curves": [], "memory": None, "floors": False, "budget": job["budget"] / 4, "config": ON_GPU}]
     first, *others = options.variant or variants()
     if options.quick or options.contenders is not None:
         chosen = [first, *others] if options.variant else [first]
         return [{**job, "config": {**JUDGED, "variant": variant}} for variant in chosen]
-    less = {"contenders": ["pysel", "eager"], "curves": [], "memory": [], "budget": 0.5, "min_samples": 1}
+    less = {
+        "contenders": ["pysel", "eager", "linear alone"],
+        "floors": False,
+        "curves": [],
+        "memory": [],
+        "budget": 0.5,
+        "min_samples": 1,
+    }
     return [
         {**job, "config": {**JUDGED, "variant": first}},
         *({**job, **less, "config": {**config, "variant": first}} for config in CONFIGS[1:]),
@@ -104,6 +113,7 @@ def work(job: Record) -> Iterator[Record]:
     """In a worker: measure, a record at a time."""
     import torch
 
+    from bench import floor
     from bench.cases import CASES, CUDA_CASES, CURVES, Case
     from bench.timing import (
         GpuClock,
@@ -140,6 +150,7 @@ def work(job: Record) -> Iterator[Record]:
             "contenders": {},
             "left_out": dict(absent),
             "same_bits": None,
+            "instructions": None,
         }
         try:
             setup = case.setup(device, **({} if n is None else {"n": n}))
@@ -164,6 +175,11 @@ def work(job: Record) -> Iterator[Record]:
             result["contenders"][name] = {**timing.summary(), "memory": peak}
         if any(target.against == "itself" for target in case.targets) and "pysel" in calls:
             result["same_bits"] = int(same_bits(calls["pysel"](), calls["pysel"]()))
+        if job["floors"]:
+            try:
+                result["instructions"] = floor.seconds(case, setup.bytes, job["config"]["threads"])
+            except (OSError, RuntimeError) as error:
+                result["left_out"]["instructions"] = str(error)
         return result
 
     for case in CUDA_CASES if on_gpu else CASES:
@@ -195,8 +211,22 @@ def worker(job: str) -> None:
     """Print records, a line each, on what was standard output; libraries that print get standard error."""
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)
-        for record in work(json.loads(job)):
-            print(json.dumps(record), file=out, flush=True)
+        settings = json.loads(job)
+        with busy_neighbour() if settings["config"].get("neighbour") else contextlib.nullcontext():
+            for record in work(settings):
+                print(json.dumps(record), file=out, flush=True)
+
+
+@contextlib.contextmanager
+def busy_neighbour() -> Iterator[None]:
+    """A process that keeps one of the cores busy, as others do on a shared machine."""
+    core = min(os.sched_getaffinity(0))
+    pin = f"import os; os.sched_setaffinity(0, [{core}])\nwhile os.getppid() == {os.getpid()}: sum(range(10**6))"
+    with subprocess.Popen([sys.executable, "-c", pin]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def environment(config: Record) -> dict[str, str]:
