@@ -7,6 +7,7 @@
 # make experiments  compare selection methods on real data, 90 minutes on two cores; what is there is not done again
 # make subsets  compare subsets chosen once, ASSS's and its rivals', on eight tables, resumably: 90 minutes on two cores
 # make leaderboard  every method on one table and page, resumably: 3 hours on two cores (EXPERIMENT_ARGS=--quick: 10 minutes)
+# make docs  the site of docs/ into build/docs; every warning is an error
 # make gpu-check  on a machine with an NVIDIA GPU: build, tests, benchmarks; with PYTHON=... in that Python, no .venv
 # make lint   ruff, clang-format and mypy
 # make build  compile the extension into pysel/
@@ -27,7 +28,7 @@ need = @$(1) >/dev/null 2>&1 || { echo 'pysel: $(2)' >&2; exit 1; }
 
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all examples bench bench-quick experiments subsets leaderboard gpu-check lint build clean
+.PHONY: demo test test-all examples bench bench-quick experiments subsets leaderboard gpu-check docs lint build clean
 
 demo: .venv/built
 	@$(PY) -m bench.demo $(DEMO_ARGS)
@@ -61,6 +62,10 @@ ASKED := $(if $(filter command environment,$(firstword $(origin PYTHON))),$(PYTH
 gpu-check: $(if $(ASKED),,.venv/dev)
 	@$(or $(ASKED),$(PY)) -m bench.gpu_check $(GPU_CHECK_ARGS)
 
+docs: .venv/built .venv/docs
+	@$(PY) -m sphinx --builder html --nitpicky --fail-on-warning --keep-going --fresh-env --quiet -d build/doctrees docs build/docs
+	@echo 'pysel: build/docs/index.html'
+
 lint: .venv/dev
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -84,6 +89,11 @@ clean:
 .venv/dev: .venv/installed requirements-dev.txt
 	@echo 'pysel: installing what tests and linters take into .venv'
 	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+.venv/docs: .venv/installed requirements-docs.txt
+	@echo 'pysel: installing what the site is made with into .venv'
+	@$(PIP) -r requirements-docs.txt
 	@touch $@
 
 .venv/rivals: .venv/installed requirements-bench.txt

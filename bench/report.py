@@ -1,4 +1,4 @@
-"""Results as text, from what bench.run wrote alone: the targets beside what was reached, and the table for README."""
+"""Results as text, from what bench.run wrote alone: targets and what was reached, the tables of docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -341,7 +341,7 @@ def text(results: Record) -> str:
 
 
 def markdown(results: Record) -> str:
-    """Everything, for README; the targets first."""
+    """Everything, for docs/benchmarks.md; the targets first."""
     notes = [f"- {note.replace('|', '/')}" for note in left_out(results)]
     where = "events on the GPU" if on_gpu(results) else "alternating calls, on two threads and huge pages"
     rivals = (
@@ -359,10 +359,10 @@ def markdown(results: Record) -> str:
     return "\n\n".join(parts)
 
 
-def write_readme(results: Record, readme: Path) -> None:
+def write_page(results: Record, page: Path) -> None:
     """Put the table between the markers."""
-    text = readme.read_text()
+    text = page.read_text()
     if BEGIN not in text or END not in text:
-        raise ValueError(f"{readme.name} must have {BEGIN} and {END}, got neither or one")
+        raise ValueError(f"{page.name} must have {BEGIN} and {END}, got neither or one")
     section = f"{BEGIN}\n{markdown(results)}\n{END}"
-    readme.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: section, text, flags=re.DOTALL))
+    page.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: section, text, flags=re.DOTALL))

@@ -5,7 +5,7 @@
     python -m bench.run --quick                                  judged configuration, fewer rivals, 2 minutes
     python -m bench.run --only ^select --contenders pysel,eager  a look at one op, in seconds
     python -m bench.run --device cuda                            the CUDA kernels, on a GPU, 5 minutes
-    python -m bench.run --readme build/bench/results.json        put its tables into README.md
+    python -m bench.run --page build/bench/results.json          put its tables into docs/benchmarks.md
 
 Huge pages for torch's own allocations must be asked for before torch is loaded, so each configuration is measured in
 a process of its own. All rivals run in the judged one: two threads, huge pages. pysel and the torch op it replaces
@@ -392,7 +392,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="whose kernels, at whose sizes")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="where results.json and pictures go")
     parser.add_argument(
-        "--readme", type=Path, metavar="RESULTS", help="only write these results' tables into README.md"
+        "--page", type=Path, metavar="RESULTS", help="only write these results' tables into docs/benchmarks.md"
     )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -400,8 +400,8 @@ def main(arguments: list[str] | None = None) -> None:
         return worker(options.worker)
     if unknown := set(options.variant or ()) - set(variants()):
         parser.error(f"--variant must be of {', '.join(variants())}, got {', '.join(sorted(unknown))}")
-    if options.readme:
-        return report.write_readme(json.loads(options.readme.read_text()), ROOT / "README.md")
+    if options.page:
+        return report.write_page(json.loads(options.page.read_text()), ROOT / "docs" / "benchmarks.md")
 
     path = options.out / "results.json"
     for results in measure_all(options):

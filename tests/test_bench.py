@@ -196,12 +196,12 @@ def test_busy_neighbour_ends_with_its_measurement() -> None:
     assert one not in children.read_text().split()
 
 
-def test_readme_gets_the_table_between_the_markers(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+def test_the_page_gets_the_tables_between_the_markers(tmp_path: Path) -> None:
+    page = tmp_path / "benchmarks.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     for _ in range(2):
-        report.write_readme(results(), readme)
-    text = readme.read_text()
+        report.write_page(results(), page)
+    text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert "| select | >= 24x (avx2: 12x) torch.topk(sorted=False) | 24x | yes | 12x | yes |" in text
     assert "no / torchrl" in text and "numpy: 3x" in text
@@ -209,9 +209,9 @@ def test_readme_gets_the_table_between_the_markers(tmp_path: Path) -> None:
     assert "| case | avx2 | torch eager | libraries |" in text  # what was not measured has no column
     assert "with avx2, huge pages, 2 threads" in text
     assert "| select | 5 ms ±0% | torch.topk(sorted=False): 12x ±0% |" in text
-    readme.write_text("nothing")
+    page.write_text("nothing")
     with pytest.raises(ValueError, match="must have"):
-        report.write_readme(results(), readme)
+        report.write_page(results(), page)
 
 
 def test_pictures_are_drawn_from_the_results_alone(tmp_path: Path) -> None:

@@ -79,10 +79,37 @@ def test_signatures_are_those_promised(name):
     assert str(bare).startswith(SIGNATURES[name])
 
 
-def test_readme_lists_every_op():
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    named = set(re.findall(r"`(\w+)(?:\(|`)", readme))
+REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+
+
+def test_the_reference_lists_every_op_in_a_table():
+    named = set(re.findall(r"`(\w+)(?:\(|`)", (REFERENCE / "ops.md").read_text()))
     assert set(pysel.ops.__all__) <= named
+
+
+def referred():
+    """Everything that the reference's pages have the docstring of."""
+    for page in REFERENCE.glob("*.md"):
+        scope = None
+        for directive, name in re.findall(r"^\.\. (\w+):: ([\w.]+)$", page.read_text(), re.MULTILINE):
+            if directive in ("currentmodule", "automodule"):
+                scope = importlib.import_module(name)
+                yield from vars(scope).values() if directive == "automodule" and scope.__name__ in WHOLE else ()
+            else:
+                yield operator.attrgetter(name.removeprefix("pysel."))(pysel if name.startswith("pysel.") else scope)
+
+
+WHOLE = ("pysel.selection.features", "pysel.selection.schedule")  # of these all functions are shown
+
+
+@pytest.mark.parametrize("name", ["pysel", *MODULES])
+def test_public_names_are_in_the_reference(name):
+    module = importlib.import_module(name)
+    there = {id(one) for one in referred()}
+    public = {one: getattr(module, one) for one in getattr(module, "__all__", ())}
+    assert [
+        one for one, value in public.items() if not isinstance(value, types.ModuleType) and id(value) not in there
+    ] == []
 
 
 def docstrings(module):

@@ -240,4 +240,4 @@ def test_is_short_and_says_how_to_run_it(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 60
     assert f"examples/{path.name} " in text.split('"""')[1]
-    assert f"(examples/{path.name})" in (ROOT / "README.md").read_text()
+    assert f"literalinclude}} ../examples/{path.name}\n" in (ROOT / "docs" / "frameworks.md").read_text()

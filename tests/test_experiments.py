@@ -278,9 +278,9 @@ def test_the_table_is_made_from_the_file_alone(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     run.save(path, {**results, "records": records})
     assert json.loads(path.read_text())["records"] == records
-    readme = tmp_path / "README.md"
-    readme.write_text("Before.\n<!-- experiments:begin -->\nold\n<!-- experiments:end -->\nAfter.\n")
-    report.main(["--results", str(path), "--readme", str(readme)])
+    science = tmp_path / "science.md"
+    science.write_text("Before.\n<!-- experiments:begin -->\nold\n<!-- experiments:end -->\nAfter.\n")
+    report.main(["--results", str(path), "--page", str(science)])
     page = (tmp_path / "EXPERIMENTS.md").read_text()
 
     less = 100 * (accuracies["ours"] - accuracies["RS2"])
@@ -290,6 +290,6 @@ def test_the_table_is_made_from_the_file_alone(tmp_path: Path) -> None:
     assert error < 0.2 < accuracies["ours"].std(ddof=1) * 100 / 5**0.5, "paired, or seeds would hide it"
     assert re.search(r"Best baseline at equal steps: RS2, 8\d\.\d\d ± \d\.\d\d %\. ours is clearly below: -2\.9", page)
     assert (tmp_path / "experiments-10.png").stat().st_size > 5000
-    brief, text = 100 * (accuracies["RS2"] - accuracies["full data, fewer epochs"]), readme.read_text()
+    brief, text = 100 * (accuracies["RS2"] - accuracies["full data, fewer epochs"]), science.read_text()
     assert f"| RS2 | {brief.mean():+.2f} ± {brief.std(ddof=1) / 5**0.5:.2f} |" in text and "old" not in text
     assert text.startswith("Before.\n<!-- experiments:begin -->\n| method") and text.endswith("end -->\nAfter.\n")

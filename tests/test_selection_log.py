@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-import pysel
 from pysel import BatchSampler, SelectionLog, SelectionSampler, WeightedSampler
 from pysel.samplers import log, passes
 from pysel.selection import DynamicRandom
@@ -251,19 +250,12 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ] == [{f"selection/{name}": value for name, value in one.items()} for one in figures]
 
 
-def test_the_readmes_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (block,) = (
-        b for b in re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL) if "SelectionLog" in b
-    )
+    page = (Path(__file__).parent.parent / "docs" / "frameworks.md").read_text()
+    (block,) = (b for b in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) if "SelectionLog" in b)
     monkeypatch.chdir(tmp_path)
-    sampler, trained = selection(), []
-    loader = DataLoader(range(N), 4, sampler=sampler)
-    names = {"pysel": pysel, "sampler": sampler, "loader": loader, "epochs": 2, "train": trained.append}
-    exec(compile(block, "README.md", "exec"), names)
-    names["writer"].close()  # type: ignore[attr-defined]
-    assert len(trained) == 10
+    exec(compile(block, "frameworks.md", "exec"), {})
     found = read(tmp_path / "runs" / "first")
-    assert found["selection/num_samples"] == [(0, 20.0), (1, 20.0)]
+    assert found["selection/num_samples"] == [(0, 300.0), (1, 300.0)]
     assert all(0 < value < 1 for _, value in found["selection/selection_share"])

@@ -169,7 +169,7 @@ BRIEF = (
 
 
 def brief(by_place: dict[tuple[str, str], Runs], results: dict[str, Any]) -> str:
-    """The README's table: points more than full data for as many steps, for which it has the accuracy."""
+    """The table of docs/science.md: points more than full data for as many steps, for which it has the accuracy."""
     head = ["method", *(f"{scenario}, {results['settings'][s]['epochs']}" for s, scenario in by_place)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     means = (mean_error([100 * r["accuracy"] for r in runs[REFERENCE].values()])[0] for runs in by_place.values())
@@ -180,8 +180,8 @@ def brief(by_place: dict[tuple[str, str], Runs], results: dict[str, Any]) -> str
     return "\n".join(lines)
 
 
-def write_readme(path: Path, table: str) -> None:
-    """Put a table between the README's two marks."""
+def write_page(path: Path, table: str) -> None:
+    """Put a table between a page's two marks."""
     begin, end = "<!-- experiments:begin -->\n", "<!-- experiments:end -->"
     before, rest = path.read_text().split(begin)
     path.write_text(before + begin + table + "\n" + end + rest.split(end)[1])
@@ -253,14 +253,14 @@ def draw(results: dict[str, Any], by_place: dict[tuple[str, str], Runs], folder:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.experiments.report", description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--readme", type=Path, help="put the brief table into this file, too")
+    parser.add_argument("--page", type=Path, help="put the brief table into this file, too")
     options = parser.parse_args(arguments)
     results, by_place = read(options.results)
     page = options.results.parent / "EXPERIMENTS.md"
     page.write_text(markdown(results, by_place, draw(results, by_place, page.parent)))
     print(f"wrote {page}")
-    if options.readme:
-        write_readme(options.readme, brief(by_place, results))
+    if options.page:
+        write_page(options.page, brief(by_place, results))
 
 
 if __name__ == "__main__":
