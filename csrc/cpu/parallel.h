@@ -1,7 +1,5 @@
 #pragma once
 
-#include <sys/mman.h>
-
 #include <exception>
 #include <mutex>
 
@@ -32,27 +30,8 @@ void parallel_for(int64_t n, int64_t grain, const F& f) {
 // A contiguous tensor of the same values. torch's own would go through its dispatcher only to return its argument.
 inline Tensor packed(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
-// A fresh CPU tensor, by way of a torch function that needs no dispatcher. Large ones are advised for huge pages:
-// otherwise page faults cost more than the kernels.
-inline Tensor empty_cpu(const std::vector<int64_t>& size, ScalarType dtype) {
-  using torch::stable::detail::from, torch::stable::detail::to;
-  std::vector<int64_t> stride(size.size(), 1);
-  uint64_t elements = 1;  // modulo 2^64: torch tells of what is too large
-  for (size_t d = size.size(); d-- > 0; elements *= static_cast<uint64_t>(std::max<int64_t>(1, size[d])))
-    stride[d] = static_cast<int64_t>(elements);
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(size.size()), size.data(), stride.data(),
-                                                  to<int32_t>(from(dtype)), aoti_torch_device_type_cpu(), 0, &handle));
-  Tensor t(handle);
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
-  const auto begin = reinterpret_cast<uintptr_t>(t.data_ptr());
-  const uintptr_t end = begin + static_cast<uintptr_t>(t.numel()) * t.element_size();
-  const uintptr_t aligned = (begin + kHuge - 1) & ~(kHuge - 1);
-  if (aligned + kHuge <= end) madvise(reinterpret_cast<void*>(aligned), end - aligned, MADV_HUGEPAGE);
-#endif
-  return t;
-}
+// A fresh CPU tensor. Large ones are advised for huge pages (memory.cpp).
+Tensor empty_cpu(const std::vector<int64_t>& size, ScalarType dtype);
 
 // The key's two words; int64 and uint64 hold the same bits.
 inline Key read_key(const char* op, const Tensor& key) {
