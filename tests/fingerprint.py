@@ -23,6 +23,7 @@ def _samples():
         dims = {"dim": 0 if shape == SHAPES[-1] else -1}
         for hard in (False, True):
             yield OpSample("gumbel_softmax", shape, {"tau": 0.3, "hard": hard, "start": 1, **dims})
+        yield OpSample("gumbel_softmax", shape, {"start": 1, **dims})
         yield OpSample("gumbel_argmax", shape, {"start": 2, **dims})
         yield OpSample("gumbel_sigmoid", shape, {"tau": 0.3, "start": 3})
         yield OpSample("weighted_sample", shape, {"k": 30, "order": "draw", "start": 1})

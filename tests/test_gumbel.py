@@ -92,6 +92,44 @@ def test_short_rows_are_what_each_would_be_alone(width, key):
         pysel.gumbel_softmax(x, key=key)
 
 
+@pytest.mark.parametrize("shape", [(200, 10), (3, 129), (2, 5000), (70_001,), (1500, 7, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
+def test_soft_samples_at_tau_1_are_right_to_four_ulp_down_to_the_smallest_subnormal(shape, dtype, key):
+    # exp(x) / E over its sum, in long double; x in eighths, so that differences of logits are exact
+    dim, info = min(1, len(shape) - 1), torch.finfo(dtype)
+    step = torch.randint(
+        -8 * 760 if dtype == torch.float64 else -8 * 120, 1, shape, generator=torch.Generator().manual_seed(1)
+    )
+    for x in (torch.round(8 * random_logits(*shape)) / 8, step / 8):
+        x = x.to(dtype)
+        x[torch.rand(shape, generator=torch.Generator().manual_seed(2)) < 0.1] = -torch.inf
+        x.select(dim, 2).copy_(3.0)
+        y = pysel.gumbel_softmax(x, dim=dim, key=key, start=5)
+        times = noise_of(shape, key, "exponential", dtype, 5).numpy().astype(np.longdouble)
+        p = np.exp((x - 3).numpy().astype(np.longdouble)) / times
+        wanted = p / p.sum(dim, keepdims=True)
+        least = info.smallest_normal
+        unit = np.exp2(np.floor(np.log2(np.maximum(wanted, least)))) * info.eps
+        assert (np.abs(y.numpy().astype(np.longdouble) - wanted) <= 4 * unit).all()
+        assert (y[x == -torch.inf] == 0).all()
+
+
+@pytest.mark.parametrize(("dtype", "more", "near"), [(torch.float32, 2.0**-23, 1e-6), (torch.float64, 2.0**-52, 1e-14)])
+@pytest.mark.parametrize("shape", [(300, 10), (3, 1500)], ids=str)
+def test_soft_samples_are_continuous_in_tau_at_1(dtype, more, near, shape, key):
+    x = random_logits(*shape, dtype=dtype)
+    at, above, below = (pysel.gumbel_softmax(x, tau, key=key) for tau in (1.0, 1 + more, 1 - more / 2))
+    for beside in (above, below):
+        assert (beside != at).any()
+        torch.testing.assert_close(beside, at, rtol=0, atol=near)
+
+
+def test_a_tau_that_rounds_to_1_is_1(dtype, key):
+    x = random_logits(20, 30, dtype=dtype)
+    tau = 1 + (2.0**-53 if dtype == torch.float64 else 1e-9)
+    assert_same_bits(pysel.gumbel_softmax(x, tau, key=key), pysel.gumbel_softmax(x, 1.0, key=key))
+
+
 @pytest.mark.parametrize("row", golden.load("ops"), ids=lambda row: f"{row['op']}-{row['dtype']}")
 @pytest.mark.parametrize("source", ["native", "reference"])
 def test_golden_results(row, source):
@@ -177,8 +215,11 @@ def test_ties_go_to_the_lowest_index(dtype, first, key):
     assert pysel.gumbel_argmax(x, key=key) == first
     assert pysel.gumbel_softmax(x, hard=True, key=key).nonzero().tolist() == [[first]]
     assert (pysel.gumbel_argmax(x.unsqueeze(1).expand(50_000, 3), dim=0, key=key) == first).all()
-    soft = pysel.gumbel_softmax(x, key=key)
+    soft = pysel.gumbel_softmax(x, 0.5, key=key)
     assert soft[first:].unique().numel() == 1
+    # at tau = 1 logits and noise are not added up, and no noise is lost
+    soft = pysel.gumbel_softmax(x, key=key)
+    torch.testing.assert_close(soft[first:], pysel.gumbel_softmax(0 * x[first:], key=key, start=first))
 
 
 def test_nan_logits_make_their_row_nan_and_no_other(dtype, key):

@@ -175,6 +175,30 @@ def test_exp_is_exact_to_two_ulp(dtype):
 
 
 @floats
+def test_exp_over_is_exact_to_two_ulp_and_nothing_beyond(dtype):
+    # a result is it over a sum: at least that of a largest logit with the largest variate
+    single = dtype == torch.float32
+    rng, scale, smallest = random.Random(5), 31 if single else 64, 2.0**-149 if single else 2.0**-1074
+    largest_e, smallest_e = 65 * np.log(2), 2.0**-65
+    lowest = 153.4 if single else 794.6
+    values = [(-rng.uniform(0, lowest), 2.0 ** rng.uniform(-65, 5.4)) for _ in range(2000)]
+    values += [(t, e) for t in (0.0, -lowest, -lowest + 0.1) for e in (smallest_e, 1.0, largest_e)]
+    t, e = (torch.tensor(v, dtype=torch.float64).to(dtype) for v in zip(*values, strict=True))
+    got = reference.random.exp_over(t, e)
+    assert (torch.isfinite(got)).all()
+    for x, y, value in zip(t.tolist(), e.tolist(), got.tolist(), strict=True):
+        wanted = mpmath.exp(mpmath.mpf(x)) / mpmath.mpf(y) * mpmath.mpf(2) ** scale
+        least_sum = mpmath.mpf(2) ** scale / mpmath.mpf(largest_e)
+        if wanted / least_sum >= smallest / 2:  # else the result is 0
+            assert error(value, wanted, dtype) <= BOUND, (x, y)
+    nothing = reference.random.exp_over(
+        torch.tensor([-torch.inf], dtype=dtype), torch.tensor([smallest_e], dtype=dtype)
+    )
+    assert nothing / (2.0**scale / largest_e) == 0
+    assert reference.random.exp_over(torch.tensor([torch.nan], dtype=dtype), nothing + 1).isnan()
+
+
+@floats
 def test_log_and_exp_at_special_values(dtype):
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, -1.0, 1.0], dtype=dtype)
     assert_same_bits(reference.random.log(special).nan_to_num(7), torch.log(special).nan_to_num(7))

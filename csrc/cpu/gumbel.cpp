@@ -94,38 +94,44 @@ template <typename T>
 class PerturbedRows {
  public:
   using A = Compute<T>;
+  static constexpr bool kDivide = false;
 
   PerturbedRows(const Tensor& logits, const Layout& layout, Key key, uint64_t start)
       : x_(static_cast<const T*>(logits.data_ptr())), layout_(layout), key_(key), start_(start) {
     if (layout.inner > 1) stage();
   }
 
-  int64_t rows() const { return layout_.outer * layout_.inner; }
+  const Layout& layout() const { return layout_; }
 
   // Rows of another dim than the last, one after the other: see stage().
   A* staged() const { return staged_; }
 
   // Writes a chunk to z, where a staged one is already.
-  ChunkSummary<A> chunk(int64_t row, int64_t c, A* z) const {
+  ChunkSummary<A> summarise(int64_t row, int64_t c, A* z) const {
     const int n = chunk_size(layout_.width, c);
     const int64_t at = row * layout_.width + c * kChunk;
     if (staged_ != nullptr) return PYSEL_CHOOSE(summarise<A>)(z, n);
     return PYSEL_CHOOSE(perturb_and_summarise<T, A>)(x_ + at, key_, start_ + static_cast<uint64_t>(at), n, z);
   }
 
-  // Elements [at, at + n) of rows one after the other, n <= kChunk.
-  void perturb(int64_t at, int n, A* z) const {
+  // What summarise() wrote becomes its exponentials, whose sum this is.
+  WideSum<A> exponentiate(int64_t, int64_t c, A max, A tau, A* z) const {
+    return PYSEL_CHOOSE(exponentiate<A>)(z, chunk_size(layout_.width, c), max, tau);
+  }
+
+  // Writes rows that fit in a chunk to z, and the largest of each to `most`; false if one of them is not finite.
+  bool summarise_rows(int64_t first, int rows, A* z, A* most) const {
+    const int64_t at = first * layout_.width;
+    const int width = static_cast<int>(layout_.width), n = rows * width;
     if (staged_ != nullptr)
       std::memcpy(z, staged_ + at, sizeof(A) * static_cast<size_t>(n));
     else
       make(at, n, z);
+    return PYSEL_CHOOSE(largest_of_rows<A, A>)(z, rows, width, most);
   }
 
-  // Writes what the staged rows have become to where they belong.
-  void unstage(T* out) const {
-    transpose<A>(
-        layout_.outer, layout_.inner, layout_.width,
-        [this](int64_t row, int64_t first, int n, A* z) { perturb(row * layout_.width + first, n, z); }, out);
+  void exponentiate_rows(int64_t, int rows, const A* most, A tau, A* z) const {
+    PYSEL_CHOOSE(exponentiate_rows<A>)(z, most, rows, static_cast<int>(layout_.width), tau);
   }
 
   // The chunk's largest, if it exceeds `floor`.
@@ -164,6 +170,107 @@ class PerturbedRows {
   A* staged_ = nullptr;
 };
 
+// The same for soft samples at tau = 1, which are exp(x) / E over its sum: see exp_over(). The maximum is that of the
+// logits alone.
+template <typename T>
+class RacedRows {
+ public:
+  using A = Compute<T>;
+  static constexpr bool kDivide = true;  // what is certain has to come out as 1
+
+  RacedRows(const Tensor& logits, const Layout& layout, Key key, uint64_t start)
+      : x_(static_cast<const T*>(logits.data_ptr())), layout_(layout), key_(key), start_(start) {
+    if (layout.inner > 1) stage();
+  }
+
+  const Layout& layout() const { return layout_; }
+
+  A* staged() const { return staged_; }
+
+  ChunkSummary<A> summarise(int64_t row, int64_t c, const A*) const {
+    if (staged_ != nullptr)
+      return {most_[row], std::isnan(most_[row]), most_[row] == std::numeric_limits<A>::infinity()};
+    return PYSEL_CHOOSE(summarise_logits<T, A>)(x_ + place(row, c), chunk_size(layout_.width, c));
+  }
+
+  WideSum<A> exponentiate(int64_t row, int64_t c, A max, A, A* z) const {
+    const int n = chunk_size(layout_.width, c);
+    if (staged_ != nullptr) return PYSEL_CHOOSE(sum_of<A>)(z, n);
+    return PYSEL_CHOOSE(race<T, A>)(x_ + place(row, c), key_, element(place(row, c)), n, max, z);
+  }
+
+  bool summarise_rows(int64_t first, int rows, const A*, A* most) const {
+    if (staged_ != nullptr) {
+      std::copy_n(most_.data() + first, rows, most);
+      return std::all_of(most, most + rows, [](A m) { return std::isfinite(m); });
+    }
+    return PYSEL_CHOOSE(largest_of_rows<T, A>)(x_ + place(first, 0), rows, static_cast<int>(layout_.width), most);
+  }
+
+  void exponentiate_rows(int64_t first, int rows, const A* most, A, A* z) const {
+    const int width = static_cast<int>(layout_.width);
+    if (staged_ != nullptr)
+      std::copy_n(staged_ + place(first, 0), rows * width, z);
+    else
+      PYSEL_CHOOSE(race_rows<T, A>)(x_ + place(first, 0), key_, element(place(first, 0)), most, rows, width, z);
+  }
+
+ private:
+  // The largest of each column of matrices [outer, lines, inner]: see larger().
+  template <typename X>
+  static std::vector<A> largest_of_columns(const X* x, int64_t outer, int64_t lines, int64_t inner) {
+    constexpr int64_t kColumns = 256;  // side by side
+    const int64_t blocks = (inner + kColumns - 1) / kColumns, threads = torch::stable::get_num_threads();
+    // a few matrices of few columns are cut across
+    const int64_t parts = outer * blocks < threads ? std::min(threads, lines / kChunk + 1) : 1;
+    std::vector<A> largest(static_cast<size_t>(parts * outer * inner));
+    parallel_for(parts * outer * blocks, rows_per_thread(lines / parts * kColumns), [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        const int64_t matrix = b / blocks % outer, part = b / blocks / outer, first = b % blocks * kColumns;
+        const int64_t line = lines * part / parts, count = lines * (part + 1) / parts - line;
+        PYSEL_CHOOSE(largest_of_columns<X, A>)
+        (x + (matrix * lines + line) * inner + first, count, inner, static_cast<int>(std::min(kColumns, inner - first)),
+         largest.data() + (part * outer + matrix) * inner + first);
+      }
+    });
+    return parts == 1 ? largest : largest_of_columns<A>(largest.data(), 1, parts, outer * inner);
+  }
+
+  int64_t place(int64_t row, int64_t c) const { return row * layout_.width + c * kChunk; }
+  uint64_t element(int64_t at) const { return start_ + static_cast<uint64_t>(at); }
+
+  // As PerturbedRows does, with the exponentials, for which the largest logit of each row is found first.
+  void stage() {
+    const int64_t outer = layout_.outer, width = layout_.width, inner = layout_.inner;
+    most_ = largest_of_columns(x_, outer, width, inner);
+    memory_ = empty_cpu({outer * inner * width}, kTypeOf<A>);
+    staged_ = static_cast<A*>(memory_.data_ptr());
+    transpose<A>(
+        outer, width, inner,
+        [&](int64_t line, int64_t first, int n, A* p) {
+          alignas(64) A most[kChunk];
+          const A* of = most_.data() + line / width * inner + first;
+          int64_t lines = width - line % width;                     // that are left of the same matrix
+          for (int64_t i = 0; i < n; of += inner, lines = width) {  // several lines, if they are short: doubled
+            const int64_t end = std::min<int64_t>(n, i + lines * inner), begin = i;
+            for (int64_t size = std::min(inner, end - i); i < end; i += size, size = std::min(i - begin, end - i))
+              std::copy_n(i == begin ? of : most + begin, size, most + i);
+          }
+          const int64_t begin = line * inner + first;
+          PYSEL_CHOOSE(race_each<T, A>)(x_ + begin, key_, element(begin), n, most, p);
+        },
+        staged_);
+  }
+
+  const T* x_;
+  Layout layout_;
+  Key key_;
+  uint64_t start_;
+  Tensor memory_;
+  A* staged_ = nullptr;
+  std::vector<A> most_;  // of each row, if staged
+};
+
 // Where row r's elements go: base + i * step.
 struct RowPlace {
   int64_t base, step;
@@ -172,34 +279,36 @@ struct RowPlace {
 };
 
 // Many short rows, as many at a time as fit in a chunk.
-template <typename T, typename Out>
-void soft_short_rows(const char* op, const PerturbedRows<T>& source, int width, double tau, bool validate, Out* out) {
-  using A = Compute<T>;
-  const int64_t rows = source.rows(), together = kChunk / width;
+template <typename Source, typename Out>
+void soft_short_rows(const char* op, const Source& source, double tau, bool validate, Out* out) {
+  using A = typename Source::A;
+  const auto width = static_cast<int>(source.layout().width);
+  const int64_t rows = source.layout().outer * source.layout().inner, together = kChunk / width;
   parallel_for((rows + together - 1) / together, kGrain / kChunk, [&](int64_t begin, int64_t end) {
     alignas(64) A z[kChunk + 16] = {};
     alignas(64) A most[kChunk];
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * together;
       const auto count = static_cast<int>(std::min(together, rows - first));
-      source.perturb(first * width, count * width, z);
-      if (!PYSEL_CHOOSE(largest_of_rows<A>)(z, count, width, most)) {
+      if (!source.summarise_rows(first, count, z, most)) {
         for (int r = 0; r < count; ++r) {
-          const std::vector row{PYSEL_CHOOSE(summarise<A>)(z + r * width, width)};
+          const std::vector row{source.summarise(first + r, 0, z + r * width)};
           most[r] = merge(op, row, validate).max;
         }
       }
-      PYSEL_CHOOSE(short_rows<Out, A>)(z, most, count, width, divisor<A>(tau), out + first * width);
+      source.exponentiate_rows(first, count, most, divisor<A>(tau), z);
+      PYSEL_CHOOSE(normalise_rows<Source::kDivide, Out, A>)(z, count, width, out + first * width);
     }
   });
 }
 
 // Soft samples of rows one after the other. `out` may be where they are staged.
-template <typename T, typename Out>
-void soft_rows(const char* op, const PerturbedRows<T>& source, int64_t width, double tau, bool validate, Out* out) {
-  using A = Compute<T>;
-  if (width <= kShortRow) return soft_short_rows(op, source, static_cast<int>(width), tau, validate, out);
-  each_row(source.rows(), width, [&](int64_t r, bool parallel) {
+template <typename Source, typename Out>
+void soft_rows(const char* op, const Source& source, double tau, bool validate, Out* out) {
+  using A = typename Source::A;
+  const int64_t width = source.layout().width;
+  if (width <= kShortRow) return soft_short_rows(op, source, tau, validate, out);
+  each_row(source.layout().outer * source.layout().inner, width, [&](int64_t r, bool parallel) {
     std::vector<A> short_room;
     Tensor long_room;  // which is neither cleared nor of small pages
     A* z;
@@ -213,26 +322,42 @@ void soft_rows(const char* op, const PerturbedRows<T>& source, int64_t width, do
       z = static_cast<A*>(long_room.data_ptr());
     }
     std::vector<ChunkSummary<A>> summary(static_cast<size_t>(chunks_of(width)));
-    each_chunk(width, parallel, [&](int64_t c) { summary[c] = source.chunk(r, c, z + c * kChunk); });
+    each_chunk(width, parallel, [&](int64_t c) { summary[c] = source.summarise(r, c, z + c * kChunk); });
     const A max = merge(op, summary, validate).max;
     std::vector<WideSum<A>> sums(summary.size());
-    each_chunk(width, parallel, [&](int64_t c) {
-      sums[c] = PYSEL_CHOOSE(exponentiate<A>)(z + c * kChunk, chunk_size(width, c), max, divisor<A>(tau));
-    });
+    each_chunk(width, parallel,
+               [&](int64_t c) { sums[c] = source.exponentiate(r, c, max, divisor<A>(tau), z + c * kChunk); });
     WideSum<A> total{};
     for (const auto& sum : sums) total.add(sum);
-    const A factor = A{1} / static_cast<A>(total.value());
+    const auto sum = static_cast<A>(total.value());
     each_chunk(width, parallel, [&](int64_t c) {
-      PYSEL_CHOOSE(scale<Out, A>)(z + c * kChunk, chunk_size(width, c), factor, out + r * width + c * kChunk);
+      PYSEL_CHOOSE(normalise<Source::kDivide, Out, A>)(z + c * kChunk, chunk_size(width, c), sum,
+                                                       out + r * width + c * kChunk);
     });
   });
+}
+
+// Soft samples of any rows.
+template <typename Source, typename T>
+void soft(const char* op, const Source& source, double tau, bool validate, T* out) {
+  if (source.staged() == nullptr) return soft_rows(op, source, tau, validate, out);
+  using A = typename Source::A;
+  A* rows = source.staged();
+  soft_rows(op, source, tau, validate, rows);
+  const auto& [outer, width, inner] = source.layout();
+  transpose<A>(
+      outer, inner, width,
+      [rows, width = width](int64_t row, int64_t first, int n, A* y) {
+        std::memcpy(y, rows + row * width + first, sizeof(A) * static_cast<size_t>(n));
+      },
+      out);
 }
 
 // Calls write(row, index, is_nan) with the first maximum of each perturbed row, NaN counting as largest.
 template <typename T, typename F>
 void argmax_rows(const char* op, const PerturbedRows<T>& source, const Layout& layout, bool validate, const F& write) {
   using A = Compute<T>;
-  each_row(source.rows(), layout.width, [&](int64_t r, bool parallel) {
+  each_row(layout.outer * layout.inner, layout.width, [&](int64_t r, bool parallel) {
     std::vector<ChunkBest<A>> best(static_cast<size_t>(chunks_of(layout.width)));
     std::atomic<A> floor{std::numeric_limits<A>::lowest()};
     each_chunk(layout.width, parallel, [&](int64_t c) {
@@ -278,13 +403,11 @@ Tensor write_gumbel_softmax(const Tensor& logits, const Tensor& tau, const Tenso
     if (logits.numel() == 0) return;
     const Tensor x = packed(logits);
     if (validate && own) check_logits(op, static_cast<const T*>(x.data_ptr()), layout, true);
-    const PerturbedRows<T> source(x, layout, k, static_cast<uint64_t>(start));
     T* y = static_cast<T*>(out.data_ptr());
-    if (!hard && layout.inner == 1) return soft_rows(op, source, layout.width, t, validate, y);
-    if (!hard) {
-      soft_rows(op, source, layout.width, t, validate, source.staged());
-      return source.unstage(y);
-    }
+    const auto first = static_cast<uint64_t>(start);
+    if (!hard && divisor<Compute<T>>(t) == 1) return soft(op, RacedRows<T>(x, layout, k, first), t, validate, y);
+    const PerturbedRows<T> source(x, layout, k, first);
+    if (!hard) return soft(op, source, t, validate, y);
     const int64_t n = logits.numel();
     if (layout.inner > 1)
       each_chunk(n, true, [&](int64_t c) { std::fill_n(y + c * kChunk, chunk_size(n, c), static_cast<T>(0.0f)); });

@@ -31,6 +31,41 @@ ChunkSummary<A> summarise(const A* z, int n) {
   return {max, any_nan, max == kInf};
 }
 
+// The same of logits.
+template <typename T, typename A>
+ChunkSummary<A> summarise_logits(const T* x, int n) {
+  if constexpr (sizeof(T) == sizeof(A)) {
+    return summarise(x, n);
+  } else {
+    alignas(64) A z[kChunk];
+    for (int i = 0; i < n; ++i) z[i] = static_cast<A>(x[i]);
+    return summarise(z, n);
+  }
+}
+
+// The larger of two, where +inf is larger than NaN, and NaN larger than the rest.
+template <typename A>
+inline A larger(A v, A most) {
+  constexpr A kInf = static_cast<A>(__builtin_inf());
+  return ((v > most) | (v == kInf) | ((v != v) & (most != kInf))) ? v : most;
+}
+
+// The largest of each of n <= kChunk columns, as larger() has it.
+template <typename T, typename A>
+void largest_of_columns(const T* x, int64_t lines, int64_t pitch, int n, A* largest) {
+  alignas(64) A most[kChunk];
+  // narrow lines that follow each other are taken together
+  const int64_t fit = n == pitch ? kChunk / n : 1, together = fit < lines ? fit : lines;
+  const int count = static_cast<int>(together) * n;
+  for (int i = 0; i < count; ++i) most[i] = -static_cast<A>(__builtin_inf());
+  int64_t line = 0;
+  for (; line + together <= lines; line += together, x += together * pitch)
+    for (int i = 0; i < count; ++i) most[i] = larger(static_cast<A>(x[i]), most[i]);
+  for (int i = 0; i < static_cast<int>(lines - line) * n; ++i) most[i] = larger(static_cast<A>(x[i]), most[i]);
+  for (int i = n; i < count; ++i) most[i % n] = larger(most[i], most[i % n]);
+  for (int i = 0; i < n; ++i) largest[i] = most[i];
+}
+
 template <typename T, typename A>
 bool has_plus_inf(const T* x, int n) {
   uint32_t found = 0;
@@ -180,28 +215,45 @@ inline __attribute__((always_inline)) double sum_of_few(const float* e, int n) {
   return lane[0];
 }
 
+template <typename A>
+WideSum<A> sum_of(const A* e, int n) {
+  return wide_sum(e, n);
+}
+
 // z = exp((z - max) / tau) in place; returns the sum.
 template <typename A>
 WideSum<A> exponentiate(A* z, int n, A max, A tau) {
-  if (tau == A{1}) {  // the usual case, and a division costs as much as the exponential
-    for (int i = 0; i < n; ++i) z[i] = exp_nonpositive(z[i] - max);
-  } else {
-    for (int i = 0; i < n; ++i) z[i] = exp_nonpositive((z[i] - max) / tau);
-  }
+  for (int i = 0; i < n; ++i) z[i] = exp_nonpositive((z[i] - max) / tau);
   return wide_sum(z, n);
 }
 
-// The largest of each of many short rows, ignoring NaN. False if a row has NaN, +inf or nothing but -inf. z has room
-// for kShortRow more.
-template <typename A>
-bool largest_of_rows(const A* z, int rows, int width, A* most) {
+// exp(x - max) / E of elements [first, first + n), as exp_over scales it; returns the sum. tau is 1.
+template <typename T, typename A>
+WideSum<A> race(const T* x, Key key, uint64_t first, int n, A max, A* p) {
+  alignas(64) A e[kChunk];
+  fill_noise<ToExponential>(key, first, n, e);
+  for (int i = 0; i < n; ++i) p[i] = exp_over(static_cast<A>(x[i]) - max, e[i]);
+  return wide_sum(p, n);
+}
+
+// The same without the sum, where each element has a maximum of its own.
+template <typename T, typename A>
+void race_each(const T* x, Key key, uint64_t first, int n, const A* max, A* p) {
+  alignas(64) A e[kChunk];
+  fill_noise<ToExponential>(key, first, n, e);
+  for (int i = 0; i < n; ++i) p[i] = exp_over(static_cast<A>(x[i]) - max[i], e[i]);
+}
+
+// The largest of each of many short rows, ignoring NaN. False if a row has NaN, +inf or nothing but -inf.
+template <typename T, typename A>
+bool largest_of_rows(const T* x, int rows, int width, A* most) {
   constexpr A kInf = static_cast<A>(__builtin_inf());
   // the largest of what begins at each element and is `length` long: rows of any width, and all of them vectors
   alignas(64) A window[kChunk + kShortRow];
   const int n = rows * width;
   uint32_t nan = 0;
-  for (int i = 0; i < n; ++i) nan |= z[i] != z[i] ? 1u : 0u;
-  for (int i = 0; i < n; ++i) window[i] = z[i];
+  for (int i = 0; i < n; ++i) window[i] = static_cast<A>(x[i]);
+  for (int i = 0; i < n; ++i) nan |= window[i] != window[i] ? 1u : 0u;
   for (int i = n; i < n + width; ++i) window[i] = -kInf;
   int length = 1;
   for (; 2 * length <= width; length *= 2)
@@ -225,18 +277,35 @@ inline __attribute__((always_inline)) void spread(const A* value, int rows, int 
   }
 }
 
-// Soft samples of whole rows that fit in a chunk together, from their sums with noise and the largest of each. z has
-// room for 16 more.
-template <typename T, typename A>
-void short_rows(A* z, const A* most, int rows, int width, A tau, T* out) {
-  alignas(64) A each[kChunk + 16], factor[kChunk];
-  alignas(64) double sum[kChunk];
+// Whole rows that fit in a chunk together: z = exp((z - its row's largest) / tau) in place.
+template <typename A>
+void exponentiate_rows(A* z, const A* most, int rows, int width, A tau) {
+  alignas(64) A each[kChunk + 16];
   spread(most, rows, width, each);
   const int n = rows * width;
-  for (int i = 0; i < n; ++i) z[i] -= each[i];
-  if (tau != A{1})
-    for (int i = 0; i < n; ++i) z[i] /= tau;
-  for (int i = 0; i < n; ++i) z[i] = exp_nonpositive(z[i]);
+  for (int i = 0; i < n; ++i) z[i] = exp_nonpositive((z[i] - each[i]) / tau);
+}
+
+// race() of such rows, from the largest logit of each.
+template <typename T, typename A>
+void race_rows(const T* x, Key key, uint64_t first, const A* most, int rows, int width, A* p) {
+  alignas(64) A each[kChunk + 16];
+  spread(most, rows, width, each);
+  race_each(x, key, first, rows * width, each, p);
+}
+
+// e over its sum: by a division, or by its reciprocal, which is faster and inexact at e = sum.
+template <bool kDivide, typename A>
+inline A over(A e, A sum_or_reciprocal) {
+  return kDivide ? e / sum_or_reciprocal : e * sum_or_reciprocal;
+}
+
+// Divides such rows by their sums. z has room for 16 more.
+template <bool kDivide, typename T, typename A>
+void normalise_rows(const A* z, int rows, int width, T* out) {
+  alignas(64) A each[kChunk + 16], total[kChunk];
+  alignas(64) double sum[kChunk];
+  const int n = rows * width;
   for (int r = 0; r < rows; ++r) {
     const A* e = z + r * width;
     if constexpr (sizeof(A) == sizeof(float)) {
@@ -245,14 +314,15 @@ void short_rows(A* z, const A* most, int rows, int width, A tau, T* out) {
       sum[r] = wide_sum(e, width).value();
     }
   }
-  for (int r = 0; r < rows; ++r) factor[r] = A{1} / static_cast<A>(sum[r]);
-  spread(factor, rows, width, each);
-  for (int i = 0; i < n; ++i) out[i] = static_cast<T>(z[i] * each[i]);
+  for (int r = 0; r < rows; ++r) total[r] = kDivide ? static_cast<A>(sum[r]) : A{1} / static_cast<A>(sum[r]);
+  spread(total, rows, width, each);
+  for (int i = 0; i < n; ++i) out[i] = static_cast<T>(over<kDivide>(z[i], each[i]));
 }
 
-template <typename T, typename A>
-void scale(const A* e, int n, A factor, T* out) {
-  for (int i = 0; i < n; ++i) out[i] = static_cast<T>(e[i] * factor);
+template <bool kDivide, typename T, typename A>
+void normalise(const A* e, int n, A sum, T* out) {
+  const A by = kDivide ? sum : A{1} / sum;
+  for (int i = 0; i < n; ++i) out[i] = static_cast<T>(over<kDivide>(e[i], by));
 }
 
 template <typename T, typename A>

@@ -3,7 +3,8 @@
 //
 // Threads share a row and keep its perturbed logits in registers, so that logits are read once, noise is made once and
 // the sample is written once. Rows too long for that go in parts, three times, and make the noise anew: for the row's
-// maximum, for the sum of its exponentials, and for the sample. Where dim is not the last, perturbed logits are
+// maximum, for the sum of its exponentials, and for the sample. At tau = 1 exponentials are made of logits without
+// noise and of exponential variates: see exp_over(). Where dim is not the last, logits and exponential variates are
 // transposed first.
 #include "common/op.h"
 
@@ -113,11 +114,20 @@ constexpr int kQuads = 8;  // usually
 template <typename A>
 constexpr int kMostQuads = sizeof(A) == 4 ? 2 * kQuads : kQuads;
 
-// A thread's share of a row's perturbed logits: quads member, member + group, ...
-template <typename A, int kHeld>
+// x + g, where g is the Gumbel noise of exponential variates.
+template <typename A>
+__device__ void perturb(const Row& row, std::int64_t quad, A (&z)[4]) {
+  A e[4];
+  row.exponentials(quad, e);
+  for (int i = 0; i < 4; ++i) z[i] = z[i] - log_normal(e[i]);
+}
+
+// A thread's share of a row's logits: quads member, member + group, ...
+template <typename A, int kHeld, bool kOne>
 struct Share {
   A z[kHeld][4];
 
+  // Logits, to which noise is added if tau is not 1.
   template <typename T>
   __device__ void load(const Row& row, const T* x, std::int64_t first_quad, std::int64_t quads, unsigned group) {
 #pragma unroll
@@ -125,7 +135,7 @@ struct Share {
       const std::int64_t quad = first_quad + j * std::int64_t{group};
       if (quad < quads) {
         row.load(x, quad, -infinity<A>(), z[j]);
-        row.add_noise<Distribution::gumbel>(quad, z[j]);
+        if constexpr (!kOne) perturb(row, quad, z[j]);
       } else {
         for (int i = 0; i < 4; ++i) z[j][i] = -infinity<A>();
       }
@@ -144,11 +154,28 @@ struct Share {
     return most;
   }
 
-  // z = exp((z - max) / tau)
-  __device__ void exponentiate(A max, A tau) {
+  // z = exp((z - max) / tau), or what exp_over() makes of it
+  __device__ void exponentiate(const Row& row, std::int64_t first_quad, std::int64_t quads, unsigned group, A max,
+                               A tau) {
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j) {
+      const std::int64_t quad = first_quad + j * std::int64_t{group};
+      if constexpr (kOne) {
+        A e[4] = {1, 1, 1, 1};
+        if (quad < quads) row.exponentials(quad, e);
+        for (int i = 0; i < 4; ++i) z[j][i] = exp_over(z[j][i] - max, e[i]);
+      } else {
+        for (int i = 0; i < 4; ++i) z[j][i] = exp_nonpositive((z[j][i] - max) / tau);
+      }
+    }
+  }
+
+  // z over its row's sum; a division, at tau = 1, so that what is certain comes out as 1
+  __device__ void normalise(A sum) {
+    const A factor = A{1} / sum;
 #pragma unroll
     for (int j = 0; j < kHeld; ++j)
-      for (int i = 0; i < 4; ++i) z[j][i] = exp_nonpositive(scaled(z[j][i] - max, tau));
+      for (int i = 0; i < 4; ++i) z[j][i] = kOne ? z[j][i] / sum : z[j][i] * factor;
   }
 
   __device__ WideSum<A> sum() const {
@@ -158,12 +185,11 @@ struct Share {
       for (int i = 0; i < 4; ++i) sum.add(static_cast<double>(z[j][i]));
     return sum;
   }
-
-  __device__ static A scaled(A z, A tau) { return tau == A{1} ? z : z / tau; }  // a division costs as much as exp
 };
 
+// Kernels with kOne are for tau = 1, and those without for the rest; the others return at once.
 // x and out may be the same memory: a row is written by those who have read it, after all of them have.
-template <typename T, int kHeld>
+template <typename T, int kHeld, bool kOne>
 __global__ void __launch_bounds__(kMostThreads)
     softmax_kernel(const T* x,  // [rows, width]
                    Shape shape, NoiseArgument noise, TauArgument tau, LogitReports reports,
@@ -176,6 +202,7 @@ __global__ void __launch_bounds__(kMostThreads)
   Slots& slots = shared<Slots>();
   const Group group(shape.group);
   const A t = divisor<A>(tau.read());
+  if ((t == A{1}) != kOne) return;
   const unsigned together = blockDim.x / shape.group;
   for (std::int64_t base = std::int64_t{blockIdx.x} * together; base < shape.rows;
        base += std::int64_t{gridDim.x} * together) {
@@ -184,21 +211,20 @@ __global__ void __launch_bounds__(kMostThreads)
     const Row row(noise, r * shape.width, shape.width);
     const std::int64_t quads = mine ? row.quads() : 0;
 
-    Share<A, kHeld> share;
+    Share<A, kHeld, kOne> share;
     share.load(row, x + r * shape.width, group.member(), quads, shape.group);
     bool nan;
     const A max = group.reduce(share.max(nan), -infinity<A>(), slots.max, Largest());
     nan = group.any(nan);
     reports.permit(max, nan, mine && group.member() == 0);
     // NaN throughout if the row must be refused: from inf - inf, or from -inf - -inf
-    share.exponentiate(max, t);
+    share.exponentiate(row, group.member(), quads, shape.group, max, t);
     const WideSum<A> sum = group.reduce(share.sum(), WideSum<A>(), slots.sum, Sum());
-    const A factor = A{1} / static_cast<A>(sum.value());
+    share.normalise(static_cast<A>(sum.value()));
 
 #pragma unroll
     for (int j = 0; j < kHeld; ++j) {
       const std::int64_t quad = group.member() + j * std::int64_t{shape.group};
-      for (int i = 0; i < 4; ++i) share.z[j][i] *= factor;
       if (quad < quads) row.store(out + r * shape.width, quad, share.z[j]);
     }
   }
@@ -207,10 +233,10 @@ __global__ void __launch_bounds__(kMostThreads)
 // Of a row, or of a part of one.
 template <typename A>
 struct Part {
-  A max;           // of its perturbed logits
+  A max;           // of its logits, perturbed or not
   bool nan;        // whether one is NaN
   WideSum<A> sum;  // of exp((z - max) / tau), with the row's maximum
-  A factor;        // of exponentials: a row's alone
+  A rounded_sum;   // a row's alone
 };
 
 constexpr int kPartQuads = 4;
@@ -225,9 +251,9 @@ struct Parts {
   unsigned grid() const { return grid_size(rows * parts, 1); }
 };
 
-template <typename T>
+template <typename T, bool kOne>
 __global__ void __launch_bounds__(kBlock) max_parts_kernel(const T* __restrict__ x,  // [rows, width]
-                                                           Parts shape, NoiseArgument noise,
+                                                           Parts shape, NoiseArgument noise, TauArgument tau,
                                                            Part<Compute<T>>* __restrict__ parts) {  // [rows, parts]
   using A = Compute<T>;
   struct MaxSlots {
@@ -235,11 +261,13 @@ __global__ void __launch_bounds__(kBlock) max_parts_kernel(const T* __restrict__
   };
   MaxSlots& slots = shared<MaxSlots>();
   const Group group(kBlock);
+  const A t = divisor<A>(tau.read());
+  if ((t == A{1}) != kOne) return;
   int turn = 0;
   for (std::int64_t p = blockIdx.x; p < shape.rows * shape.parts; p += gridDim.x) {
     const std::int64_t r = p / shape.parts;
     const Row row(noise, r * shape.width, shape.width);
-    Share<A, kPartQuads> share;
+    Share<A, kPartQuads, kOne> share;
     share.load(row, x + r * shape.width, p % shape.parts * kPart + threadIdx.x, row.quads(), kBlock);
     bool nan;
     const A max = group.reduce(share.max(nan), -infinity<A>(), slots.max[turn], Largest());
@@ -274,7 +302,7 @@ __global__ void __launch_bounds__(kBlock) max_rows_kernel(Parts shape, LogitRepo
   }
 }
 
-template <typename T>
+template <typename T, bool kOne>
 __global__ void __launch_bounds__(kBlock) sum_parts_kernel(const T* __restrict__ x,  // [rows, width]
                                                            Parts shape, NoiseArgument noise, TauArgument tau,
                                                            const Part<Compute<T>>* __restrict__ total,  // [rows]
@@ -286,13 +314,15 @@ __global__ void __launch_bounds__(kBlock) sum_parts_kernel(const T* __restrict__
   SumSlots& slots = shared<SumSlots>();
   const Group group(kBlock);
   const A t = divisor<A>(tau.read());
+  if ((t == A{1}) != kOne) return;
   int turn = 0;
   for (std::int64_t p = blockIdx.x; p < shape.rows * shape.parts; p += gridDim.x) {
     const std::int64_t r = p / shape.parts;
     const Row row(noise, r * shape.width, shape.width);
-    Share<A, kPartQuads> share;
-    share.load(row, x + r * shape.width, p % shape.parts * kPart + threadIdx.x, row.quads(), kBlock);
-    share.exponentiate(total[r].max, t);
+    Share<A, kPartQuads, kOne> share;
+    const std::int64_t first = p % shape.parts * kPart + threadIdx.x;
+    share.load(row, x + r * shape.width, first, row.quads(), kBlock);
+    share.exponentiate(row, first, row.quads(), kBlock, total[r].max, t);
     const WideSum<A> sum = group.reduce(share.sum(), WideSum<A>(), slots.sum[turn], Sum());
     turn ^= 1;
     if (threadIdx.x == 0) parts[p].sum = sum;
@@ -314,30 +344,30 @@ __global__ void __launch_bounds__(kBlock) sum_rows_kernel(Parts shape,
     for (std::int64_t p = threadIdx.x; p < shape.parts; p += kBlock) sum.add(parts[r * shape.parts + p].sum);
     sum = group.reduce(sum, WideSum<A>(), slots.sum[turn], Sum());
     turn ^= 1;
-    if (threadIdx.x == 0) total[r].factor = A{1} / static_cast<A>(sum.value());
+    if (threadIdx.x == 0) total[r].rounded_sum = static_cast<A>(sum.value());
   }
 }
 
 // x and out may be the same memory: each element is read by the thread that writes it.
-template <typename T>
+template <typename T, bool kOne>
 __global__ void __launch_bounds__(kBlock) softmax_write_kernel(const T* x,  // [rows, width]
                                                                Parts shape, NoiseArgument noise, TauArgument tau,
                                                                const Part<Compute<T>>* __restrict__ total,  // [rows]
                                                                T* out) {  // [rows, width]
   using A = Compute<T>;
   const A t = divisor<A>(tau.read());
+  if ((t == A{1}) != kOne) return;
   for (std::int64_t p = blockIdx.x; p < shape.rows * shape.parts; p += gridDim.x) {
     const std::int64_t r = p / shape.parts;
     const Row row(noise, r * shape.width, shape.width);
-    const A max = total[r].max, factor = total[r].factor;
-    Share<A, kPartQuads> share;
+    Share<A, kPartQuads, kOne> share;
     const std::int64_t first = p % shape.parts * kPart + threadIdx.x;
     share.load(row, x + r * shape.width, first, row.quads(), kBlock);
-    share.exponentiate(max, t);
+    share.exponentiate(row, first, row.quads(), kBlock, total[r].max, t);
+    share.normalise(total[r].rounded_sum);
 #pragma unroll
     for (int j = 0; j < kPartQuads; ++j) {
       const std::int64_t quad = first + j * std::int64_t{kBlock};
-      for (int i = 0; i < 4; ++i) share.z[j][i] *= factor;
       if (quad < row.quads()) row.store(out + r * shape.width, quad, share.z[j]);
     }
   }
@@ -407,7 +437,7 @@ __global__ void __launch_bounds__(kBlock)
     for (std::int64_t quad = group.member(); quad < row.quads(); quad += shape.group) {
       A z[4];
       row.load(x + r * shape.width + begin, quad, -infinity<A>(), z);
-      row.add_noise<Distribution::gumbel>(quad, z);
+      perturb(row, quad, z);
       for (int i = 0; i < 4; ++i) {
         const std::int64_t at = row.begin(quad) + i;
         const Candidate<A> element{z[i], begin + at};
@@ -568,17 +598,15 @@ __global__ void __launch_bounds__(kBlock)
 
 // --- one vector ---
 
-// x + g of a whole tensor in logical order, for rows that are not contiguous.
-template <typename T>
-__global__ void __launch_bounds__(kBlock) perturb_kernel(const T* __restrict__ x,  // [n]
-                                                         std::int64_t n, NoiseArgument noise,
-                                                         Compute<T>* __restrict__ out) {  // [n]
+// Exponential variates of a whole tensor in logical order, for rows that are not contiguous.
+template <typename A>
+__global__ void __launch_bounds__(kBlock) exponential_kernel(std::int64_t n, NoiseArgument noise,
+                                                             A* __restrict__ out) {  // [n]
   const Row all(noise, 0, n);
   for (std::int64_t quad = thread_in_grid(); quad < all.quads(); quad += threads_in_grid()) {
-    Compute<T> z[4];
-    all.load(x, quad, Compute<T>{0}, z);
-    all.add_noise<Distribution::gumbel>(quad, z);
-    all.store(out, quad, z);
+    A e[4];
+    all.exponentials(quad, e);
+    all.store(out, quad, e);
   }
 }
 
@@ -641,8 +669,6 @@ __global__ void __launch_bounds__(kBlock) gate_gradient_kernel(const T* __restri
 
 // --- launches ---
 
-NoiseArgument no_noise(const NoiseArgument& noise) { return {noise.key, 0, false}; }
-
 // [outer, width, inner] -> [outer, inner, width], or back: in memory, not as a view.
 Tensor transposed(const Tensor& t, std::int64_t outer, std::int64_t rows, std::int64_t columns) {
   const std::vector<std::int64_t> size{outer, rows, columns};
@@ -650,8 +676,8 @@ Tensor transposed(const Tensor& t, std::int64_t outer, std::int64_t rows, std::i
   return torch::stable::contiguous(torch::stable::transpose(view, 1, 2));
 }
 
-// f.template operator()<T>(rows) where rows are logits along the last dim and their noise: those given, or, where dim
-// is another one, transposed copies that have their noise in them.
+// f.template operator()<T>(rows, noise) of logits along the last dim: those given, or, where dim is another one, copies
+// that are transposed as their exponential variates are.
 template <typename F>
 void with_rows(const Call& call, const char* op, const Tensor& logits, const Layout& layout, const NoiseArgument& noise,
                const F& f) {
@@ -660,10 +686,11 @@ void with_rows(const Call& call, const char* op, const Tensor& logits, const Lay
     if (layout.inner == 1) return f.template operator()<T>(x, noise);
     using A = Compute<T>;
     const std::int64_t n = logits.numel();
-    const Tensor z = call.empty({n}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
-    call.launch(perturb_kernel<T>, grid_size(n / 4 + 1, kBlock), kBlock, static_cast<const T*>(x.data_ptr()), n, noise,
-                static_cast<A*>(z.data_ptr()));
-    f.template operator()<A>(transposed(z, layout.outer, layout.width, layout.inner), no_noise(noise));
+    Tensor e = call.empty({n}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+    call.launch(exponential_kernel<A>, grid_size(n / 4 + 1, kBlock), kBlock, n, noise, static_cast<A*>(e.data_ptr()));
+    e = transposed(e, layout.outer, layout.width, layout.inner);
+    f.template operator()<T>(transposed(x, layout.outer, layout.width, layout.inner),
+                             NoiseArgument{noise.key, 0, false, e.data_ptr()});
   });
 }
 
@@ -676,8 +703,16 @@ void soft_rows(const Call& call, const Tensor& x, std::int64_t rows, std::int64_
   T* to = static_cast<T*>(out.data_ptr());
   const std::int64_t most = most_quads(rows, width, noise);
   const Shape shape(rows, width, most, kQuads, kMostThreads);
+  // both kernels, if the host does not know tau
+  const auto each_tau = [&](const auto& f) {
+    const bool one = divisor<A>(tau.value) == A{1};
+    if (tau.pointer != nullptr || one) f(std::true_type{});
+    if (tau.pointer != nullptr || !one) f(std::false_type{});
+  };
   const auto run = [&]<int kHeld>() {
-    call.launch(softmax_kernel<T, kHeld>, shape.grid(), shape.block, from, shape, noise, tau, reports, to);
+    each_tau([&](auto one) {
+      call.launch(softmax_kernel<T, kHeld, one.value>, shape.grid(), shape.block, from, shape, noise, tau, reports, to);
+    });
   };
   if (most <= shape.group) return run.template operator()<1>();
   if (most <= std::int64_t{kQuads} * shape.group) return run.template operator()<kQuads>();
@@ -686,11 +721,17 @@ void soft_rows(const Call& call, const Tensor& x, std::int64_t rows, std::int64_
   const Parts parts(rows, width, most);
   const auto room = call.room<Part<A>>(rows * parts.parts), row_room = call.room<Part<A>>(rows);
   Part<A>*part = room.data(), *total = row_room.data();
-  call.launch(max_parts_kernel<T>, parts.grid(), kBlock, from, parts, noise, part);
+  each_tau([&](auto one) {
+    call.launch(max_parts_kernel<T, one.value>, parts.grid(), kBlock, from, parts, noise, tau, part);
+  });
   call.launch(max_rows_kernel<A>, grid_size(rows, 1), kBlock, parts, reports, part, total);
-  call.launch(sum_parts_kernel<T>, parts.grid(), kBlock, from, parts, noise, tau, total, part);
+  each_tau([&](auto one) {
+    call.launch(sum_parts_kernel<T, one.value>, parts.grid(), kBlock, from, parts, noise, tau, total, part);
+  });
   call.launch(sum_rows_kernel<A>, grid_size(rows, 1), kBlock, parts, part, total);
-  call.launch(softmax_write_kernel<T>, parts.grid(), kBlock, from, parts, noise, tau, total, to);
+  each_tau([&](auto one) {
+    call.launch(softmax_write_kernel<T, one.value>, parts.grid(), kBlock, from, parts, noise, tau, total, to);
+  });
 }
 
 template <typename T>
@@ -744,15 +785,13 @@ Tensor write_gumbel_softmax(const Tensor& logits, const Tensor& tau, const Tenso
   const LogitReports reports{call.report(kSoftmaxPlusInf), call.report(kSoftmaxMinusInf)};
   const int64_t rows = layout.outer * layout.inner, width = layout.width;
   with_rows(call, op, logits, layout, noise, [&]<typename T>(const Tensor& x, const NoiseArgument& g) {
-    Tensor y = layout.inner == 1 ? out : call.empty({rows * width}, hard ? out.scalar_type() : x.scalar_type());
+    Tensor y = layout.inner == 1 ? out : call.empty({rows * width}, out.scalar_type());
     if (hard) {
       const auto index = call.room<int64_t>(rows);
       int64_t* at = index.data();
       argmax_rows<T>(call, x, rows, width, g, reports, true, at);
-      dispatch_floating(op, "logits", out, [&]<typename O>() {
-        call.launch(one_hot_kernel<O>, grid_size(rows * width, kBlock), kBlock, at, rows, width, t,
-                    static_cast<O*>(y.data_ptr()));
-      });
+      call.launch(one_hot_kernel<T>, grid_size(rows * width, kBlock), kBlock, at, rows, width, t,
+                  static_cast<T*>(y.data_ptr()));
     } else {
       soft_rows<T>(call, x, rows, width, g, t, reports, y);
     }

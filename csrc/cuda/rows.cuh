@@ -8,14 +8,16 @@
 
 namespace pysel {
 
-// Noise for the elements of a tensor that are numbered from `start`, or none where it has been added already.
+// Noise for the elements of a tensor that are numbered from `start`, or none, or what has been made of their words
+// already, where elements that are neighbours are not in memory.
 struct NoiseArgument {
   KeyArgument key;
   std::uint64_t start;
   bool on;
+  const void* exponentials = nullptr;  // of the type that the tensor is computed in; then `on` is false
 };
 
-enum class Distribution { gumbel, logistic };
+enum class Distribution { exponential, gumbel, logistic };
 
 // Elements [first, first + width) of a tensor in quads. With noise, a quad is what shares a Philox block, so the first
 // may begin before the row does:
@@ -25,7 +27,7 @@ enum class Distribution { gumbel, logistic };
 class Row {
  public:
   __device__ Row(const NoiseArgument& noise, std::int64_t first, std::int64_t width)
-      : width_(width), phase_(0), on_(noise.on), block_(0), key_{} {
+      : width_(width), phase_(0), on_(noise.on), block_(0), key_{}, exponentials_(noise.exponentials), first_(first) {
     if (!on_) return;
     const std::uint64_t element = noise.start + static_cast<std::uint64_t>(first);
     phase_ = static_cast<int>(element & 3);
@@ -62,10 +64,9 @@ class Row {
     }
   }
 
-  // v += noise. Only what is near the ends of (0, 1) needs the low words in float.
+  // Only what is near the ends of (0, 1) needs the low words in float.
   template <Distribution kKind, typename A>
-  __device__ void add_noise(std::int64_t quad, A (&v)[4]) const {
-    if (!on_) return;
+  __device__ void noise(std::int64_t quad, A (&v)[4]) const {
     const std::uint64_t block = block_ + static_cast<std::uint64_t>(quad);
     const PhiloxBlock high = key_.block(Stream::high, block);
     bool tail = sizeof(A) > 4;
@@ -74,8 +75,27 @@ class Row {
     if (tail) low = key_.block(Stream::low, block);
     for (int i = 0; i < 4; ++i) {
       const Uniform<A> u = uniform<A>(high.word[i], low.word[i]);
-      v[i] = v[i] + (kKind == Distribution::gumbel ? gumbel(u) : logistic(u));
+      v[i] = kKind == Distribution::exponential ? exponential(u)
+             : kKind == Distribution::gumbel    ? gumbel(u)
+                                                : logistic(u);
     }
+  }
+
+  template <Distribution kKind, typename A>
+  __device__ void add_noise(std::int64_t quad, A (&v)[4]) const {
+    if (!on_) return;
+    A g[4];
+    noise<kKind>(quad, g);
+    for (int i = 0; i < 4; ++i) v[i] = v[i] + g[i];
+  }
+
+  // Made now, or before.
+  template <typename A>
+  __device__ void exponentials(std::int64_t quad, A (&e)[4]) const {
+    if (exponentials_ != nullptr)
+      load(static_cast<const A*>(exponentials_) + first_, quad, A{1}, e);
+    else
+      noise<Distribution::exponential>(quad, e);
   }
 
  private:
@@ -94,6 +114,8 @@ class Row {
   bool on_;
   std::uint64_t block_;  // of quad 0
   Key key_;
+  const void* exponentials_;
+  std::int64_t first_;
 };
 
 template <typename V>

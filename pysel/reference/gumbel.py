@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pysel import _fake
-from pysel.reference.random import exp_nonpositive, noise_like, two_sum
+from pysel.reference.random import exp_nonpositive, exp_over, noise_like, two_sum
 
 
 def _tau(op: str, tau: Tensor, zero_allowed: bool, like: Tensor) -> Tensor:
@@ -86,6 +86,10 @@ def gumbel_softmax(
         index, nan = _first_max(z, dim)
         one_hot = torch.zeros_like(z).scatter_(dim, index, 1.0)
         return torch.where(nan, math.nan, one_hot).to(logits.dtype).contiguous()
+    if float(t) == 1:
+        x = logits.to(z.dtype)
+        e = exp_over(x - x.amax(dim, keepdim=True), noise_like(logits, key, start, "exponential"))
+        return (e / _row_sum(e, dim)).to(logits.dtype).contiguous()
     e = exp_nonpositive((z - z.amax(dim, keepdim=True)) / t)
     return (e * (1 / _row_sum(e, dim))).to(logits.dtype).contiguous()
 

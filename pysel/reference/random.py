@@ -259,6 +259,13 @@ def exp_nonpositive(x: Tensor) -> Tensor:
     return torch.where(torch.isnan(x), x, value * _power_of_two(half, x) * _power_of_two(power - half, x))
 
 
+def exp_over(t: Tensor, e: Tensor) -> Tensor:
+    """exp(t) / e times a power of two, for t <= 0 and exponential variates e: see csrc/common/gumbel.h."""
+    least, up = (-153.4, 95) if t.dtype == torch.float32 else (-794.6, 128)
+    value, power = _split_exp(torch.where(t < least, least, t).to(t.dtype))
+    return torch.where(torch.isnan(t), t, value / (e * 2.0**64) * _power_of_two(power + up, t))
+
+
 def times_exp(s: Tensor, x: Tensor) -> Tensor:
     """s exp(x) for any x and s, wherever exp(x) alone would leave the range; an infinite s stays infinite."""
     most, step = (218.0, 96) if x.dtype == torch.float32 else (2036.0, 960)

@@ -18,6 +18,8 @@ OPS = [
     ("gumbel_softmax", "logits", (3, 7), {"tau": 0.5}),
     ("gumbel_softmax", "logits", (3, 7), {"tau": 0.5, "dim": 0, "start": 2}),
     ("gumbel_softmax", "logits", (3, 7), {"hard": True}),
+    ("gumbel_softmax", "logits", (3, 7), {}),
+    ("gumbel_softmax", "logits", (3, 7), {"dim": 0, "start": 2}),
     ("gumbel_sigmoid", "logits", (20,), {"tau": 0.5}),
     ("gumbel_sigmoid", "logits", (20,), {"hard": True, "start": 3}),
     *(

@@ -97,7 +97,7 @@ KEY = torch.tensor([-3, 2**32 - 3000])
 @family
 def gumbel():
     g = generator(2)
-    tau = torch.tensor(0.7, dtype=torch.float64)
+    tau, one = (torch.tensor(t, dtype=torch.float64) for t in (0.7, 1.0))  # at 1, soft samples have kernels' other half
 
     def normal(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         x = 2 * torch.randn(size, generator=g, dtype=torch.float64)
@@ -108,6 +108,7 @@ def gumbel():
     def calls(x: torch.Tensor, dim: int = -1, start: int = 0, tsan: bool = False) -> Iterator[Case]:
         grad = torch.randint(-8, 9, x.shape, generator=g).to(x.dtype)
         yield Case("gumbel_softmax", (x, tau, KEY, dim, False, start, None), tsan=tsan)
+        yield Case("gumbel_softmax", (x, one, KEY, dim, False, start, None), tsan=tsan)
         yield Case("gumbel_softmax", (x, tau, KEY, dim, True, start, None), tsan=tsan)
         yield Case("gumbel_argmax", (x, KEY, dim, start, None), tsan=tsan)
         yield Case("gumbel_softmax_backward", (grad, x.exp2().float().softmax(dim).to(x.dtype), tau, dim), ulps=2**40)
@@ -135,8 +136,10 @@ def gumbel():
     yield Case("gumbel_softmax", (normal(1, 32_768), tau, KEY, -1, False, 4, None))
     # The most that a thread holds; rows in parts.
     for dtype in (torch.float32, torch.float64):
-        yield Case("gumbel_softmax", (normal(1, 16_500, dtype=dtype), tau, KEY, -1, False, 1, None))
-    yield Case("gumbel_softmax", (normal(1, 33_000, dtype=torch.float16), tau, KEY, -1, False, 1, None))
+        for t in (tau, one):
+            yield Case("gumbel_softmax", (normal(1, 16_500, dtype=dtype), t, KEY, -1, False, 1, None))
+    for t in (tau, one):
+        yield Case("gumbel_softmax", (normal(1, 33_000, dtype=torch.float16), t, KEY, -1, False, 1, None))
     yield Case("gumbel_argmax", (normal(2, 131_100), KEY, -1, 1, None))
     yield Case("gumbel_softmax", (torch.full((2, 5000), -100.0), tau, KEY, -1, True, 0, None), note="equal logits")
     y = torch.randint(0, 9, (2, 65_600), generator=g) / 8
@@ -145,7 +148,6 @@ def gumbel():
     broken = normal(4, 50)
     broken[0, 7] = broken[0, 3] = broken[2, 49] = torch.nan
     broken[1] = torch.where(torch.arange(50) == 20, -1e30, -torch.inf)
-    one = torch.tensor(1.0, dtype=torch.float64)
     for t in (one, torch.tensor(1e-30), torch.tensor(1e30), torch.tensor(0.3, dtype=torch.float16)):
         yield Case("gumbel_softmax", (broken, t, KEY, -1, False, 0, None), note="NaN and -inf")
     yield Case("gumbel_softmax", (broken, one * 0, KEY, -1, True, 0, None), note="NaN and -inf")
