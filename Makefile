@@ -11,6 +11,7 @@
 # make gpu-check  on a machine with an NVIDIA GPU: build, tests, benchmarks; with PYTHON=... in that Python, no .venv
 # make lint   ruff, clang-format and mypy
 # make build  compile the extension into pysel/
+# make help   these lines
 # make clean  remove what the build made;  rm -r .venv removes the environment too
 #
 # Each sets up what it needs in .venv on first use. PYSEL_CUDA, PYSEL_CUDA_ARCHS and MAX_JOBS reach the build as
@@ -28,7 +29,7 @@ need = @$(1) >/dev/null 2>&1 || { echo 'pysel: $(2)' >&2; exit 1; }
 
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all examples bench bench-quick experiments subsets leaderboard gpu-check docs lint build clean
+.PHONY: demo test test-all examples bench bench-quick experiments subsets leaderboard gpu-check docs lint build help clean
 
 demo: .venv/built
 	@$(PY) -m bench.demo $(DEMO_ARGS)
@@ -73,6 +74,9 @@ lint: .venv/dev
 	@$(PY) -m mypy
 
 build: .venv/built
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 clean:
 	rm -rf build pysel.egg-info pysel/_C*.so .venv/built

@@ -47,6 +47,7 @@ def readelf(*options):
 def test_build_info_tells_version_target_and_compiler():
     declared = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert INFO["version"] == declared[1]
+    assert f"\nversion: {declared[1]}\n" in (ROOT / "CITATION.cff").read_text()
     assert INFO["torch_target"] == "2.11"
     assert re.fullmatch(r"(gcc|clang) \d+\..+", INFO["compiler"])
 
