@@ -323,12 +323,14 @@ class Streamed(Feed):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting, Full(setting.num_samples))
         self._peaks = Peaks(setting.task.num_classes, setting.subset_size, key=setting.key)
+        self._held = torch.zeros(setting.num_samples, dtype=torch.bool)
 
     def batches(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[Batch]:
         size, peaks = self.setting.settings.batch_size, self._peaks
         arriving = self._arriving()
         for _ in range(max(1, self.setting.steps // 20)):
-            yield torch.cat([next(arriving) for _ in range(2)])[:size], torch.ones(min(size, 2 * ARRIVING))
+            batch = torch.cat([next(arriving) for _ in range(2)])[:size]
+            yield batch, torch.ones(len(batch))
         for step in itertools.count():
             new = torch.empty(0, dtype=torch.int64)
             while len(peaks) < peaks.memory.places and len(new) < 8:
@@ -341,13 +343,18 @@ class Streamed(Feed):
             yield batch, torch.ones(len(batch))
 
     def _arriving(self) -> Iterator[Tensor]:
+        """What is held does not arrive again: else in the end nothing else would be among the best of a window."""
         for subset in self.subsets():
-            yield from subset.split(ARRIVING)
+            for batch in subset.split(ARRIVING):
+                if len(new := batch[~self._held[batch]]):
+                    yield new
 
     @torch.no_grad()
     def _taken(self, network: nn.Module, batch: Tensor) -> Tensor:
         task = self.setting.task
-        return batch[self._peaks.offer(network(task.train_x[batch]), task.train_y[batch], indices=batch)]
+        taken = batch[self._peaks.offer(network(task.train_x[batch]), task.train_y[batch], indices=batch)]
+        self._held[taken] = True
+        return taken
 
 
 class Typical(Feed):
