@@ -90,6 +90,19 @@ def test_a_sample_that_is_held_is_not_taken_again() -> None:
     assert selector.indices.tolist() == list(range(50, 80)) and sum(selector.stats()["classes"]) == 30
 
 
+def test_what_is_held_sets_no_bar() -> None:
+    """A stream that repeats itself: the best are held, and nothing else would be among the best fifth of the rest."""
+    selector = Peaks(2, 100, accept_ratio=0.2, key=0)
+    assert selector.offer([[5.0, 4.9], [4.9, 5.0]], [0, 1], indices=[0, 1]).all()
+    for index in range(2, 12):
+        again = selector.offer([[5.0, 4.9], [4.9, 5.0], [0.1, 0.0]], [0, 1, 0], indices=[0, 1, index])
+        assert not again[:2].any()
+    assert len(selector) > 2
+    state = selector.state_dict()
+    assert not selector.offer([[5.0, 4.9]], [0], indices=[0]).any()
+    assert selector.state_dict()["scored"] == state["scored"]
+
+
 def test_the_accepted_share_is_told_as_it_is() -> None:
     """Scores fall as n_y grows: with a window over the whole stream fewer are taken than were asked for."""
     long, short = (Peaks(C, 10**4, accept_ratio=0.2, window=window, key=0) for window in (5000, 64))

@@ -21,8 +21,8 @@ class Peaks(Remembering):
         score = 2 logit_y (1 - p_y) / n_y        logit_y times the length of the error in L1
 
     A sample is taken if its score is at or above the ``1 - accept_ratio`` quantile of the latest ``window`` scores and
-    those of its own call; the first of a class is always taken. Train on what is taken with samples held from before,
-    and call `refresh` now and then (in the paper every 100 steps)::
+    those of its own call, samples that are held left aside; the first of a class is always taken. Train on what is
+    taken with samples held from before, and call `refresh` now and then (in the paper every 100 steps)::
 
         with torch.no_grad():
             taken = selector.offer(model(x), y, indices=index)
@@ -103,16 +103,18 @@ class Peaks(Remembering):
         logit = logits.gather(1, labels[:, None])[:, 0]
         scores, labels = (logit.double() * (2 * error.double())).cpu(), labels.cpu()
         scores = scores / self._taken.clamp_min(1)[labels]
-        passes = scores >= self._bar(scores) if len(scores) else torch.zeros(0, dtype=torch.bool, device="cpu")
+        new = scores[~known]  # what is held, which may come again, sets no bar: else nothing else might ever reach it
+        passes = ~known
+        if len(new):
+            passes &= scores >= self._bar(new)
         first = self._first_of_class(labels, ~known)
         passes[first] = True
-        passes &= ~known
         room = self.memory.places - len(self.memory)
         if int(passes.sum()) > room:
             ranks = scores.masked_fill(~passes, -math.inf)
             ranks[first] = math.inf
             passes = torch.zeros_like(passes).index_fill_(0, ops.select(ranks, room), True)
-        self._remember(scores)
+        self._remember(new)
         self._taken += torch.bincount(labels[passes], minlength=self.num_classes)
         self._offered += len(scores)
         self._accepted += int(passes.sum())
