@@ -323,7 +323,6 @@ class Streamed(Feed):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting, Full(setting.num_samples))
         self._peaks = Peaks(setting.task.num_classes, setting.subset_size, key=setting.key)
-        self._held = torch.zeros(setting.num_samples, dtype=torch.bool)
 
     def batches(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[Batch]:
         size, peaks = self.setting.settings.batch_size, self._peaks
@@ -343,18 +342,13 @@ class Streamed(Feed):
             yield batch, torch.ones(len(batch))
 
     def _arriving(self) -> Iterator[Tensor]:
-        """What is held does not arrive again: else in the end nothing else would be among the best of a window."""
         for subset in self.subsets():
-            for batch in subset.split(ARRIVING):
-                if len(new := batch[~self._held[batch]]):
-                    yield new
+            yield from subset.split(ARRIVING)
 
     @torch.no_grad()
     def _taken(self, network: nn.Module, batch: Tensor) -> Tensor:
         task = self.setting.task
-        taken = batch[self._peaks.offer(network(task.train_x[batch]), task.train_y[batch], indices=batch)]
-        self._held[taken] = True
-        return taken
+        return batch[self._peaks.offer(network(task.train_x[batch]), task.train_y[batch], indices=batch)]
 
 
 class Typical(Feed):
