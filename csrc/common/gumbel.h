@@ -1,11 +1,9 @@
 #pragma once
 
-// What the Gumbel kernels of every device share beside the noise itself.
-
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
+// The arithmetic beside the noise itself and the argument checks of the Gumbel ops, the same on every device.
 
 #include "common/math.h"
+#include "common/tensor.h"
 
 namespace pysel {
 
@@ -49,12 +47,56 @@ struct GateRange<double> {
   static constexpr double low = 0x1p-1022, high = 0x1.fffffffffffffp-1;
 };
 template <>
-struct GateRange<torch::headeronly::BFloat16> {
+struct GateRange<BFloat16> {
   static constexpr float low = 0x1p-126f, high = 0x1.fep-1f;
 };
 template <>
-struct GateRange<torch::headeronly::Half> {
+struct GateRange<Half> {
   static constexpr float low = 0x1p-14f, high = 0x1.ffcp-1f;
 };
+
+// A soft sample has no limit at tau = 0.
+PYSEL_HD bool tau_permitted(double tau, bool zero_allowed) {
+  return tau <= Float<double>::kLargest && (tau > 0 || (tau == 0 && zero_allowed));
+}
+
+inline void check_tau(const char* op, const Tensor& tau) {
+  check_value(tau.dim() == 0, op, ": tau must be a number or a 0-d tensor, got shape ", shape(tau));
+  check_floating(op, "tau", tau);
+}
+
+// Where the host may read it.
+inline double read_tau(const char* op, const Tensor& tau, bool zero_allowed) {
+  check_tau(op, tau);
+  check_value(tau.is_cpu(), op, ": tau must be a number or on the CPU like the input");
+  const double value = dispatch_floating(
+      op, "tau", tau, [&]<typename T>() { return static_cast<double>(*static_cast<const T*>(tau.data_ptr())); });
+  check_value(tau_permitted(value, zero_allowed), op, ": tau must be finite and above 0 (0 only with hard=True), got ",
+              value);
+  return value;
+}
+
+// The caller's tensor for samples, which may be the logits.
+inline void check_samples_out(const char* op, const Tensor& out, const Tensor& logits) {
+  check_out(op, out, sizes(logits), logits.scalar_type(), logits);
+  check_apart(op, out, "logits", logits, true);
+}
+
+// The shape of what gumbel_argmax gives.
+inline std::vector<int64_t> check_argmax(const char* op, const Tensor& logits, int64_t dim, const Layout& layout) {
+  std::vector<int64_t> size = sizes(logits);
+  if (!size.empty()) size.erase(size.begin() + wrap_dim(op, dim, logits.dim()));
+  check_index(layout.width > 0, op, ": dim must have at least one element, got shape ", shape(logits));
+  return size;
+}
+
+// A gradient that comes back, beside what was given or what was made of it.
+inline void check_gradient(const char* op, const Tensor& grad, const char* name, const Tensor& t) {
+  check_floating(op, name, t);
+  check_value(sizes(grad) == sizes(t), op, ": grad must have the shape of ", name, ", ", shape(t), ", got ",
+              shape(grad));
+  check_same_dtype(op, name, t, "grad", grad);
+  check_device(op, "grad", grad, t);
+}
 
 }  // namespace pysel

@@ -121,6 +121,19 @@ inline void check_apart(const char* op, const Tensor& out, const char* argument,
               op, ": out must share no memory with ", argument, in_step ? " unless it is the same tensor" : "");
 }
 
+// A key's two words, to be read by the host.
+inline Key read_key(const Tensor& key) {
+  const auto* data = static_cast<const int64_t*>(key.data_ptr());
+  return {static_cast<uint64_t>(data[0]), static_cast<uint64_t>(data[key.stride(0)])};
+}
+
+// int64 and uint64 hold the same bits.
+inline void check_key(const char* op, const Tensor& key) {
+  check_value(key.scalar_type() == ScalarType::Long || key.scalar_type() == ScalarType::UInt64, op,
+              ": key must be int64");
+  check_value(key.dim() == 1 && key.size(0) == 2, op, ": key must have shape [2], got ", shape(key));
+}
+
 inline int64_t wrap_dim(const char* op, int64_t dim, int64_t ndim) {
   const int64_t n = ndim > 0 ? ndim : 1;
   check_index(-n <= dim && dim < n, op, ": dim must be between ", -n, " and ", n - 1, ", got ", dim);

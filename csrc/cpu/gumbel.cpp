@@ -1,5 +1,4 @@
-// Fused Gumbel-softmax, its two-class case and the categorical draw (Jang et al., arXiv 1611.01144; Maddison et al.,
-// arXiv 1611.00712).
+// Fused Gumbel-softmax and the categorical draw (Jang et al., arXiv 1611.01144; Maddison et al., arXiv 1611.00712).
 //
 // A row is handled in chunks of kChunk elements: noise is made in L1 and added to the logits. Soft rows keep the
 // perturbed logits (in the output itself where types allow) for the passes that exponentiate and scale, and short ones
@@ -16,6 +15,7 @@
 #include "common/random.h"
 #include "common/sum.h"
 #include "cpu/chunk.h"
+#include "cpu/gumbel.h"
 #include "cpu/transpose.h"
 
 namespace pysel {
@@ -44,16 +44,6 @@ constexpr int kShortRow = 128;  // rows up to this width go through a kernel tog
 
 namespace pysel {
 namespace {
-
-double read_tau(const char* op, const Tensor& tau, bool zero_allowed) {
-  check_value(tau.numel() == 1 && tau.dim() == 0, op, ": tau must be a number or a 0-d tensor, got shape ", shape(tau));
-  check_value(tau.is_cpu(), op, ": tau must be a number or on the CPU like the input");
-  const double value = dispatch_floating(
-      op, "tau", tau, [&]<typename T>() { return static_cast<double>(*static_cast<const T*>(tau.data_ptr())); });
-  check_value(std::isfinite(value) && (value > 0 || (value == 0 && zero_allowed)), op,
-              ": tau must be finite and above 0 (0 only with hard=True), got ", value);
-  return value;
-}
 
 template <typename A>
 struct RowSummary {
@@ -370,17 +360,13 @@ void argmax_rows(const char* op, const PerturbedRows<T>& source, const Layout& l
   });
 }
 
-// Refuses bad logits before anything is written, for outputs that a caller handed in.
+// What check_below_inf() does, and refuses rows of only -inf.
 template <typename T>
-void check_logits(const char* op, const T* x, const Layout& layout, bool need_finite_rows) {
+void check_rows(const char* op, const Tensor& logits, const Layout& layout) {
   using A = Compute<T>;
-  const int64_t rows = layout.outer * layout.inner, n = rows * layout.width;
-  each_chunk(n, true, [&](int64_t c) {
-    check_value(!PYSEL_CHOOSE(has_plus_inf<T, A>)(x + c * kChunk, chunk_size(n, c)), op,
-                ": logits must be below +inf, got +inf");
-  });
-  if (!need_finite_rows) return;
-  each_row(rows, layout.width, [&](int64_t r, bool) {
+  check_below_inf(op, logits);
+  const T* x = static_cast<const T*>(logits.data_ptr());
+  each_row(layout.outer * layout.inner, layout.width, [&](int64_t r, bool) {
     const RowPlace place(layout, r);
     int64_t i = 0;  // usually the first already is above -inf
     while (i < layout.width && static_cast<A>(x[place.base + i * place.step]) == -std::numeric_limits<A>::infinity())
@@ -402,7 +388,7 @@ Tensor write_gumbel_softmax(const Tensor& logits, const Tensor& tau, const Tenso
   dispatch_floating(op, "logits", logits, [&]<typename T>() {
     if (logits.numel() == 0) return;
     const Tensor x = packed(logits);
-    if (validate && own) check_logits(op, static_cast<const T*>(x.data_ptr()), layout, true);
+    if (validate && own) check_rows<T>(op, x, layout);
     T* y = static_cast<T*>(out.data_ptr());
     const auto first = static_cast<uint64_t>(start);
     if (!hard && divisor<Compute<T>>(t) == 1) return soft(op, RacedRows<T>(x, layout, k, first), t, validate, y);
@@ -432,8 +418,7 @@ Tensor gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool h
 
 void gumbel_softmax_out(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start,
                         std::optional<bool> validate, Tensor out) {
-  check_out("gumbel_softmax", out, sizes(logits), logits.scalar_type(), logits);
-  check_apart("gumbel_softmax", out, "logits", logits, true);
+  check_samples_out("gumbel_softmax", out, logits);
   write_gumbel_softmax(logits, tau, key, dim, hard, start, validate.value_or(true), out);
 }
 
@@ -443,10 +428,7 @@ Tensor gumbel_argmax(Tensor logits, Tensor key, int64_t dim, int64_t start, std:
   const Layout layout(op, logits, dim);
   const Key k = read_key(op, key);
   check_start(op, start);
-  std::vector<int64_t> size = sizes(logits);
-  if (!size.empty()) size.erase(size.begin() + wrap_dim(op, dim, logits.dim()));
-  check_index(layout.width > 0, op, ": dim must have at least one element, got shape ", shape(logits));
-  Tensor out = empty_cpu(size, ScalarType::Long);
+  Tensor out = empty_cpu(check_argmax(op, logits, dim, layout), ScalarType::Long);
   dispatch_floating(op, "logits", logits, [&]<typename T>() {
     if (logits.numel() == 0) return;
     const Tensor x = packed(logits);
@@ -459,10 +441,8 @@ Tensor gumbel_argmax(Tensor logits, Tensor key, int64_t dim, int64_t start, std:
 
 Tensor gumbel_softmax_backward(Tensor grad, Tensor y, Tensor tau, int64_t dim) {
   constexpr const char* op = "gumbel_softmax_backward";
-  check_floating(op, "y", y);
+  check_gradient(op, grad, "y", y);
   const Layout layout(op, y, dim);
-  check_value(sizes(grad) == sizes(y), op, ": grad must have the shape of y, ", shape(y), ", got ", shape(grad));
-  check_same_dtype(op, "y", y, "grad", grad);
   const double t = read_tau(op, tau, true);
   Tensor out = empty_cpu(sizes(y), y.scalar_type());
   dispatch_floating(op, "y", y, [&]<typename T>() {
@@ -518,105 +498,24 @@ Tensor gumbel_softmax_backward(Tensor grad, Tensor y, Tensor tau, int64_t dim) {
   return out;
 }
 
-// Writes into the caller's tensor, or into a fresh one.
-Tensor write_gumbel_sigmoid(const Tensor& logits, const Tensor& tau, const Tensor& key, bool hard, int64_t start,
-                            bool validate, const std::optional<Tensor>& own) {
-  constexpr const char* op = "gumbel_sigmoid";
-  check_floating(op, "logits", logits);
-  const double t = read_tau(op, tau, hard);
-  const Key k = read_key(op, key);
-  check_start(op, start);
-  const Tensor out = own ? *own : empty_cpu(sizes(logits), logits.scalar_type());
-  dispatch_floating(op, "logits", logits, [&]<typename T>() {
-    using A = Compute<T>;
-    const Tensor x = packed(logits);
-    const T* s = static_cast<const T*>(x.data_ptr());
-    T* w = static_cast<T*>(out.data_ptr());
-    const int64_t n = logits.numel();
-    if (validate && own) check_logits(op, s, Layout{1, n, 1}, false);
-    each_chunk(n, true, [&](int64_t c) {
-      const int64_t at = c * kChunk;
-      const bool plus_inf = PYSEL_CHOOSE(gate<T, A>)(
-          s + at, k, static_cast<uint64_t>(start) + static_cast<uint64_t>(at), chunk_size(n, c), divisor<A>(t), hard,
-          GateRange<T>::low, GateRange<T>::high, w + at);
-      check_value(!plus_inf || !validate, op, ": logits must be below +inf, got +inf");
-    });
-  });
-  return out;
-}
-
-Tensor gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, std::optional<bool> validate) {
-  return write_gumbel_sigmoid(logits, tau, key, hard, start, validate.value_or(true), std::nullopt);
-}
-
-void gumbel_sigmoid_out(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, std::optional<bool> validate,
-                        Tensor out) {
-  check_out("gumbel_sigmoid", out, sizes(logits), logits.scalar_type(), logits);
-  check_apart("gumbel_sigmoid", out, "logits", logits, true);
-  write_gumbel_sigmoid(logits, tau, key, hard, start, validate.value_or(true), out);
-}
-
-Tensor gumbel_sigmoid_backward(Tensor grad, Tensor logits, Tensor tau, Tensor key, int64_t start) {
-  constexpr const char* op = "gumbel_sigmoid_backward";
-  check_floating(op, "logits", logits);
-  check_value(sizes(grad) == sizes(logits), op, ": grad must have the shape of logits, ", shape(logits), ", got ",
-              shape(grad));
-  check_same_dtype(op, "logits", logits, "grad", grad);
-  const double t = read_tau(op, tau, true);
-  const Key k = read_key(op, key);
-  Tensor out = empty_cpu(sizes(logits), logits.scalar_type());
-  dispatch_floating(op, "logits", logits, [&]<typename T>() {
-    using A = Compute<T>;
-    const Tensor grad_c = packed(grad), x = packed(logits);
-    const T* g = static_cast<const T*>(grad_c.data_ptr());
-    const T* s = static_cast<const T*>(x.data_ptr());
-    T* to = static_cast<T*>(out.data_ptr());
-    if (t == 0) {
-      std::fill(to, to + logits.numel(), static_cast<T>(0.0f));
-      return;
-    }
-    each_chunk(logits.numel(), true, [&](int64_t c) {
-      const int64_t at = c * kChunk;
-      PYSEL_CHOOSE(gate_gradient<T, A>)
-      (g + at, s + at, k, static_cast<uint64_t>(start) + static_cast<uint64_t>(at), chunk_size(logits.numel(), c),
-       divisor<A>(t), to + at);
-    });
-  });
-  return out;
-}
-
-Tensor noise(Tensor bits, std::string kind, bool double_precision) {
-  constexpr const char* op = "noise";
-  check_value(kind == "exponential" || kind == "gumbel" || kind == "logistic", op,
-              ": kind must be exponential, gumbel or logistic, got ", kind);
-  check_dtype(op, "bits", bits, ScalarType::Long, "int64");
-  const int which = kind == "exponential" ? 0 : kind == "gumbel" ? 1 : 2;
-  const Tensor b = packed(bits);
-  const auto* data = static_cast<const int64_t*>(b.data_ptr());
-  Tensor out = empty_cpu(sizes(bits), double_precision ? ScalarType::Double : ScalarType::Float);
-  parallel_for(bits.numel(), kGrain, [&](int64_t begin, int64_t end) {
-    const auto fill = [&]<typename A>(A* to) {
-      PYSEL_CHOOSE(noise_from_bits<A>)(data + begin, end - begin, which, to + begin);
-    };
-    if (double_precision) {
-      fill(static_cast<double*>(out.data_ptr()));
-    } else {
-      fill(static_cast<float*>(out.data_ptr()));
-    }
-  });
-  return out;
-}
-
 }  // namespace
+
+void check_below_inf(const char* op, const Tensor& logits) {
+  dispatch_floating(op, "logits", logits, [&]<typename T>() {
+    const T* x = static_cast<const T*>(logits.data_ptr());
+    const int64_t n = logits.numel();
+    each_chunk(n, true, [&](int64_t c) {
+      check_value(!PYSEL_CHOOSE(has_plus_inf<T, Compute<T>>)(x + c * kChunk, chunk_size(n, c)), op,
+                  ": logits must be below +inf, got +inf");
+    });
+  });
+}
+
 }  // namespace pysel
 
 STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
   m.impl("gumbel_softmax", PYSEL_OP(&pysel::gumbel_softmax));
   m.impl("gumbel_softmax.out", PYSEL_OP(&pysel::gumbel_softmax_out));
   m.impl("gumbel_softmax_backward", PYSEL_OP(&pysel::gumbel_softmax_backward));
-  m.impl("gumbel_sigmoid", PYSEL_OP(&pysel::gumbel_sigmoid));
-  m.impl("gumbel_sigmoid.out", PYSEL_OP(&pysel::gumbel_sigmoid_out));
-  m.impl("gumbel_sigmoid_backward", PYSEL_OP(&pysel::gumbel_sigmoid_backward));
   m.impl("gumbel_argmax", PYSEL_OP(&pysel::gumbel_argmax));
-  m.impl("noise", PYSEL_OP(&pysel::noise));
 }

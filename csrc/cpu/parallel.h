@@ -33,14 +33,10 @@ inline Tensor packed(const Tensor& t) { return t.is_contiguous() ? t : torch::st
 // A fresh CPU tensor. Large ones are advised for huge pages (memory.cpp).
 Tensor empty_cpu(const std::vector<int64_t>& size, ScalarType dtype);
 
-// The key's two words; int64 and uint64 hold the same bits.
 inline Key read_key(const char* op, const Tensor& key) {
-  check_value(key.scalar_type() == ScalarType::Long || key.scalar_type() == ScalarType::UInt64, op,
-              ": key must be int64");
-  check_value(key.dim() == 1 && key.size(0) == 2, op, ": key must have shape [2], got ", shape(key));
+  check_key(op, key);
   check_value(key.is_cpu(), op, ": key must be on the CPU like the input");
-  const auto* data = static_cast<const int64_t*>(key.data_ptr());
-  return {static_cast<uint64_t>(data[0]), static_cast<uint64_t>(data[key.stride(0)])};
+  return read_key(key);
 }
 
 }  // namespace pysel

@@ -1,7 +1,12 @@
-// The random stream itself, and keys derived from a key. The stream's definition is in common/philox.h.
+// The random stream itself, keys derived from a key, and noise made of given bits. The stream's definition is in
+// common/philox.h.
 #include "common/op.h"
 
+#include "common/random.h"
 #include "cpu/chunk.h"
+
+#define PYSEL_KERNELS "cpu/random_kernels.h"
+#include "cpu/each_variant.h"
 
 namespace pysel {
 namespace {
@@ -63,6 +68,27 @@ Tensor fold_in(Tensor key, int64_t data) {
   return out;
 }
 
+Tensor noise(Tensor bits, std::string kind, bool double_precision) {
+  constexpr const char* op = "noise";
+  check_value(kind == "exponential" || kind == "gumbel" || kind == "logistic", op,
+              ": kind must be exponential, gumbel or logistic, got ", kind);
+  check_dtype(op, "bits", bits, ScalarType::Long, "int64");
+  const int which = kind == "exponential" ? 0 : kind == "gumbel" ? 1 : 2;
+  const Tensor b = packed(bits);
+  const auto* data = static_cast<const int64_t*>(b.data_ptr());
+  Tensor out = empty_cpu(sizes(bits), double_precision ? ScalarType::Double : ScalarType::Float);
+  parallel_for(bits.numel(), kGrain, [&](int64_t begin, int64_t end) {
+    const auto fill = [&]<typename A>(A* to) {
+      PYSEL_CHOOSE(noise_from_bits<A>)(data + begin, end - begin, which, to + begin);
+    };
+    if (double_precision) {
+      fill(static_cast<double*>(out.data_ptr()));
+    } else {
+      fill(static_cast<float*>(out.data_ptr()));
+    }
+  });
+  return out;
+}
 }  // namespace
 }  // namespace pysel
 
@@ -71,4 +97,5 @@ STABLE_TORCH_LIBRARY_IMPL(pysel, CPU, m) {
   m.impl("words64", PYSEL_OP(&pysel::words64));
   m.impl("split", PYSEL_OP(&pysel::split));
   m.impl("fold_in", PYSEL_OP(&pysel::fold_in));
+  m.impl("noise", PYSEL_OP(&pysel::noise));
 }

@@ -126,15 +126,12 @@ Tensor Call::empty(const std::vector<std::int64_t>& size, ScalarType dtype) cons
 }
 
 KeyArgument::KeyArgument(const char* op, const Tensor& key, const Tensor& input) : words(nullptr), stride(1), value{} {
-  check_value(key.scalar_type() == ScalarType::Long || key.scalar_type() == ScalarType::UInt64, op,
-              ": key must be int64");
-  check_value(key.dim() == 1 && key.size(0) == 2, op, ": key must have shape [2], got ", shape(key));
-  const auto* data = static_cast<const std::int64_t*>(key.data_ptr());
+  check_key(op, key);
   if (on_host(key)) {
-    value = {static_cast<std::uint64_t>(data[0]), static_cast<std::uint64_t>(data[key.stride(0)])};
+    value = read_key(key);
   } else {
     check_device(op, "key", key, input);
-    words = data;
+    words = static_cast<const std::int64_t*>(key.data_ptr());
     stride = key.stride(0);
   }
 }

@@ -39,21 +39,13 @@ struct TauArgument {
 
   TauArgument(const char* op, const Tensor& tau, bool zero_allowed, const Tensor& input, Report bad)
       : type(tau.scalar_type()), zero_allowed(zero_allowed), bad(bad) {
-    check_value(tau.dim() == 0, op, ": tau must be a number or a 0-d tensor, got shape ", shape(tau));
-    const void* data = tau.data_ptr();
-    dispatch_floating(op, "tau", tau, [&]<typename T>() {
-      if (on_host(tau)) value = static_cast<double>(*static_cast<const T*>(data));
-    });
     if (on_host(tau)) {
-      check_value(permitted(value), op, ": tau must be finite and above 0 (0 only with hard=True), got ", value);
+      value = read_tau(op, tau, zero_allowed);
     } else {
+      check_tau(op, tau);
       check_device(op, "tau", tau, input);
-      pointer = data;
+      pointer = tau.data_ptr();
     }
-  }
-
-  PYSEL_HD bool permitted(double tau) const {
-    return tau < infinity<double>() && (tau > 0 || (tau == 0 && zero_allowed));
   }
 
   // NaN in place of a value that must be refused.
@@ -63,7 +55,7 @@ struct TauArgument {
                        : type == ScalarType::Float ? static_cast<double>(*static_cast<const float*>(pointer))
                        : type == ScalarType::Half  ? static_cast<double>(*static_cast<const Half*>(pointer))
                                                    : static_cast<double>(*static_cast<const BFloat16*>(pointer));
-    if (permitted(tau)) return tau;
+    if (tau_permitted(tau, zero_allowed)) return tau;
     if (bad && thread_in_grid() == 0) bad();
     return not_a_number<double>();
   }
@@ -811,8 +803,7 @@ Tensor gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool h
 
 void gumbel_softmax_out(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start,
                         std::optional<bool> validate, Tensor out) {
-  check_out("gumbel_softmax", out, sizes(logits), logits.scalar_type(), logits);
-  check_apart("gumbel_softmax", out, "logits", logits, true);
+  check_samples_out("gumbel_softmax", out, logits);
   write_gumbel_softmax(logits, tau, key, dim, hard, start, validate, out);
 }
 
@@ -822,9 +813,7 @@ Tensor gumbel_argmax(Tensor logits, Tensor key, int64_t dim, int64_t start, std:
   const Layout layout(op, logits, dim);
   const NoiseArgument noise{KeyArgument(op, key, logits), static_cast<uint64_t>(start), true};
   check_start(op, start);
-  std::vector<int64_t> size = sizes(logits);
-  if (!size.empty()) size.erase(size.begin() + wrap_dim(op, dim, logits.dim()));
-  check_index(layout.width > 0, op, ": dim must have at least one element, got shape ", shape(logits));
+  const std::vector<int64_t> size = check_argmax(op, logits, dim, layout);
   const Call call(logits, validate);
   Tensor out = call.empty(size, ScalarType::Long);
   if (logits.numel() == 0) return out;
@@ -839,11 +828,8 @@ Tensor gumbel_argmax(Tensor logits, Tensor key, int64_t dim, int64_t start, std:
 
 Tensor gumbel_softmax_backward(Tensor grad, Tensor y, Tensor tau, int64_t dim) {
   constexpr const char* op = "gumbel_softmax_backward";
-  check_floating(op, "y", y);
+  check_gradient(op, grad, "y", y);
   const Layout layout(op, y, dim);
-  check_value(sizes(grad) == sizes(y), op, ": grad must have the shape of y, ", shape(y), ", got ", shape(grad));
-  check_same_dtype(op, "y", y, "grad", grad);
-  check_device(op, "grad", grad, y);
   const Call call(y);
   const TauArgument t(op, tau, true, y, call.report(kSoftmaxGradientTau));
   if (y.numel() == 0) return call.empty(sizes(y), y.scalar_type());
@@ -901,18 +887,13 @@ Tensor gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t 
 
 void gumbel_sigmoid_out(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, std::optional<bool> validate,
                         Tensor out) {
-  check_out("gumbel_sigmoid", out, sizes(logits), logits.scalar_type(), logits);
-  check_apart("gumbel_sigmoid", out, "logits", logits, true);
+  check_samples_out("gumbel_sigmoid", out, logits);
   write_gumbel_sigmoid(logits, tau, key, hard, start, validate, out);
 }
 
 Tensor gumbel_sigmoid_backward(Tensor grad, Tensor logits, Tensor tau, Tensor key, int64_t start) {
   constexpr const char* op = "gumbel_sigmoid_backward";
-  check_floating(op, "logits", logits);
-  check_value(sizes(grad) == sizes(logits), op, ": grad must have the shape of logits, ", shape(logits), ", got ",
-              shape(grad));
-  check_same_dtype(op, "logits", logits, "grad", grad);
-  check_device(op, "grad", grad, logits);
+  check_gradient(op, grad, "logits", logits);
   const Call call(logits);
   const TauArgument t(op, tau, true, logits, call.report(kSigmoidGradientTau));
   const NoiseArgument noise{KeyArgument(op, key, logits), static_cast<uint64_t>(start), true};
