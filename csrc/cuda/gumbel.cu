@@ -11,93 +11,10 @@
 #include <cmath>
 #include <type_traits>
 
-#include "common/gumbel.h"
-#include "cuda/rows.cuh"
+#include "cuda/gumbel.cuh"
 
 namespace pysel {
 namespace {
-
-constexpr unsigned kBlock = 256;
-
-template <typename A>
-PYSEL_HD A infinity() {
-  return static_cast<A>(__builtin_inf());
-}
-
-template <typename A>
-PYSEL_HD A not_a_number() {
-  return static_cast<A>(__builtin_nan(""));
-}
-
-// A temperature that lies on the device, or whose value the host has read and checked.
-struct TauArgument {
-  const void* pointer = nullptr;
-  ScalarType type;
-  double value = 0;
-  bool zero_allowed;
-  Report bad;
-
-  TauArgument(const char* op, const Tensor& tau, bool zero_allowed, const Tensor& input, Report bad)
-      : type(tau.scalar_type()), zero_allowed(zero_allowed), bad(bad) {
-    if (on_host(tau)) {
-      value = read_tau(op, tau, zero_allowed);
-    } else {
-      check_tau(op, tau);
-      check_device(op, "tau", tau, input);
-      pointer = tau.data_ptr();
-    }
-  }
-
-  // NaN in place of a value that must be refused.
-  __device__ double read() const {
-    if (pointer == nullptr) return value;
-    const double tau = type == ScalarType::Double  ? *static_cast<const double*>(pointer)
-                       : type == ScalarType::Float ? static_cast<double>(*static_cast<const float*>(pointer))
-                       : type == ScalarType::Half  ? static_cast<double>(*static_cast<const Half*>(pointer))
-                                                   : static_cast<double>(*static_cast<const BFloat16*>(pointer));
-    if (tau_permitted(tau, zero_allowed)) return tau;
-    if (bad && thread_in_grid() == 0) bad();
-    return not_a_number<double>();
-  }
-};
-
-struct Largest {
-  template <typename A>
-  __device__ A operator()(A a, A b) const {
-    return b > a ? b : a;  // never NaN where neither argument is
-  }
-};
-
-struct Sum {
-  template <typename A>
-  __device__ A operator()(A a, A b) const {
-    return a + b;
-  }
-  template <typename A>
-  __device__ WideSum<A> operator()(WideSum<A> a, WideSum<A> b) const {
-    a.add(b);
-    return a;
-  }
-};
-
-// Logits that a row must not have.
-struct LogitReports {
-  Report plus_inf;
-  Report only_minus_inf;
-
-  // Whether a row is permitted, by the largest of its perturbed logits, NaN apart. The warp calls it together; the
-  // lanes that speak for a row report.
-  template <typename A>
-  __device__ bool permit(A max, bool nan, bool speaks) const {
-    const bool checked = speaks && plus_inf;
-    const bool plus = checked && max == infinity<A>(), minus = checked && max == -infinity<A>() && !nan;
-    plus_inf.of_warp(plus);
-    only_minus_inf.of_warp(minus);
-    return !plus && !minus;
-  }
-};
-
-// --- soft ---
 
 // The longest row that threads keep in registers: kMostThreads of them, kMostQuads quads each. More threads would have
 // fewer registers than that takes.
@@ -105,14 +22,6 @@ constexpr unsigned kMostThreads = 512;
 constexpr int kQuads = 8;  // usually
 template <typename A>
 constexpr int kMostQuads = sizeof(A) == 4 ? 2 * kQuads : kQuads;
-
-// x + g, where g is the Gumbel noise of exponential variates.
-template <typename A>
-__device__ void perturb(const Row& row, std::int64_t quad, A (&z)[4]) {
-  A e[4];
-  row.exponentials(quad, e);
-  for (int i = 0; i < 4; ++i) z[i] = z[i] - log_normal(e[i]);
-}
 
 // A thread's share of a row's logits: quads member, member + group, ...
 template <typename A, int kHeld, bool kOne>
@@ -365,108 +274,7 @@ __global__ void __launch_bounds__(kBlock) softmax_write_kernel(const T* x,  // [
   }
 }
 
-// --- argmax ---
-
-// An element that may be the largest. NaN is larger than all; of equal ones the first counts.
-template <typename A>
-struct Candidate {
-  A z;
-  std::int64_t at;
-
-  __device__ bool loses_to(const Candidate& other) const {
-    const bool nan = z != z, other_nan = other.z != other.z;
-    if (nan || other_nan) return other_nan && (!nan || other.at < at);
-    return other.z > z || (other.z == z && other.at < at);
-  }
-  __device__ static Candidate none() { return {-infinity<A>(), INT64_MAX}; }
-};
-
-template <typename A>
-__device__ Candidate<A> shuffle_xor(const Candidate<A>& c, unsigned offset) {
-  return {pysel::shuffle_xor(c.z, offset), pysel::shuffle_xor(c.at, offset)};
-}
-
-struct Better {
-  template <typename A>
-  __device__ Candidate<A> operator()(const Candidate<A>& a, const Candidate<A>& b) const {
-    return a.loses_to(b) ? b : a;
-  }
-};
-
-// The index that a row's winner stands for: -1 if the row must be refused, or is NaN and `nan_is_none`. See permit().
-template <typename A>
-__device__ std::int64_t index_of(const Candidate<A>& winner, const LogitReports& reports, bool nan_is_none,
-                                 bool speaks) {
-  const bool nan = winner.z != winner.z, permitted = reports.permit(winner.z, nan, speaks);
-  return !permitted || (nan && nan_is_none) ? -1 : winner.at;
-}
-
-constexpr std::int64_t kArgmaxPart = 1 << 16;  // elements that a group goes through one quad after the other
-
-// Rows, or parts of kArgmaxPart elements of longer ones; then winners go to `parts`, else their indices to `out`.
-template <typename T>
-__global__ void __launch_bounds__(kBlock)
-    argmax_kernel(const T* __restrict__ x,  // [rows, width]
-                  Shape shape, std::int64_t parts_of_row, NoiseArgument noise, LogitReports reports, bool nan_is_none,
-                  Candidate<Compute<T>>* __restrict__ parts,  // [rows, parts]
-                  std::int64_t* __restrict__ out) {           // [rows]
-  using A = Compute<T>;
-  struct ArgmaxSlots {
-    Candidate<A> best[2][kWarp];
-  };
-  ArgmaxSlots& slots = shared<ArgmaxSlots>();
-  const Group group(shape.group);
-  const unsigned together = blockDim.x / shape.group;
-  const std::int64_t all = shape.rows * parts_of_row;
-  int turn = 0;
-  for (std::int64_t base = std::int64_t{blockIdx.x} * together; base < all;
-       base += std::int64_t{gridDim.x} * together) {
-    const std::int64_t p = base + threadIdx.x / shape.group;
-    const std::int64_t r = p / parts_of_row, begin = p % parts_of_row * kArgmaxPart;
-    const std::int64_t size = p >= all ? 0 : parts_of_row == 1 ? shape.width : min(kArgmaxPart, shape.width - begin);
-    const Row row(noise, r * shape.width + begin, size);
-    Candidate<A> best = Candidate<A>::none();
-    for (std::int64_t quad = group.member(); quad < row.quads(); quad += shape.group) {
-      A z[4];
-      row.load(x + r * shape.width + begin, quad, -infinity<A>(), z);
-      perturb(row, quad, z);
-      for (int i = 0; i < 4; ++i) {
-        const std::int64_t at = row.begin(quad) + i;
-        const Candidate<A> element{z[i], begin + at};
-        if (row.holds(at) && best.loses_to(element)) best = element;
-      }
-    }
-    best = group.reduce(best, Candidate<A>::none(), slots.best[turn], Better());
-    turn ^= 1;  // a warp may be a row ahead of another
-    const bool speaks = p < all && group.member() == 0;
-    if (parts != nullptr) {
-      if (speaks) parts[p] = best;
-      continue;
-    }
-    const std::int64_t index = index_of(best, reports, nan_is_none, speaks);
-    if (speaks) out[r] = index;
-  }
-}
-
-// The best of each row's parts; a warp takes a row.
-template <typename A>
-__global__ void __launch_bounds__(kBlock)
-    argmax_total_kernel(const Candidate<A>* __restrict__ parts,  // [rows, parts]
-                        std::int64_t rows, std::int64_t parts_of_row, LogitReports reports, bool nan_is_none,
-                        std::int64_t* __restrict__ out) {  // [rows]
-  const Group group(kWarp);
-  for (std::int64_t base = std::int64_t{blockIdx.x} * (kBlock / kWarp); base < rows;
-       base += std::int64_t{gridDim.x} * (kBlock / kWarp)) {
-    const std::int64_t r = base + threadIdx.x / kWarp;
-    Candidate<A> best = Candidate<A>::none();
-    for (std::int64_t p = group.member(); r < rows && p < parts_of_row; p += kWarp)
-      best = Better()(best, parts[r * parts_of_row + p]);
-    best = group.reduce(best, Candidate<A>::none(), static_cast<Candidate<A>*>(nullptr), Better());
-    const bool speaks = r < rows && group.member() == 0;
-    const std::int64_t index = index_of(best, reports, nan_is_none, speaks);
-    if (speaks) out[r] = index;
-  }
-}
+// --- hard ---
 
 // A row of zeros with a one; of NaN where there is no index or tau is not permitted.
 template <typename T>
@@ -481,114 +289,7 @@ __global__ void __launch_bounds__(kBlock) one_hot_kernel(const std::int64_t* __r
   }
 }
 
-// --- backward ---
-
-constexpr std::int64_t kBackwardPart = 1 << 15;  // elements of a part of a long row
-
-// grad * y, summed over each row, or over each part of a longer one.
-template <typename T>
-__device__ Compute<T> dot(const Row& row, const T* grad, const T* y, unsigned member, unsigned group) {
-  using A = Compute<T>;
-  A sum[4] = {};
-  for (std::int64_t quad = member; quad < row.quads(); quad += group) {
-    A g[4], p[4];
-    row.load(grad, quad, A{0}, g);
-    row.load(y, quad, A{0}, p);
-    for (int i = 0; i < 4; ++i) sum[i] += g[i] * p[i];
-  }
-  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
-}
-
-template <typename T>
-__device__ void write_gradient(const Row& row, const T* grad, const T* y, unsigned member, unsigned group,
-                               Compute<T> mean, double tau, T* out) {
-  using A = Compute<T>;
-  const A t = divisor<A>(tau);
-  for (std::int64_t quad = member; quad < row.quads(); quad += group) {
-    A g[4], p[4];
-    row.load(grad, quad, A{0}, g);
-    row.load(y, quad, A{0}, p);
-    for (int i = 0; i < 4; ++i) g[i] = tau == 0 ? A{0} : p[i] * (g[i] - mean) / t;  // the limit is a step
-    row.store(out, quad, g);
-  }
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kMostThreads)
-    softmax_gradient_kernel(const T* __restrict__ grad,  // [rows, width]
-                            const T* __restrict__ y,     // [rows, width]
-                            Shape shape, NoiseArgument none, TauArgument tau,
-                            T* __restrict__ out) {  // [rows, width]
-  using A = Compute<T>;
-  struct GradientSlots {
-    A sum[2][kWarp];
-  };
-  GradientSlots& slots = shared<GradientSlots>();
-  const Group group(shape.group);
-  const double t = tau.read();
-  const unsigned together = blockDim.x / shape.group;
-  int turn = 0;
-  for (std::int64_t base = std::int64_t{blockIdx.x} * together; base < shape.rows;
-       base += std::int64_t{gridDim.x} * together) {
-    const std::int64_t r = base + threadIdx.x / shape.group, at = r * shape.width;
-    const Row row(none, at, r < shape.rows ? shape.width : 0);
-    const A mine = dot(row, grad + at, y + at, group.member(), shape.group);
-    const A mean = group.reduce(mine, A{0}, slots.sum[turn], Sum());
-    turn ^= 1;  // a warp may be a row ahead of another
-    write_gradient(row, grad + at, y + at, group.member(), shape.group, mean, t, out + at);
-  }
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kBlock)
-    dot_parts_kernel(const T* __restrict__ grad,  // [rows, width]
-                     const T* __restrict__ y,     // [rows, width]
-                     std::int64_t rows, std::int64_t width, std::int64_t parts_of_row, NoiseArgument none,
-                     Compute<T>* __restrict__ sums) {  // [rows, parts]
-  using A = Compute<T>;
-  struct DotSlots {
-    A sum[2][kWarp];
-  };
-  DotSlots& slots = shared<DotSlots>();
-  const Group group(kBlock);
-  int turn = 0;
-  for (std::int64_t p = blockIdx.x; p < rows * parts_of_row; p += gridDim.x) {
-    const std::int64_t begin = p % parts_of_row * kBackwardPart, at = p / parts_of_row * width + begin;
-    const Row row(none, at, min(kBackwardPart, width - begin));
-    const A sum = group.reduce(dot(row, grad + at, y + at, threadIdx.x, kBlock), A{0}, slots.sum[turn], Sum());
-    turn ^= 1;
-    if (threadIdx.x == 0) sums[p] = sum;
-  }
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kBlock)
-    gradient_parts_kernel(const T* __restrict__ grad,  // [rows, width]
-                          const T* __restrict__ y,     // [rows, width]
-                          std::int64_t rows, std::int64_t width, std::int64_t parts_of_row, NoiseArgument none,
-                          const Compute<T>* __restrict__ sums,  // [rows, parts]
-                          TauArgument tau,
-                          T* __restrict__ out) {  // [rows, width]
-  struct MeanSlots {
-    double sum[2][kWarp];
-  };
-  MeanSlots& slots = shared<MeanSlots>();
-  const Group group(kBlock);
-  const double t = tau.read();
-  int turn = 0;
-  for (std::int64_t p = blockIdx.x; p < rows * parts_of_row; p += gridDim.x) {
-    const std::int64_t r = p / parts_of_row, begin = p % parts_of_row * kBackwardPart, at = r * width + begin;
-    double mine = 0;
-    for (std::int64_t q = threadIdx.x; q < parts_of_row; q += kBlock)
-      mine += static_cast<double>(sums[r * parts_of_row + q]);
-    const double mean = group.reduce(mine, 0.0, slots.sum[turn], Sum());
-    turn ^= 1;
-    const Row row(none, at, min(kBackwardPart, width - begin));
-    write_gradient(row, grad + at, y + at, threadIdx.x, kBlock, static_cast<Compute<T>>(mean), t, out + at);
-  }
-}
-
-// --- one vector ---
+// --- rows of logits ---
 
 // Exponential variates of a whole tensor in logical order, for rows that are not contiguous.
 template <typename A>
@@ -602,96 +303,36 @@ __global__ void __launch_bounds__(kBlock) exponential_kernel(std::int64_t n, Noi
   }
 }
 
-// x and out may be the same memory.
-template <typename T>
-__global__ void __launch_bounds__(kBlock)
-    gate_kernel(const T* x,  // [n]
-                std::int64_t n, NoiseArgument noise, TauArgument tau, bool hard, Report plus_inf,
-                T* out) {  // [n]
-  using A = Compute<T>;
-  const double given = tau.read();
-  const A t = divisor<A>(given);
-  const Row all(noise, 0, n);
-  bool refused = false;
-  for (std::int64_t quad = thread_in_grid(); quad < all.quads(); quad += threads_in_grid()) {
-    A s[4], w[4];
-    all.load(x, quad, A{0}, s);
-    for (int i = 0; i < 4; ++i) w[i] = s[i];
-    all.add_noise<Distribution::logistic>(quad, w);
-    for (int i = 0; i < 4; ++i) {
-      if (hard) {
-        w[i] = w[i] > A{0} ? A{1} : (w[i] != w[i] ? w[i] : A{0});
-      } else {
-        const A soft = sigmoid(w[i] / t);
-        const A floored = soft < A{GateRange<T>::low} ? A{GateRange<T>::low} : soft;
-        w[i] = floored > A{GateRange<T>::high} ? A{GateRange<T>::high} : floored;
-      }
-      if (given != given) w[i] = not_a_number<A>();
-      if (plus_inf && s[i] == infinity<A>()) {
-        refused = true;
-        w[i] = not_a_number<A>();
-      }
-    }
-    all.store(out, quad, w);
-  }
-  plus_inf.of_warp(refused);
+}  // namespace
+
+LogitRows::LogitRows(const Call& call, const char* op, const Tensor& logits, const Layout& layout,
+                     const NoiseArgument& noise)
+    : x(torch::stable::contiguous(logits)), rows(layout.outer * layout.inner), width(layout.width), noise(noise) {
+  if (layout.inner == 1) return;
+  dispatch_floating(op, "logits", logits, [&]<typename T>() {
+    using A = Compute<T>;
+    const std::int64_t n = logits.numel();
+    exponentials = call.empty({n}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+    call.launch(exponential_kernel<A>, grid_size(n / 4 + 1, kBlock), kBlock, n, noise,
+                static_cast<A*>(exponentials->data_ptr()));
+  });
+  exponentials = transposed(*exponentials, layout.outer, width, layout.inner);
+  x = transposed(x, layout.outer, width, layout.inner);
+  this->noise = {noise.key, 0, false, exponentials->data_ptr()};
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kBlock) gate_gradient_kernel(const T* __restrict__ grad,  // [n]
-                                                               const T* __restrict__ x,     // [n]
-                                                               std::int64_t n, NoiseArgument noise, TauArgument tau,
-                                                               T* __restrict__ out) {  // [n]
-  using A = Compute<T>;
-  const double given = tau.read();
-  const A t = divisor<A>(given);
-  const Row all(noise, 0, n);
-  for (std::int64_t quad = thread_in_grid(); quad < all.quads(); quad += threads_in_grid()) {
-    A g[4], s[4];
-    all.load(grad, quad, A{0}, g);
-    all.load(x, quad, A{0}, s);
-    all.add_noise<Distribution::logistic>(quad, s);
-    for (int i = 0; i < 4; ++i) {
-      const A w = sigmoid(s[i] / t);
-      g[i] = given == 0 ? A{0} : g[i] * (w * (A{1} - w)) / t;  // the limit is a step
-    }
-    all.store(out, quad, g);
-  }
-}
+namespace {
 
 // --- launches ---
 
-// [outer, width, inner] -> [outer, inner, width], or back: in memory, not as a view.
-Tensor transposed(const Tensor& t, std::int64_t outer, std::int64_t rows, std::int64_t columns) {
-  const std::vector<std::int64_t> size{outer, rows, columns};
-  const Tensor view = torch::stable::view(t, {size.data(), size.size()});
-  return torch::stable::contiguous(torch::stable::transpose(view, 1, 2));
-}
-
-// f.template operator()<T>(rows, noise) of logits along the last dim: those given, or, where dim is another one, copies
-// that are transposed as their exponential variates are.
-template <typename F>
-void with_rows(const Call& call, const char* op, const Tensor& logits, const Layout& layout, const NoiseArgument& noise,
-               const F& f) {
-  const Tensor x = torch::stable::contiguous(logits);
-  dispatch_floating(op, "logits", logits, [&]<typename T>() {
-    if (layout.inner == 1) return f.template operator()<T>(x, noise);
-    using A = Compute<T>;
-    const std::int64_t n = logits.numel();
-    Tensor e = call.empty({n}, std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
-    call.launch(exponential_kernel<A>, grid_size(n / 4 + 1, kBlock), kBlock, n, noise, static_cast<A*>(e.data_ptr()));
-    e = transposed(e, layout.outer, layout.width, layout.inner);
-    f.template operator()<T>(transposed(x, layout.outer, layout.width, layout.inner),
-                             NoiseArgument{noise.key, 0, false, e.data_ptr()});
-  });
-}
-
 // Samples of rows, in memory of the caller's.
 template <typename T>
-void soft_rows(const Call& call, const Tensor& x, std::int64_t rows, std::int64_t width, const NoiseArgument& noise,
-               const TauArgument& tau, const LogitReports& reports, const Tensor& out) {
+void soft_rows(const Call& call, const LogitRows& logits, const TauArgument& tau, const LogitReports& reports,
+               const Tensor& out) {
   using A = Compute<T>;
-  const T* from = static_cast<const T*>(x.data_ptr());
+  const std::int64_t rows = logits.rows, width = logits.width;
+  const NoiseArgument& noise = logits.noise;
+  const T* from = static_cast<const T*>(logits.x.data_ptr());
   T* to = static_cast<T*>(out.data_ptr());
   const std::int64_t most = most_quads(rows, width, noise);
   const Shape shape(rows, width, most, kQuads, kMostThreads);
@@ -726,41 +367,13 @@ void soft_rows(const Call& call, const Tensor& x, std::int64_t rows, std::int64_
   });
 }
 
-template <typename T>
-void argmax_rows(const Call& call, const Tensor& x, std::int64_t rows, std::int64_t width, const NoiseArgument& noise,
-                 const LogitReports& reports, bool nan_is_none, std::int64_t* out) {
-  using A = Compute<T>;
-  const T* from = static_cast<const T*>(x.data_ptr());
-  const Shape shape(rows, width, most_quads(rows, width, noise), 4, kBlock);
-  const std::int64_t parts = width <= 2 * kArgmaxPart ? 1 : (width - 1) / kArgmaxPart + 1;
-  if (parts == 1)
-    return call.launch(argmax_kernel<T>, shape.grid(), shape.block, from, shape, parts, noise, reports, nan_is_none,
-                       static_cast<Candidate<A>*>(nullptr), out);
-  const auto room = call.room<Candidate<A>>(rows * parts);
-  Candidate<A>* best = room.data();
-  call.launch(argmax_kernel<T>, grid_size(rows * parts, 1), kBlock, from, shape, parts, noise, reports, nan_is_none,
-              best, out);
-  call.launch(argmax_total_kernel<A>, grid_size(rows, kBlock / kWarp), kBlock, best, rows, parts, reports, nan_is_none,
-              out);
-}
-
-// --- ops ---
+// --- op ---
 
 constexpr Fault kSoftmaxPlusInf{Fault::value, "gumbel_softmax: logits must be below +inf, got +inf"};
 constexpr Fault kSoftmaxMinusInf{
     Fault::value, "gumbel_softmax: logits must have a finite value in every row, got a row of only -inf"};
 constexpr Fault kSoftmaxTau{
     Fault::value, "gumbel_softmax: tau must be finite and above 0 (0 only with hard=True), got another value"};
-constexpr Fault kArgmaxPlusInf{Fault::value, "gumbel_argmax: logits must be below +inf, got +inf"};
-constexpr Fault kArgmaxMinusInf{Fault::value,
-                                "gumbel_argmax: logits must have a finite value in every row, got a row of only -inf"};
-constexpr Fault kSigmoidPlusInf{Fault::value, "gumbel_sigmoid: logits must be below +inf, got +inf"};
-constexpr Fault kSigmoidTau{
-    Fault::value, "gumbel_sigmoid: tau must be finite and above 0 (0 only with hard=True), got another value"};
-constexpr Fault kSoftmaxGradientTau{
-    Fault::value, "gumbel_softmax_backward: tau must be finite and above 0 (0 only with hard=True), got another value"};
-constexpr Fault kSigmoidGradientTau{
-    Fault::value, "gumbel_sigmoid_backward: tau must be finite and above 0 (0 only with hard=True), got another value"};
 
 // Writes into the caller's tensor, or into a fresh one.
 Tensor write_gumbel_softmax(const Tensor& logits, const Tensor& tau, const Tensor& key, int64_t dim, bool hard,
@@ -775,23 +388,23 @@ Tensor write_gumbel_softmax(const Tensor& logits, const Tensor& tau, const Tenso
   Tensor out = own ? *own : call.empty(sizes(logits), logits.scalar_type());
   if (logits.numel() == 0) return out;
   const LogitReports reports{call.report(kSoftmaxPlusInf), call.report(kSoftmaxMinusInf)};
-  const int64_t rows = layout.outer * layout.inner, width = layout.width;
-  with_rows(call, op, logits, layout, noise, [&]<typename T>(const Tensor& x, const NoiseArgument& g) {
-    Tensor y = layout.inner == 1 ? out : call.empty({rows * width}, out.scalar_type());
-    if (hard) {
-      const auto index = call.room<int64_t>(rows);
-      int64_t* at = index.data();
-      argmax_rows<T>(call, x, rows, width, g, reports, true, at);
-      call.launch(one_hot_kernel<T>, grid_size(rows * width, kBlock), kBlock, at, rows, width, t,
+  const LogitRows x(call, op, logits, layout, noise);
+  const Tensor y = layout.inner == 1 ? out : call.empty({x.rows * x.width}, out.scalar_type());
+  if (hard) {
+    const auto index = call.room<int64_t>(x.rows);
+    argmax_rows(call, op, x, reports, true, index.data());
+    dispatch_floating(op, "logits", logits, [&]<typename T>() {
+      call.launch(one_hot_kernel<T>, grid_size(x.rows * x.width, kBlock), kBlock, index.data(), x.rows, x.width, t,
                   static_cast<T*>(y.data_ptr()));
-    } else {
-      soft_rows<T>(call, x, rows, width, g, t, reports, y);
-    }
-    if (layout.inner == 1) return;
+    });
+  } else {
+    dispatch_floating(op, "logits", logits, [&]<typename T>() { soft_rows<T>(call, x, t, reports, y); });
+  }
+  if (layout.inner > 1) {
     const std::vector<int64_t> size = sizes(out);
-    const Tensor back = transposed(y, layout.outer, layout.inner, width);
+    const Tensor back = transposed(y, layout.outer, layout.inner, x.width);
     torch::stable::copy_(out, torch::stable::view(back, {size.data(), size.size()}));
-  });
+  }
   call.finish();
   return out;
 }
@@ -803,109 +416,9 @@ Tensor gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool h
 
 void gumbel_softmax_out(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start,
                         std::optional<bool> validate, Tensor out) {
-  check_samples_out("gumbel_softmax", out, logits);
+  check_out("gumbel_softmax", out, sizes(logits), logits.scalar_type(), logits);
+  check_apart("gumbel_softmax", out, "logits", logits, true);
   write_gumbel_softmax(logits, tau, key, dim, hard, start, validate, out);
-}
-
-Tensor gumbel_argmax(Tensor logits, Tensor key, int64_t dim, int64_t start, std::optional<bool> validate) {
-  constexpr const char* op = "gumbel_argmax";
-  check_floating(op, "logits", logits);
-  const Layout layout(op, logits, dim);
-  const NoiseArgument noise{KeyArgument(op, key, logits), static_cast<uint64_t>(start), true};
-  check_start(op, start);
-  const std::vector<int64_t> size = check_argmax(op, logits, dim, layout);
-  const Call call(logits, validate);
-  Tensor out = call.empty(size, ScalarType::Long);
-  if (logits.numel() == 0) return out;
-  const LogitReports reports{call.report(kArgmaxPlusInf), call.report(kArgmaxMinusInf)};
-  with_rows(call, op, logits, layout, noise, [&]<typename T>(const Tensor& x, const NoiseArgument& g) {
-    argmax_rows<T>(call, x, layout.outer * layout.inner, layout.width, g, reports, false,
-                   static_cast<int64_t*>(out.data_ptr()));
-  });
-  call.finish();
-  return out;
-}
-
-Tensor gumbel_softmax_backward(Tensor grad, Tensor y, Tensor tau, int64_t dim) {
-  constexpr const char* op = "gumbel_softmax_backward";
-  check_gradient(op, grad, "y", y);
-  const Layout layout(op, y, dim);
-  const Call call(y);
-  const TauArgument t(op, tau, true, y, call.report(kSoftmaxGradientTau));
-  if (y.numel() == 0) return call.empty(sizes(y), y.scalar_type());
-  const int64_t rows = layout.outer * layout.inner, width = layout.width;
-  Tensor g = torch::stable::contiguous(grad), p = torch::stable::contiguous(y);
-  if (layout.inner > 1) {
-    g = transposed(g, layout.outer, width, layout.inner);
-    p = transposed(p, layout.outer, width, layout.inner);
-  }
-  Tensor out = call.empty(sizes(y), y.scalar_type());
-  const NoiseArgument none{KeyArgument{}, 0, false};
-  dispatch_floating(op, "y", y, [&]<typename T>() {
-    using A = Compute<T>;
-    const T *from = static_cast<const T*>(g.data_ptr()), *soft = static_cast<const T*>(p.data_ptr());
-    T* to = static_cast<T*>(out.data_ptr());
-    const Shape shape(rows, width, most_quads(rows, width, none), 4, kMostThreads);
-    const int64_t parts = width <= 2 * kBackwardPart ? 1 : (width - 1) / kBackwardPart + 1;
-    if (parts == 1)
-      return call.launch(softmax_gradient_kernel<T>, shape.grid(), shape.block, from, soft, shape, none, t, to);
-    const auto room = call.room<A>(rows * parts);
-    A* sums = room.data();
-    call.launch(dot_parts_kernel<T>, grid_size(rows * parts, 1), kBlock, from, soft, rows, width, parts, none, sums);
-    call.launch(gradient_parts_kernel<T>, grid_size(rows * parts, 1), kBlock, from, soft, rows, width, parts, none,
-                sums, t, to);
-  });
-  if (layout.inner == 1) return out;
-  const std::vector<int64_t> size = sizes(y);
-  return torch::stable::view(transposed(out, layout.outer, layout.inner, width), {size.data(), size.size()});
-}
-
-// Writes into the caller's tensor, or into a fresh one.
-Tensor write_gumbel_sigmoid(const Tensor& logits, const Tensor& tau, const Tensor& key, bool hard, int64_t start,
-                            std::optional<bool> validate, const std::optional<Tensor>& own) {
-  constexpr const char* op = "gumbel_sigmoid";
-  check_floating(op, "logits", logits);
-  const Call call(logits, validate);
-  const TauArgument t(op, tau, hard, logits, call.report(kSigmoidTau));
-  const NoiseArgument noise{KeyArgument(op, key, logits), static_cast<uint64_t>(start), true};
-  check_start(op, start);
-  const Tensor out = own ? *own : call.empty(sizes(logits), logits.scalar_type());
-  const int64_t n = logits.numel();
-  if (n == 0) return out;
-  const Tensor x = torch::stable::contiguous(logits);
-  dispatch_floating(op, "logits", logits, [&]<typename T>() {
-    call.launch(gate_kernel<T>, grid_size(n / 4 + 1, kBlock), kBlock, static_cast<const T*>(x.data_ptr()), n, noise, t,
-                hard, call.report(kSigmoidPlusInf), static_cast<T*>(out.data_ptr()));
-  });
-  call.finish();
-  return out;
-}
-
-Tensor gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, std::optional<bool> validate) {
-  return write_gumbel_sigmoid(logits, tau, key, hard, start, validate, std::nullopt);
-}
-
-void gumbel_sigmoid_out(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, std::optional<bool> validate,
-                        Tensor out) {
-  check_samples_out("gumbel_sigmoid", out, logits);
-  write_gumbel_sigmoid(logits, tau, key, hard, start, validate, out);
-}
-
-Tensor gumbel_sigmoid_backward(Tensor grad, Tensor logits, Tensor tau, Tensor key, int64_t start) {
-  constexpr const char* op = "gumbel_sigmoid_backward";
-  check_gradient(op, grad, "logits", logits);
-  const Call call(logits);
-  const TauArgument t(op, tau, true, logits, call.report(kSigmoidGradientTau));
-  const NoiseArgument noise{KeyArgument(op, key, logits), static_cast<uint64_t>(start), true};
-  Tensor out = call.empty(sizes(logits), logits.scalar_type());
-  const int64_t n = logits.numel();
-  if (n == 0) return out;
-  const Tensor grad_c = torch::stable::contiguous(grad), x = torch::stable::contiguous(logits);
-  dispatch_floating(op, "logits", logits, [&]<typename T>() {
-    call.launch(gate_gradient_kernel<T>, grid_size(n / 4 + 1, kBlock), kBlock, static_cast<const T*>(grad_c.data_ptr()),
-                static_cast<const T*>(x.data_ptr()), n, noise, t, static_cast<T*>(out.data_ptr()));
-  });
-  return out;
 }
 
 }  // namespace
@@ -914,9 +427,4 @@ Tensor gumbel_sigmoid_backward(Tensor grad, Tensor logits, Tensor tau, Tensor ke
 PYSEL_CUDA_KERNELS(m) {
   m.impl("gumbel_softmax", PYSEL_OP(&pysel::gumbel_softmax));
   m.impl("gumbel_softmax.out", PYSEL_OP(&pysel::gumbel_softmax_out));
-  m.impl("gumbel_softmax_backward", PYSEL_OP(&pysel::gumbel_softmax_backward));
-  m.impl("gumbel_sigmoid", PYSEL_OP(&pysel::gumbel_sigmoid));
-  m.impl("gumbel_sigmoid.out", PYSEL_OP(&pysel::gumbel_sigmoid_out));
-  m.impl("gumbel_sigmoid_backward", PYSEL_OP(&pysel::gumbel_sigmoid_backward));
-  m.impl("gumbel_argmax", PYSEL_OP(&pysel::gumbel_argmax));
 }
