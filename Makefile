@@ -79,7 +79,7 @@ help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 clean:
-	rm -rf build pysel.egg-info pysel/_C*.so .venv/built
+	rm -rf build pysel.egg-info pysel/lib .venv/built
 
 .venv/installed: requirements.txt
 	$(call need,command -v $(firstword $(CXX)),no C++ compiler $(firstword $(CXX)). Type: apt-get install g++)

@@ -1,4 +1,4 @@
-"""Checks that the build tools are there, then has CMake and ninja build the extension module, pysel._C."""
+"""Checks that the build tools are there, then has CMake and ninja build the library that pysel loads, libpysel.so."""
 
 import os
 import re
@@ -10,9 +10,6 @@ import sysconfig
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
-
 ROOT = Path(__file__).parent.resolve()
 
 # The tools of a virtual environment that nobody activated.
@@ -21,7 +18,7 @@ os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ.get
 
 def check_tools() -> None:
     """End with one line that says what to type when something that the build needs is missing or too old."""
-    for name, floor in {"setuptools": (77,), "torch": (2, 11), "pybind11": (2, 12)}.items():
+    for name, floor in {"setuptools": (77,), "torch": (2, 11)}.items():
         try:
             found = version(name)
         except PackageNotFoundError:
@@ -41,16 +38,26 @@ def check_tools() -> None:
             f"pysel: the build needs a C++20 compiler and found no {' or '.join(compilers)}. "
             "Type: apt-get install g++, or set CXX"
         )
-    if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        sys.exit("pysel: the build needs Python.h and found none. Type: apt-get install python3-dev")
+
+
+# Before the build begins: pip would show all that it has said by then, too.
+if {"build_ext", "bdist_wheel", "editable_wheel"} & set(sys.argv):
+    check_tools()
+
+from setuptools import Extension, setup  # noqa: E402
+from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402
+from setuptools.command.build_ext import build_ext  # noqa: E402
 
 
 class CMakeBuild(build_ext):
+    def get_ext_filename(self, name: str) -> str:
+        return f"{name.replace('.', '/')}.so"  # of no Python
+
     def build_extension(self, ext: Extension) -> None:
-        check_tools()  # here, and not for an archive of the sources, which takes none of them
+        (ROOT / "pysel/lib").mkdir(parents=True, exist_ok=True)  # for --inplace: setuptools makes no folder
         # One build folder per Python, kept between calls, so that ninja compiles only what changed.
         build = ROOT / "build" / str(sys.implementation.cache_tag)
-        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        target = Path(self.get_ext_fullpath(ext.name)).resolve().parents[1]
         jobs = ["--parallel", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         options = [
             f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}",
@@ -69,4 +76,14 @@ class CMakeBuild(build_ext):
                 sys.exit(f"pysel: {shlex.join(map(str, command))} failed; the reason is above")
 
 
-setup(ext_modules=[Extension("pysel._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+class Wheel(bdist_wheel):
+    """For any Python: the library takes nothing of CPython. Nor is it torch's version that matters, from 2.11 on."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=[Extension("pysel.lib.libpysel", sources=[])],
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
+)

@@ -3,6 +3,10 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(pysel, m) {
+  // the library itself
+  m.def("build_info() -> str[]");
+  m.def("wait_and_raise() -> ()");
+
   // random streams
   m.def("random_words(Tensor key, int stream, int start, int n) -> Tensor");
   m.def("words64(Tensor key, int stream, Tensor items) -> Tensor");

@@ -1,10 +1,8 @@
 """Which samples to train on: fast, exact and reproducible selection for PyTorch training loops."""
 
-import torch as _torch  # noqa: F401  (its libraries must be there before _C is loaded)
-
-from pysel import _C, _fake, data, distributed, nn, ops, random, reference, sae, samplers, selection  # noqa: F401  (_C first: it declares the ops the others refer to)
-from pysel._C import build_info
+from pysel import _fake, data, distributed, nn, ops, random, reference, sae, samplers, selection  # noqa: F401
 from pysel._checks import check
+from pysel._library import build_info
 from pysel.ops import (
     factor_counts,
     factor_scores,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pysel import _C
+from pysel import _library
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -236,4 +236,4 @@ def check() -> None:
         >>> pysel.check()
     """
     if torch.cuda.is_initialized():  # not in a process forked from one that has used a GPU
-        _C.wait_and_raise()
+        _library.wait_and_raise()

@@ -90,7 +90,7 @@ def built() -> Table:
     (nvcc,) = re.findall(r'set\(CMAKE_CUDA_COMPILER_VERSION "(\d+\.\d+)', newest.read_text())
     figures: Figures = {}
     for source in sorted((ROOT / "csrc/cuda").glob("*.cu")):
-        entries = parse((BUILD / f"CMakeFiles/_C.dir/csrc/cuda/{source.name}.o.ptxas").read_text())
+        entries = parse((BUILD / f"CMakeFiles/pysel.dir/csrc/cuda/{source.name}.o.ptxas").read_text())
         for name, (_, architecture, resources) in zip(demangled([e[0] for e in entries]), entries, strict=True):
             by_architecture = figures.setdefault(f"{source.name}: {short(name)}", {})
             assert architecture not in by_architecture, f"two kernels are called {short(name)}"

@@ -136,7 +136,7 @@ def found(name, *scopes):
     return False
 
 
-ALL_MODULES = ["pysel", *(m.name for m in pkgutil.walk_packages(pysel.__path__, "pysel.") if m.name != "pysel._C")]
+ALL_MODULES = ["pysel", *(m.name for m in pkgutil.walk_packages(pysel.__path__, "pysel."))]
 
 
 @pytest.mark.parametrize("name", ALL_MODULES)
