@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "common/random.h"
-#include "cpu/chunk.h"
+#include "cpu/group_brackets.h"
 
 namespace pysel {
 namespace {
@@ -49,17 +49,7 @@ struct TieCell {
 namespace pysel {
 namespace {
 
-constexpr int64_t kLongestRange = int64_t{1} << 30;
-constexpr int kSplitBins = 16;
 constexpr int64_t kFewTies = 64;  // that are kept
-
-// splitmix64's finaliser: which element of its stratum a sample takes. Any choice gives the same selection.
-uint64_t scramble(uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-  return x ^ x >> 31;
-}
 
 // Item: a key, complemented, and its index, each a half of it, so that the smallest are wanted.
 template <typename Bits, typename Item>
@@ -69,24 +59,17 @@ class GroupSelection {
  public:
   GroupSelection(int64_t n, const Groups& groups, const KeysOf<Bits>& keys_of, const GroupOptions<Bits>& options)
       : n_(n),
-        groups_(groups),
-        keys_of_(keys_of),
         options_(options),
+        all_(n, groups, keys_of, options),
         copies_(groups.count <= kFewGroups ? kTallyCopies : 1),
-        most_kept_(std::max(options.most_kept < 0 ? n / 4 : options.most_kept, kGrain)),
+        most_kept_(all_.few() ? n : std::max(options.most_kept < 0 ? n / 4 : options.most_kept, kGrain)),
         open_(static_cast<size_t>(groups.count)),
         keep_(static_cast<size_t>(groups.count)),
         state_(static_cast<size_t>(groups.count)),
+        ranges_(all_.ranges()),
         words_(empty_cpu({(n + 63) / 64}, ScalarType::Long)),
         bits_(static_cast<uint64_t*>(words_.data_ptr())) {
-    // as few as threads, so that tables stay small; each begins with a word of bits
-    const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
-    const int64_t ranges = std::max({int64_t{1}, std::min(threads, n / kGrain), (n - 1) / kLongestRange + 1});
-    ranges_.resize(static_cast<size_t>(ranges));
-    for (int64_t r = 0; r < ranges; ++r) {
-      Range& range = ranges_[static_cast<size_t>(r)];
-      range.begin = chunks_of(n) * r / ranges;
-      range.end = chunks_of(n) * (r + 1) / ranges;
+    for (Range& range : ranges_) {
       range.tallies.resize(state_.size() * copies_);
       range.place.resize(state_.size());
     }
@@ -98,25 +81,19 @@ class GroupSelection {
   }
 
   void run(int64_t* indices) {
-    if (!guess()) narrow();
+    expected_ = guess_brackets(all_, most_kept_, state_);
+    if (expected_ > most_kept_) narrow_brackets(all_, state_);
     while (!mark())
-      if (too_much_) narrow();
+      if (too_much_) narrow_brackets(all_, state_);
     write(indices);
   }
 
  private:
+  using State = GroupState<Bits>;
+  using Found = typename State::Found;
+
   static constexpr Bits kMost = std::numeric_limits<Bits>::max();
   static constexpr int kHalf = 4 * sizeof(Item);
-
-  enum class Found { open, ties, settled };
-
-  struct State {
-    Bits low = 0, high = kMost;  // holds the key of the last to be selected
-    int64_t wanted = 0;
-    int64_t within = -1;  // keys in the bracket, where known
-    int64_t above = 0;    // keys above it
-    Found found = Found::open;
-  };
 
   struct Kept {
     Bits key;
@@ -148,12 +125,6 @@ class GroupSelection {
     }
   };
 
-  struct Tied {
-    uint64_t word;
-    int64_t at;
-    bool operator<(const Tied& other) const { return word != other.word ? word < other.word : at < other.at; }
-  };
-
   struct GroupTied {
     Tied tied;
     uint32_t group;
@@ -169,172 +140,12 @@ class GroupSelection {
   };
 
   struct Range {
-    int64_t begin, end;               // chunks
     std::vector<GroupTally> tallies;  // copies_ of each group
     std::vector<int64_t> place;       // where a group's next goes
     KeptList kept;
     std::vector<Extremes> extremes;
     std::vector<GroupTied> tied;
   };
-
-  // f(range) for every range, over all threads.
-  template <typename F>
-  void each_range(const F& f) {
-    parallel_for(static_cast<int64_t>(ranges_.size()), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) f(ranges_[static_cast<size_t>(r)]);
-    });
-  }
-
-  // f(group) for every group, over all threads.
-  template <typename F>
-  void each_group(const F& f) const {
-    const int64_t grain = std::max<int64_t>(1, kGrain * groups_.count / std::max<int64_t>(n_, 1));
-    parallel_for(groups_.count, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t g = begin; g < end; ++g) f(static_cast<size_t>(g));
-    });
-  }
-
-  void read_groups(int64_t first, int count, uint32_t* out) const {
-    const bool outside = groups_.wide ? PYSEL_CHOOSE(read_groups<int64_t>)(
-                                            static_cast<const int64_t*>(groups_.of) + first, count, groups_.count, out)
-                                      : PYSEL_CHOOSE(read_groups<int32_t>)(
-                                            static_cast<const int32_t*>(groups_.of) + first, count, groups_.count, out);
-    if (!outside) return;
-    for (int64_t i = first; i < first + count; ++i) {
-      const int64_t group =
-          groups_.wide ? static_cast<const int64_t*>(groups_.of)[i] : static_cast<const int32_t*>(groups_.of)[i];
-      check_index(groups_.count > 0, options_.op, ": groups must be empty for empty quotas, got ", group);
-      check_index(0 <= group && group < groups_.count, options_.op, ": groups must be between 0 and ",
-                  groups_.count - 1, ", got ", group);
-    }
-  }
-
-  // f(first, count, keys, groups) for every chunk of a range.
-  template <typename F>
-  void each_chunk(const Range& range, const F& f) const {
-    alignas(64) Bits keys[kChunk];
-    alignas(64) uint32_t groups[kChunk];
-    for (int64_t c = range.begin; c < range.end; ++c) {
-      const int64_t first = c * kChunk;
-      const int count = chunk_size(n_, c);
-      read_groups(first, count, groups);
-      keys_of_(first, count, {}, keys);
-      f(first, count, keys, groups);
-    }
-  }
-
-  // --- guess ---
-
-  struct Sample {
-    std::vector<Bits> keys;
-    std::vector<uint32_t> groups;
-  };
-
-  // Runs of neighbours, because one key alone takes longer than its share of several.
-  Sample sample(int64_t size) const {
-    constexpr int kRun = 16;
-    const int64_t runs = size / kRun;
-    Sample s{std::vector<Bits>(static_cast<size_t>(runs * kRun)),
-             std::vector<uint32_t>(static_cast<size_t>(runs * kRun))};
-    parallel_for(runs, 64, [&](int64_t begin, int64_t end) {
-      const auto stratum = static_cast<uint64_t>(n_ / runs);
-      for (int64_t r = begin; r < end; ++r) {
-        const uint64_t offset = scramble(static_cast<uint64_t>(r)) % (stratum - kRun + 1);
-        const int64_t first = r * static_cast<int64_t>(stratum) + static_cast<int64_t>(offset);
-        keys_of_(first, kRun, {}, &s.keys[static_cast<size_t>(r * kRun)]);
-        read_groups(first, kRun, &s.groups[static_cast<size_t>(r * kRun)]);
-      }
-    });
-    return s;
-  }
-
-  // False if brackets hold too much.
-  bool guess() {
-    constexpr int64_t kFew = 4096, kTiny = 32, kSmall = 1500;  // elements: in all; of a group
-    if (n_ <= kFew || n_ / kTiny < groups_.count) {
-      most_kept_ = expected_ = n_;
-      return true;
-    }
-    const double n = static_cast<double>(n_);
-    if (n_ / kSmall < groups_.count) return guess_by_splits();
-    const auto wanted = static_cast<int64_t>(std::pow(n, 2.0 / 3.0) * std::cbrt(static_cast<double>(groups_.count)));
-    const Sample s = sample(std::min({wanted, 4 * most_kept_, n_ / 16}));
-    std::vector<size_t> end(state_.size() + 1);
-    for (uint32_t g : s.groups) ++end[g + 1];
-    std::partial_sum(end.begin(), end.end(), end.begin());
-    std::vector<size_t> next(end.begin(), end.end() - 1);
-    std::vector<Bits> by_group(s.keys.size());
-    for (size_t i = 0; i < s.keys.size(); ++i) by_group[next[s.groups[i]]++] = s.keys[i];
-    const double share = static_cast<double>(s.keys.size()) / n;
-    std::atomic<int64_t> within{0};  // of the sample
-    each_group([&](size_t g) {
-      State& state = state_[g];
-      if (state.wanted == 0) return;
-      const auto first = by_group.begin() + static_cast<std::ptrdiff_t>(end[g]);
-      const auto last = by_group.begin() + static_cast<std::ptrdiff_t>(end[g + 1]);
-      // Three and a half standard deviations of the last selected key's rank in the sample, and a few more where few
-      // are wanted.
-      const double rank = share * static_cast<double>(state.wanted), slack = 4 + 3.5 * std::sqrt(rank);
-      const auto from_top = static_cast<int64_t>(std::floor(rank - slack)),
-                 to = static_cast<int64_t>(std::ceil(rank + slack));
-      if (to < last - first) {
-        std::nth_element(first, first + to, last, std::greater<>());
-        state.low = std::max(options_.lowest, first[to]);
-      }
-      if (from_top >= 0 && from_top < last - first) {
-        std::nth_element(first, first + from_top, std::min(last, first + to), std::greater<>());
-        state.high = std::max(state.low, first[from_top]);
-      }
-      if (state.low != state.high) within += std::min<int64_t>(to, last - first) - std::max<int64_t>(from_top, 0);
-    });
-    expected_ = static_cast<int64_t>(static_cast<double>(within) / share);
-    return expected_ <= most_kept_;
-  }
-
-  // For groups too small to be sampled.
-  bool guess_by_splits() {
-    Sample s = sample(std::min<int64_t>(n_ / 16, 1 << 16));
-    std::sort(s.keys.begin(), s.keys.end());
-    Bits splits[kSplitBins - 1];
-    for (size_t i = 1; i < kSplitBins; ++i) splits[i - 1] = s.keys[s.keys.size() * i / kSplitBins];
-    const auto table = histogram(kSplitBins, [&](int count, const Bits* keys, const uint32_t* groups, uint32_t* found) {
-      alignas(64) Bits bins[kChunk];
-      PYSEL_CHOOSE(split_bins<Bits>)(keys, count, splits, bins);
-      for (int i = 0; i < count; ++i) ++found[groups[i] * size_t{kSplitBins} + bins[i]];
-    });
-    each_group([&](size_t g) {
-      State& state = state_[g];
-      if (state.wanted == 0) return;
-      const uint32_t* row = table.data() + g * kSplitBins;
-      int64_t above = 0;
-      int bin = kSplitBins - 1;
-      for (; bin > 0 && above + row[bin] < state.wanted; --bin) above += row[bin];
-      state.high = bin == kSplitBins - 1 ? kMost : static_cast<Bits>(splits[bin] - 1);
-      state.low = std::max(options_.lowest, bin == 0 ? Bits{0} : splits[bin - 1]);
-      state.high = std::max(state.low, state.high);
-      state.within = row[bin];
-    });
-    return true;
-  }
-
-  // Numbers of each group and bin, added up over ranges.
-  template <typename Count>
-  std::vector<uint32_t> histogram(size_t bins, const Count& count) {
-    std::vector<uint32_t> total;
-    std::mutex mutex;
-    each_range([&](Range& range) {
-      std::vector<uint32_t> mine(state_.size() * bins);
-      each_chunk(range, [&](int64_t, int size, const Bits* keys, const uint32_t* groups) {
-        count(size, keys, groups, mine.data());
-      });
-      std::lock_guard lock(mutex);
-      if (total.empty())
-        total.swap(mine);
-      else
-        for (size_t i = 0; i < total.size(); ++i) total[i] += mine[i];
-    });
-    return total;
-  }
 
   // --- mark ---
 
@@ -347,7 +158,7 @@ class GroupSelection {
       if (s.found == Found::open && s.low != s.high) known += std::max<int64_t>(s.within, 0);
     }
     // when not all can be kept, small brackets are; of the others it is seen whether they come down to one value
-    const int64_t most = known <= most_kept_ ? n_ : most_kept_ / groups_.count;
+    const int64_t most = known <= most_kept_ ? n_ : most_kept_ / static_cast<int64_t>(state_.size());
     const int64_t expected = 1024 + std::max(known, expected_) * 9 / 8 / static_cast<int64_t>(ranges_.size());
     for (size_t g = 0; g < state_.size(); ++g) {
       const State& s = state_[g];
@@ -360,15 +171,16 @@ class GroupSelection {
       low[g] = state_[g].low;
       high[g] = state_[g].high;
     }
-    const GroupBrackets<Bits> brackets{low.data(), high.data(), groups_.count <= kVectorGroups};
+    const GroupBrackets<Bits> brackets{low.data(), high.data(), static_cast<int64_t>(state_.size()) <= kVectorGroups};
     std::atomic<int64_t> kept{0};
-    each_range([&](Range& range) {
+    all_.each_range([&](size_t r) {
+      Range& range = ranges_[r];
       range.kept.clear(expected);
       range.extremes.assign(most < n_ ? state_.size() : 0, {kMost, 0});
       GroupTally* tallies = range.tallies.data();
       std::fill_n(tallies, range.tallies.size(), GroupTally{0, 0});
       alignas(64) uint32_t within[kChunk];
-      each_chunk(range, [&](int64_t first, int count, const Bits* keys, const uint32_t* groups) {
+      all_.each_chunk_of(r, [&](int64_t first, int count, const Bits* keys, const uint32_t* groups) {
         uint64_t* bits = bits_ + first / 64;
         const int found = mark_chunk(all_open, keys, groups, count, brackets, tallies, bits, within);
         const bool room = kept.load(std::memory_order_relaxed) <= most_kept_;
@@ -425,7 +237,7 @@ class GroupSelection {
         s.within = s.above;
         missed = true;
       } else if (s.above + s.within < s.wanted) {
-        check_size(g, s.above + s.within);
+        all_.check_size(g, s, s.above + s.within);
         s.high = static_cast<Bits>(s.low - 1);
         s.low = options_.lowest;
         s.within = n_;
@@ -473,24 +285,26 @@ class GroupSelection {
     const Tensor items_tensor =
         empty_cpu({start.back() * static_cast<int64_t>(sizeof(Item) / sizeof(int64_t))}, ScalarType::Long);
     auto* items = static_cast<Item*>(items_tensor.data_ptr());
-    each_range([&](Range& range) {
+    all_.each_range([&](size_t r) {
+      Range& range = ranges_[r];
       for (const Kept *kept = range.kept.data, *end = kept + range.kept.size; kept < end; ++kept)
         items[range.place[kept->group]++] = item_of(*kept);
     });
     std::vector<Item> ends(state_.size());  // of each group, where its selected items end
-    each_group([&](size_t g) {
+    all_.each_group([&](size_t g) {
       const State& s = state_[g];
       if (keep_[g] != 0 && s.found == Found::settled && s.above < s.wanted)
         ends[g] = end_of_best(items + start[g], items + start[g + 1], s.wanted - s.above);
     });
-    each_range([&](Range& range) {
+    all_.each_range([&](size_t r) {
+      Range& range = ranges_[r];
       for (const Kept *kept = range.kept.data, *end = kept + range.kept.size; kept < end; ++kept) {
         const uint64_t take = item_of(*kept) < ends[kept->group];
         bits_[kept->at / 64] |= take << kept->at % 64;
       }
     });
     // several threads set bits of these, so they come last
-    each_group([&](size_t g) {
+    all_.each_group([&](size_t g) {
       const State& s = state_[g];
       if (options_.tie_order && keep_[g] != 0 && s.found == Found::settled && s.above < s.wanted)
         take_tied(items + start[g], items + start[g + 1], s.wanted - s.above);
@@ -520,7 +334,7 @@ class GroupSelection {
     for (Item* i = first; i < last; ++i) {
       if (*i >> kHalf != tied) continue;
       inside += i < first + wanted;
-      ties.push_back({word_of(index_of(*i)), index_of(*i)});
+      ties.push_back({options_.tie_order->word(index_of(*i)), index_of(*i)});
     }
     take_first(ties.begin(), ties.end(), inside);
   }
@@ -532,9 +346,6 @@ class GroupSelection {
     for (Iterator i = begin; i < begin + wanted; ++i) set(i->at);
   }
 
-  uint64_t word_of(int64_t at) const {
-    return options_.tie_order->key.word64(Stream::order, options_.tie_order->first + static_cast<uint64_t>(at));
-  }
   static int64_t index_of(Item item) { return static_cast<int64_t>(item & ((Item{1} << kHalf) - 1)); }
 
   // From several threads.
@@ -563,9 +374,10 @@ class GroupSelection {
         left -= range.place[g];
       }
     }
-    each_range([&](Range& range) {
+    all_.each_range([&](size_t r) {
+      Range& range = ranges_[r];
       alignas(64) uint32_t at[kChunk];
-      each_chunk(range, [&](int64_t first, int count, const Bits* keys, const uint32_t* groups) {
+      all_.each_chunk_of(r, [&](int64_t first, int count, const Bits* keys, const uint32_t* groups) {
         const int tied = PYSEL_CHOOSE(tied_places<Bits>)(keys, groups, count, cells, at);
         for (int i = 0; i < tied; ++i)
           if (range.place[groups[at[i]]]-- > 0) bits_[(first + at[i]) / 64] |= uint64_t{1} << at[i] % 64;
@@ -576,23 +388,18 @@ class GroupSelection {
   // The words of those that tie are spread evenly, so the last one wanted is known to within a few, which are kept and
   // compared. False if it was not among these.
   bool take_ties_by_word(const TieCell<Bits>* cells, double deviations) {
-    struct Near {
-      uint64_t low, high;
-    };
-    std::vector<Near> near(state_.size());
+    std::vector<WordRange> near(state_.size());
     for (size_t g = 0; g < state_.size(); ++g) {
       const State& s = state_[g];
-      if (s.found != Found::ties) continue;
-      const double tied = static_cast<double>(s.within), share = static_cast<double>(s.wanted - s.above) / tied;
-      const double slack = deviations * (std::sqrt(share * (1 - share) / tied) + 2 / tied);
-      near[g] = {word_at(share - slack), word_at(share + slack)};
+      if (s.found == Found::ties) near[g] = WordRange(s.wanted - s.above, s.within, deviations);
     }
-    each_range([&](Range& range) {
+    all_.each_range([&](size_t r) {
+      Range& range = ranges_[r];
       range.tied.clear();
       std::fill(range.place.begin(), range.place.end(), 0);
       alignas(64) uint32_t at[kChunk];
       alignas(64) uint64_t words[kChunk];
-      each_chunk(range, [&](int64_t first, int count, const Bits* keys, const uint32_t* groups) {
+      all_.each_chunk_of(r, [&](int64_t first, int count, const Bits* keys, const uint32_t* groups) {
         const int tied = PYSEL_CHOOSE(tied_places<Bits>)(keys, groups, count, cells, at);
         PYSEL_CHOOSE(words_at)(options_.tie_order->key, options_.tie_order->first + static_cast<uint64_t>(first), at,
                                tied, words);
@@ -619,77 +426,12 @@ class GroupSelection {
     std::vector<int64_t> next(start.begin(), start.end() - 1);
     for (const Range& range : ranges_)
       for (const GroupTied& t : range.tied) by_group[static_cast<size_t>(next[t.group]++)] = t.tied;
-    each_group([&](size_t g) { take_first(by_group.begin() + start[g], by_group.begin() + start[g + 1], left[g]); });
+    all_.each_group(
+        [&](size_t g) { take_first(by_group.begin() + start[g], by_group.begin() + start[g + 1], left[g]); });
     return true;
   }
 
-  // The word below which a share of all words lies.
-  static uint64_t word_at(double share) {
-    if (share <= 0) return 0;
-    return share >= 1 ? ~uint64_t{0} : static_cast<uint64_t>(share * 0x1p64);
-  }
-
-  // --- narrow ---
-
-  // Histograms of each open group within its bracket.
-  void narrow() {
-    int log_bins = 4;
-    while (log_bins < 11 && groups_.count << (log_bins + 1) <= int64_t{1} << 18) ++log_bins;
-    const size_t bins = size_t{1} << log_bins, below = 0, above = bins + 1;  // bins 1 to `bins` are of the bracket
-    struct Scale {
-      Bits low, high;
-      uint32_t shift;
-    };
-    std::vector<Scale> scales(state_.size());
-    for (size_t g = 0; g < state_.size(); ++g) {
-      const State& s = state_[g];
-      uint32_t shift = 0;
-      while (static_cast<Bits>(s.high - s.low) >> shift >= bins) ++shift;
-      scales[g] = {s.low, s.high, shift};
-    }
-    const auto table = histogram(bins + 2, [&](int count, const Bits* keys, const uint32_t* groups, uint32_t* found) {
-      for (int i = 0; i < count; ++i) {
-        const Scale& s = scales[groups[i]];
-        // without a branch, which would often be mispredicted
-        size_t bin = static_cast<size_t>(static_cast<Bits>(keys[i] - s.low) >> s.shift) + 1;
-        bin = keys[i] < s.low ? below : bin;
-        bin = keys[i] > s.high ? above : bin;
-        ++found[groups[i] * (bins + 2) + bin];
-      }
-    });
-    each_group([&](size_t g) {
-      State& s = state_[g];
-      if (s.found != Found::open || s.wanted == 0) return;
-      const uint32_t* row = table.data() + g * (bins + 2);
-      int64_t before = row[above];
-      if (before >= s.wanted) {
-        s.low = before > s.wanted ? static_cast<Bits>(s.high + 1) : s.high;
-        s.high = before > s.wanted ? kMost : s.high;
-        s.within = before > s.wanted ? before : row[bins];
-        return;
-      }
-      size_t bin = bins;
-      for (; bin > below && before + row[bin] < s.wanted; --bin) before += row[bin];
-      if (bin == below) {
-        check_size(g, before);
-        s.high = static_cast<Bits>(s.low - 1);
-        s.low = options_.lowest;
-      } else {
-        const Bits low = s.low;
-        s.low = static_cast<Bits>(low + (static_cast<Bits>(bin - 1) << scales[g].shift));
-        s.high = std::min<Bits>(s.high, s.low + static_cast<Bits>((Bits{1} << scales[g].shift) - 1));
-      }
-      s.within = row[bin];
-    });
-  }
-
   GroupTally& seen(Range& range, size_t g) const { return range.tallies[g * copies_]; }
-
-  // Throws if a group's elements, of which `size` may be selected, have all been seen.
-  void check_size(size_t g, int64_t size) const {
-    check_value(state_[g].low > options_.lowest, options_.op, ": quotas must be at most ", options_.size_name,
-                " of each group, ", size, " for group ", g, ", got ", state_[g].wanted);
-  }
 
   // --- write ---
 
@@ -714,9 +456,8 @@ class GroupSelection {
   }
 
   int64_t n_;
-  const Groups& groups_;
-  const KeysOf<Bits>& keys_of_;
   const GroupOptions<Bits>& options_;
+  GroupKeys<Bits> all_;
   size_t copies_;  // of cells
   int64_t most_kept_;
   int64_t expected_ = 0;   // to be kept
@@ -729,21 +470,6 @@ class GroupSelection {
 };
 
 }  // namespace
-
-GroupTensors::GroupTensors(const char* op, const std::optional<Tensor>& of, const std::optional<Tensor>& quotas,
-                           int64_t k) {
-  if (!of) return;
-  quotas_c_ = packed(*quotas);
-  const auto* quota = static_cast<const int64_t*>(quotas_c_->data_ptr());
-  int64_t sum = 0;
-  for (int64_t g = 0; g < quotas->size(0); ++g) {
-    check_value(quota[g] >= 0, op, ": quotas must be at least 0, got ", quota[g], " for group ", g);
-    if (__builtin_add_overflow(sum, quota[g], &sum)) sum = std::numeric_limits<int64_t>::max();
-  }
-  check_value(sum == k, op, ": quotas must sum to k, ", k, ", got a sum of ", sum);
-  groups_c_ = packed(*of);
-  groups = Groups{groups_c_->data_ptr(), of->scalar_type() == ScalarType::Long, quotas->size(0), quota};
-}
 
 template <typename Bits>
 void select_of_groups(int64_t n, const Groups& groups, const KeysOf<Bits>& keys_of, const GroupOptions<Bits>& options,

@@ -3,20 +3,6 @@
 #include "cpu/lanes.h"
 #include "cpu/noise.h"
 
-// Groups of a chunk as 32-bit numbers. True if one is outside [0, count).
-template <typename G>
-bool read_groups(const G* groups, int n, int64_t count, uint32_t* out) {
-  for (int i = 0; i < n; ++i) out[i] = static_cast<uint32_t>(groups[i]);
-  uint64_t all = 0;
-  if (sizeof(G) == 8)
-    for (int i = 0; i < n; ++i) all |= static_cast<uint64_t>(groups[i]);
-  // each a loop of one width, which vectorises
-  const uint32_t limit = count >> 32 ? ~uint32_t{0} : static_cast<uint32_t>(count);
-  uint32_t outside = 0;
-  for (int i = 0; i < n; ++i) outside += out[i] >= limit ? 1 : 0;
-  return outside != 0 || all >> 32 != 0;
-}
-
 // Each element's entry of a table by group, which has room for kVectorGroups; n <= kChunk.
 template <typename Bits>
 void look_up(const Bits* table, const uint32_t* groups, int n, bool few, Bits* out) {
@@ -69,16 +55,6 @@ int mark_groups(const Bits* keys, const uint32_t* groups, int n, const GroupBrac
       within[count++] = static_cast<uint32_t>(at + __builtin_ctzll(left));
   }
   return count;
-}
-
-// How many of 15 ascending splits are at most the key.
-template <typename Bits>
-void split_bins(const Bits* keys, int n, const Bits* splits, Bits* out) {
-  for (int i = 0; i < n; ++i) out[i] = 0;
-  for (int s = 0; s < 15; ++s) {
-    const Bits split = splits[s];
-    for (int i = 0; i < n; ++i) out[i] += keys[i] >= split ? 1 : 0;
-  }
 }
 
 // Lists the places of keys that equal their group's value, where the group is one that ties.

@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "common/random.h"
-#include "cpu/chunk.h"
 
 namespace pysel {
 namespace {
@@ -29,17 +28,9 @@ struct Tally {
 namespace pysel {
 namespace {
 
-constexpr int64_t kPart = 64 * kKeyChunk;  // elements that one thread handles at a time
+constexpr int64_t kPart = 64 * kChunk;  // elements that one thread handles at a time
 constexpr int kBins = 2048;
 constexpr int64_t kFew = 4096;  // elements that are not worth a guess
-
-// splitmix64's finaliser: which element of its stratum a sample takes. Any choice gives the same selection.
-uint64_t scramble(uint64_t x) {
-  x += 0x9e3779b97f4a7c15u;
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-  return x ^ x >> 31;
-}
 
 template <typename Bits>
 class Selection {
@@ -71,14 +62,6 @@ class Selection {
     uint32_t at;  // within the part
   };
 
-  // An element that ties with the k-th largest.
-  struct Tied {
-    uint64_t word;
-    int64_t index;
-
-    bool operator<(const Tied& other) const { return word != other.word ? word < other.word : index < other.index; }
-  };
-
   struct Part {
     int64_t above = 0;
     int64_t band = 0;
@@ -99,10 +82,10 @@ class Selection {
 
   // f(at, count, keys) for every chunk of a part, where `keys` is null if all are below `range`.
   template <typename F>
-  void each_chunk(size_t part, KeyRange<Bits> range, const F& f) const {
-    alignas(64) Bits keys[kKeyChunk];
-    for (int64_t at = 0; at < size_of(part); at += kKeyChunk) {
-      const int count = static_cast<int>(std::min<int64_t>(kKeyChunk, size_of(part) - at));
+  void each_chunk_of(size_t part, KeyRange<Bits> range, const F& f) const {
+    alignas(64) Bits keys[kChunk];
+    for (int64_t at = 0; at < size_of(part); at += kChunk) {
+      const int count = static_cast<int>(std::min<int64_t>(kChunk, size_of(part) - at));
       f(at, count, keys_of_(first_of(part) + at, count, range, keys) ? keys : nullptr);
     }
   }
@@ -111,18 +94,12 @@ class Selection {
     Bracket b;
     if (k_ == 0) b.low = b.high;  // keep as few as can be
     if (k_ == 0 || n_ <= kFew) return b;
-    // In groups, because one key alone takes longer than its share of several.
-    constexpr int kGroup = 16;
-    const auto groups = static_cast<int64_t>(std::pow(static_cast<double>(n_), 2.0 / 3.0)) / kGroup;
-    const int64_t size = groups * kGroup;
+    const auto runs = static_cast<int64_t>(std::pow(static_cast<double>(n_), 2.0 / 3.0)) / kRun;
+    const int64_t size = runs * kRun;
     std::vector<Bits> sample(static_cast<size_t>(size));
-    parallel_for(groups, 64, [&](int64_t begin, int64_t end) {
-      const auto stratum = static_cast<uint64_t>(n_ / groups);
-      for (int64_t s = begin; s < end; ++s) {
-        const uint64_t offset = scramble(static_cast<uint64_t>(s)) % (stratum - kGroup + 1);
-        keys_of_(s * static_cast<int64_t>(stratum) + static_cast<int64_t>(offset), kGroup, {},
-                 &sample[static_cast<size_t>(s * kGroup)]);
-      }
+    parallel_for(runs, 64, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r)
+        keys_of_(start_of_run(r, runs, n_), kRun, {}, &sample[static_cast<size_t>(r * kRun)]);
     });
     // Four standard deviations of the k-th largest key's rank in the sample, and a few more where k is tiny.
     const double share = static_cast<double>(k_) / static_cast<double>(n_);
@@ -145,8 +122,8 @@ class Selection {
     each_part([&](size_t p) {
       Part& part = parts_[p];
       part = Part();
-      each_chunk(p, b, [&](int64_t at, int count, const Bits* keys) {
-        uint64_t band[kKeyChunk / 64];
+      each_chunk_of(p, b, [&](int64_t at, int count, const Bits* keys) {
+        uint64_t band[kChunk / 64];
         uint64_t* above = bits_ + (first_of(p) + at) / 64;
         if (keys == nullptr) {
           std::fill_n(above, (count + 63) / 64, 0);
@@ -198,7 +175,7 @@ class Selection {
       parallel_for(static_cast<int64_t>(parts_.size()), 1, [&](int64_t begin, int64_t end) {
         std::vector<int64_t> mine(kBins);
         for (int64_t p = begin; p < end; ++p)
-          each_chunk(static_cast<size_t>(p), b, [&](int64_t, int count, const Bits* keys) {
+          each_chunk_of(static_cast<size_t>(p), b, [&](int64_t, int count, const Bits* keys) {
             for (int i = 0; keys != nullptr && i < count; ++i)
               if (keys[i] >= b.low && keys[i] <= b.high) ++mine[static_cast<size_t>((keys[i] - b.low) >> shift)];
           });
@@ -232,14 +209,14 @@ class Selection {
         if (kept.key > threshold)
           take(p, i);
         else if (kept.key == threshold && tie_order_)
-          tied.push_back({tie_order_->key.word64(Stream::order, tie_order_->first + static_cast<uint64_t>(i)), i});
+          tied.push_back({tie_order_->word(i), i});
         else if (kept.key == threshold && ties-- > 0)
           take(p, i);
       }
     if (!tie_order_) return;
     std::nth_element(tied.begin(), tied.begin() + ties, tied.end());
     for (int64_t t = 0; t < ties; ++t) {
-      const int64_t i = tied[static_cast<size_t>(t)].index;
+      const int64_t i = tied[static_cast<size_t>(t)].at;
       take(static_cast<size_t>(i / kPart), i);
     }
   }
@@ -247,34 +224,31 @@ class Selection {
   // Among `tied` elements. Their words are spread evenly, so the wanted-th smallest is known to within a few: these are
   // kept and compared.
   void take_ties_by_word(Bits threshold, int64_t wanted, int64_t tied) {
-    const double share = static_cast<double>(wanted) / static_cast<double>(tied);
     std::vector<Tied> near;
     int64_t wanted_near;
     for (double deviations = 6;; deviations *= 8) {
-      const double slack =
-          deviations * (std::sqrt(share * (1 - share) / static_cast<double>(tied)) + 2 / static_cast<double>(tied));
-      const uint64_t low = word_at(share - slack), high = word_at(share + slack);
+      const WordRange range(wanted, tied, deviations);
       std::atomic<int64_t> below{0};
       std::mutex mutex;
       near.clear();
       each_part([&](size_t p) {
         std::vector<Tied> mine;
         int64_t taken = 0;
-        each_chunk(p, {threshold, threshold}, [&](int64_t at, int count, const Bits* keys) {
+        each_chunk_of(p, {threshold, threshold}, [&](int64_t at, int count, const Bits* keys) {
           if (keys == nullptr) return;
-          uint64_t above[kKeyChunk / 64], ties[kKeyChunk / 64];
+          uint64_t above[kChunk / 64], ties[kChunk / 64];
           if (PYSEL_CHOOSE(classify<Bits>)(keys, count, threshold, threshold, above, ties).band == 0) return;
-          alignas(64) uint32_t places[kKeyChunk];
-          alignas(64) uint64_t words[kKeyChunk];
+          alignas(64) uint32_t places[kChunk];
+          alignas(64) uint64_t words[kChunk];
           const int64_t first = first_of(p) + at;
           const int listed = PYSEL_CHOOSE(tie_words)(tie_order_->key, tie_order_->first + static_cast<uint64_t>(first),
                                                      ties, count, places, words);
           uint64_t* bits = bits_ + first / 64;
           for (int i = 0; i < listed; ++i) {
-            const uint64_t bit = uint64_t{1} << places[i] % 64, take = words[i] < low;
+            const uint64_t bit = uint64_t{1} << places[i] % 64, take = words[i] < range.low;
             bits[places[i] / 64] = (bits[places[i] / 64] & ~bit) | (take ? bit : 0);
             taken += static_cast<int64_t>(take);
-            if (words[i] >= low && words[i] <= high) mine.push_back({words[i], first + places[i]});
+            if (words[i] >= range.low && words[i] <= range.high) mine.push_back({words[i], first + places[i]});
           }
         });
         parts_[p].ties = taken;
@@ -288,16 +262,10 @@ class Selection {
     std::nth_element(near.begin(), near.begin() + wanted_near, near.end());
     for (Part& part : parts_) part.above += part.ties;
     for (int64_t t = 0; t < wanted_near; ++t) {
-      const int64_t i = near[static_cast<size_t>(t)].index;
+      const int64_t i = near[static_cast<size_t>(t)].at;
       bits_[i / 64] |= uint64_t{1} << (i % 64);
       ++parts_[static_cast<size_t>(i / kPart)].above;
     }
-  }
-
-  // The word below which a share of all words lies.
-  static uint64_t word_at(double share) {
-    if (share <= 0) return 0;
-    return share >= 1 ? ~uint64_t{0} : static_cast<uint64_t>(share * 0x1p64);
   }
 
   void take_ties(Bits threshold, int64_t wanted) {
@@ -309,9 +277,9 @@ class Selection {
       Part& part = parts_[p];
       part.above += part.ties;
       if (part.ties == 0) return;
-      each_chunk(p, {threshold, threshold}, [&](int64_t at, int count, const Bits* keys) {
+      each_chunk_of(p, {threshold, threshold}, [&](int64_t at, int count, const Bits* keys) {
         if (keys == nullptr) return;
-        uint64_t above[kKeyChunk / 64], tied[kKeyChunk / 64];
+        uint64_t above[kChunk / 64], tied[kChunk / 64];
         PYSEL_CHOOSE(classify<Bits>)(keys, count, threshold, threshold, above, tied);
         uint64_t* bits = bits_ + (first_of(p) + at) / 64;
         for (int w = 0; w * 64 < count && part.ties > 0; ++w) {

@@ -1,8 +1,7 @@
 #pragma once
 
 // The k largest of n keys, exactly, as ascending indices. Ties go to the lowest index, or to the smallest words of a
-// random stream. Keys are asked for in chunks and never
-// stored, so they may be made anew each time.
+// random stream. Keys are asked for in chunks and never stored, so they may be made anew each time.
 //
 // One pass over the keys is the rule. A sample of n^(2/3) keys brackets the k-th largest within [low, high]; the pass
 // sets a bit for each key above `high` and keeps the few within the bracket, the k-th largest is found among those, and
@@ -14,11 +13,10 @@
 #include <functional>
 #include <optional>
 
-#include "common/philox.h"
+#include "cpu/chunk.h"
+#include "cpu/ranks.h"
 
 namespace pysel {
-
-constexpr int kKeyChunk = 1024;
 
 // Which keys matter.
 template <typename Bits>
@@ -27,18 +25,11 @@ struct KeyRange {
   Bits high = static_cast<Bits>(~Bits{0});
 };
 
-// Writes the keys of elements [first, first + count), count <= kKeyChunk, to out. Keys below the range may be replaced
+// Writes the keys of elements [first, first + count), count <= kChunk, to out. Keys below the range may be replaced
 // by any that are, too, and keys above it by any above it; false says that all are below, and that nothing was written.
 // Called from many threads. May throw: each element is asked for, even when k is 0.
 template <typename Bits>
 using KeysOf = std::function<bool(int64_t first, int count, KeyRange<Bits> range, Bits* out)>;
-
-// Which of equal keys come first: those whose elements, numbered from `first`, have the smallest 64-bit words in the
-// order stream, and then the lowest index.
-struct TieOrder {
-  Key key;
-  uint64_t first;
-};
 
 // Sees parts of the result as they are written, from many threads.
 using Written = std::function<void(const int64_t* begin, const int64_t* end)>;

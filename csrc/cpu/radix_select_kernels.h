@@ -6,8 +6,8 @@
 // One bit a key, in words of 64: those above `high`, and those within [low, high].
 template <typename Bits>
 Tally classify(const Bits* keys, int n, Bits low, Bits high, uint64_t* above, uint64_t* band) {
-  alignas(64) uint8_t above_flags[kKeyChunk];
-  alignas(64) uint8_t band_flags[kKeyChunk];
+  alignas(64) uint8_t above_flags[kChunk];
+  alignas(64) uint8_t band_flags[kChunk];
   for (int i = 0; i < n; ++i) above_flags[i] = keys[i] > high;
   for (int i = 0; i < n; ++i) band_flags[i] = (keys[i] >= low) & (keys[i] <= high);
   const int padded = (n + 63) & ~63;
@@ -24,7 +24,7 @@ Tally classify(const Bits* keys, int n, Bits low, Bits high, uint64_t* above, ui
 
 // Lists the set bits of words, and the order stream's words of their elements, numbered from `first`.
 inline int tie_words(Key key, uint64_t first, const uint64_t* bits, int n, uint32_t* at, uint64_t* out) {
-  alignas(64) uint64_t elements[kKeyChunk];
+  alignas(64) uint64_t elements[kChunk];
   int count = 0;
   for (int w = 0; w * 64 < n; ++w)
     for (uint64_t word = bits[w]; word != 0; word &= word - 1, ++count) {
