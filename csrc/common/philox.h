@@ -15,12 +15,26 @@ struct PhiloxBlock {
 constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53, kPhiloxMultiplier1 = 0xCD9E8D57;
 constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9, kPhiloxWeyl1 = 0xBB67AE85;
 
+struct Product {
+  uint32_t high, low;
+};
+
+// Both words of a product. Where they come from 64 bits, nvcc adds a zero to each: 21 of the 96 instructions of a block
+// on sm_90. Side by side, as here, it takes both from one multiplication.
+PYSEL_HD Product multiply(uint32_t a, uint32_t b) {
+#ifdef __CUDA_ARCH__
+  return {__umulhi(a, b), a * b};
+#else
+  const uint64_t product = uint64_t{a} * b;
+  return {static_cast<uint32_t>(product >> 32), static_cast<uint32_t>(product)};
+#endif
+}
+
 PYSEL_HD PhiloxBlock philox(PhiloxBlock counter, uint32_t key0, uint32_t key1) {
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t{kPhiloxMultiplier0} * counter.word[0];
-    const uint64_t p1 = uint64_t{kPhiloxMultiplier1} * counter.word[2];
-    counter = {{static_cast<uint32_t>(p1 >> 32) ^ counter.word[1] ^ key0, static_cast<uint32_t>(p1),
-                static_cast<uint32_t>(p0 >> 32) ^ counter.word[3] ^ key1, static_cast<uint32_t>(p0)}};
+    const Product p0 = multiply(kPhiloxMultiplier0, counter.word[0]);
+    const Product p1 = multiply(kPhiloxMultiplier1, counter.word[2]);
+    counter = {{p1.high ^ counter.word[1] ^ key0, p1.low, p0.high ^ counter.word[3] ^ key1, p0.low}};
     key0 += kPhiloxWeyl0;
     key1 += kPhiloxWeyl1;
   }
