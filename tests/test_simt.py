@@ -56,7 +56,8 @@ def test_a_random_order_of_threads_gives_what_the_native_op_gives(kernels, case)
     before = kernels.threads_run
     set_order(kernels, "1")
     check(case, wanted)
-    if not isinstance(wanted, str) and wanted[0].numel() > 0:
+    idle = case.op == "usage_update_" and case.args[1].numel() == 0 and case.args[2] == 1  # nothing to count
+    if not isinstance(wanted, str) and wanted[0].numel() > 0 and not idle:
         assert kernels.threads_run > before  # the native op was not called by another name
 
 

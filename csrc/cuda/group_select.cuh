@@ -131,7 +131,7 @@ __device__ void refuse(unsigned* refused, bool mine, const Report& report, Numbe
 template <typename Bits>
 __global__ void __launch_bounds__(kSelectBlock) start_groups_kernel(GroupSelection<Bits> s, GroupReports reports) {
   struct Start {
-    BlockSumSlots sum;
+    ScanSlots<std::uint64_t> sum;
   };
   Start& start = shared<Start>();
   for (std::int64_t first = blockIdx.x * std::int64_t{kSelectBlock}; first < s.groups.count;
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kSelectBlock) start_groups_kernel(GroupSelecti
     const std::int64_t quota = g >= s.groups.count ? 0 : s.groups.quotas == nullptr ? s.marks.k : s.groups.quotas[g];
     if (g < s.groups.count) s.cuts[g] = {{}, quota, quota <= 0};
     refuse(s.marks.refused, quota < 0, reports.negative, quota, g);
-    const BlockSum sum = block_sum(static_cast<std::uint64_t>(quota), start.sum);
+    const BlockSum<std::uint64_t> sum = block_sum(static_cast<std::uint64_t>(quota), start.sum);
     if (threadIdx.x == 0) atomicAdd(&s.tally->quotas, static_cast<unsigned long long>(sum.all));
   }
   if (thread_in_grid() == 0) s.tally->sharing[0] = static_cast<unsigned long long>(s.marks.n);
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kSelectBlock)
   using Bits = typename Source::Bits;
   struct Digit {
     unsigned counters[kLocalCounters];
-    BlockSumSlots sum;
+    ScanSlots<std::uint64_t> sum;
     unsigned long long first;
   };
   if (d > 0 && s.refused()) return;
@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(kSelectBlock)
         if (threadIdx.x % 8 == 0 && quad / 8 < s.marks.words) s.marks.bits[quad / 8] = word;
       }
       if (!mark) continue;
-      const BlockSum sum = block_sum(sharing_count, digit.sum);
+      const BlockSum<std::uint64_t> sum = block_sum(std::uint64_t{sharing_count}, digit.sum);
       if (threadIdx.x == 0)
         digit.first = sum.all > 0 ? atomicAdd(&s.tally->candidates, static_cast<unsigned long long>(sum.all)) : 0;
       __syncthreads();
@@ -269,7 +269,7 @@ template <typename Bits>
 __global__ void __launch_bounds__(kSelectBlock)
     settle_groups_kernel(GroupSelection<Bits> s, GroupReports reports, int d) {
   struct Settle {
-    BlockSumSlots sum;
+    ScanSlots<std::uint64_t> sum;
   };
   if (d > 0 && s.refused()) return;
   if (d == 0 && thread_in_grid() == 0 && s.tally->quotas != static_cast<unsigned long long>(s.marks.k)) {
@@ -289,11 +289,7 @@ __global__ void __launch_bounds__(kSelectBlock)
       unsigned long long* counter = bin >= 0 ? &s.counters[g * bins + bin] : nullptr;
       const unsigned long long count = counter != nullptr ? *counter : 0;
       if (counter != nullptr) *counter = 0;
-      unsigned long long upto = count;
-      for (unsigned offset = 1; offset < kWarp; offset *= 2) {
-        const unsigned long long other = __shfl_up_sync(kAllLanes, upto, offset);
-        if (threadIdx.x % kWarp >= offset) upto += other;
-      }
+      const unsigned long long upto = warp_sum_upto(count);
       if (so_far + upto - count < wanted && wanted <= so_far + upto) {
         settled = bin;
         above = so_far + upto - count;
@@ -312,7 +308,7 @@ __global__ void __launch_bounds__(kSelectBlock)
       reports.too_few(static_cast<std::int64_t>(so_far), g, static_cast<std::int64_t>(wanted));
     }
   }
-  const BlockSum sum = block_sum(sharing, shared<Settle>().sum);
+  const BlockSum<std::uint64_t> sum = block_sum(std::uint64_t{sharing}, shared<Settle>().sum);
   if (threadIdx.x == 0 && sum.all > 0) atomicAdd(&s.tally->sharing[d + 1], static_cast<unsigned long long>(sum.all));
 }
 

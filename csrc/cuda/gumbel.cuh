@@ -59,25 +59,6 @@ struct TauArgument {
   }
 };
 
-struct Largest {
-  template <typename A>
-  __device__ A operator()(A a, A b) const {
-    return b > a ? b : a;  // never NaN where neither argument is
-  }
-};
-
-struct Sum {
-  template <typename A>
-  __device__ A operator()(A a, A b) const {
-    return a + b;
-  }
-  template <typename A>
-  __device__ WideSum<A> operator()(WideSum<A> a, WideSum<A> b) const {
-    a.add(b);
-    return a;
-  }
-};
-
 // Logits that a row must not have.
 struct LogitReports {
   Report plus_inf;

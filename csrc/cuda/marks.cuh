@@ -12,7 +12,7 @@
 
 namespace pysel {
 
-constexpr unsigned kSelectBlock = 256;
+constexpr unsigned kSelectBlock = kMostScanned;
 constexpr int kTileQuads = 4;                                            // of a thread
 constexpr std::int64_t kTile = std::int64_t{kSelectBlock} * kTileQuads;  // quads of a tile
 constexpr std::int64_t kTileWords = kTile / 8;                           // of bits
@@ -60,36 +60,9 @@ __device__ inline unsigned word_of(unsigned four) {
   return word;
 }
 
-// Sum over the block, and over the threads before this one.
-struct BlockSum {
-  std::uint64_t before, all;
-};
-
-struct BlockSumSlots {
-  std::uint64_t warp[kSelectBlock / kWarp];
-};
-
-__device__ inline BlockSum block_sum(std::uint64_t mine, BlockSumSlots& slots) {
-  const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  std::uint64_t upto = mine;
-  for (unsigned offset = 1; offset < kWarp; offset *= 2) {
-    const std::uint64_t other = __shfl_up_sync(kAllLanes, upto, offset);
-    if (lane >= offset) upto += other;
-  }
-  if (lane == kWarp - 1) slots.warp[warp] = upto;
-  __syncthreads();
-  BlockSum sum{upto - mine, 0};
-  for (unsigned w = 0; w < blockDim.x / kWarp; ++w) {
-    if (w < warp) sum.before += slots.warp[w];
-    sum.all += slots.warp[w];
-  }
-  __syncthreads();  // before the slots are used again
-  return sum;
-}
-
 static __global__ void __launch_bounds__(kSelectBlock) count_kernel(Marks m) {
   struct Count {
-    BlockSumSlots sum;
+    ScanSlots<std::uint64_t> sum;
   };
   Count& count = shared<Count>();
   for (std::int64_t p = blockIdx.x; p < m.rows * m.parts; p += gridDim.x) {
@@ -98,7 +71,7 @@ static __global__ void __launch_bounds__(kSelectBlock) count_kernel(Marks m) {
     std::uint64_t mine = 0;
     for (std::int64_t w = begin + threadIdx.x; w < end; w += kSelectBlock)
       mine += static_cast<unsigned>(__popc(m.bits[r * m.words + w]));
-    const BlockSum sum = block_sum(mine, count.sum);
+    const BlockSum<std::uint64_t> sum = block_sum(mine, count.sum);
     if (threadIdx.x == 0) m.place[p] = sum.all;
   }
 }
@@ -107,14 +80,15 @@ static __global__ void __launch_bounds__(kSelectBlock) count_kernel(Marks m) {
 static __global__ void __launch_bounds__(kSelectBlock)
     sums_before_kernel(unsigned long long* __restrict__ sums, std::int64_t rows, std::int64_t columns) {
   struct Before {
-    BlockSumSlots sum;
+    ScanSlots<std::uint64_t> sum;
   };
   Before& before = shared<Before>();
   for (std::int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
     std::uint64_t so_far = 0;
     for (std::int64_t first = 0; first < columns; first += kSelectBlock) {
       const std::int64_t c = first + threadIdx.x;
-      const BlockSum sum = block_sum(c < columns ? sums[r * columns + c] : 0, before.sum);
+      const auto mine = static_cast<std::uint64_t>(c < columns ? sums[r * columns + c] : 0);
+      const BlockSum<std::uint64_t> sum = block_sum(mine, before.sum);
       if (c < columns) sums[r * columns + c] = so_far + sum.before;
       so_far += sum.all;
     }
@@ -124,7 +98,7 @@ static __global__ void __launch_bounds__(kSelectBlock)
 // Writes the positions of bits; -1 throughout rows that were refused.
 static __global__ void __launch_bounds__(kSelectBlock) expand_kernel(Marks m) {
   struct Expand {
-    BlockSumSlots sum;
+    ScanSlots<std::uint64_t> sum;
   };
   Expand& expand = shared<Expand>();
   for (std::int64_t p = blockIdx.x; p < m.rows * m.parts; p += gridDim.x) {
@@ -139,7 +113,7 @@ static __global__ void __launch_bounds__(kSelectBlock) expand_kernel(Marks m) {
     for (std::int64_t first = begin; first < min(begin + kPartWords, m.words); first += kSelectBlock) {
       const std::int64_t w = first + threadIdx.x;
       unsigned bits = w < m.words ? m.bits[r * m.words + w] : 0;
-      const BlockSum sum = block_sum(static_cast<unsigned>(__popc(bits)), expand.sum);
+      const BlockSum<std::uint64_t> sum = block_sum(static_cast<std::uint64_t>(__popc(bits)), expand.sum);
       for (std::uint64_t at = to + sum.before; bits != 0; bits &= bits - 1, ++at)
         out[at] = w * 32 + (__ffs(static_cast<int>(bits)) - 1) - phase;
       to += sum.all;

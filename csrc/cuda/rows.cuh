@@ -1,9 +1,10 @@
 #pragma once
 
-// Rows of numbers, four neighbours at a time, and reductions over the threads that share a row.
+// Rows of numbers, four neighbours at a time.
 
 #include "common/random.h"
 #include "common/sum.h"
+#include "cuda/block.cuh"
 #include "cuda/call.cuh"
 
 namespace pysel {
@@ -44,8 +45,8 @@ class Row {
   __device__ void load(const T* row, std::int64_t quad, A outside, A (&v)[4]) const {
     const std::int64_t at = begin(quad);
     if (whole(row, at)) {
-      const Four<T> four = *reinterpret_cast<const Four<T>*>(row + at);
-      for (int i = 0; i < 4; ++i) v[i] = static_cast<A>(four.v[i]);
+      const Vec<T, 4> four = load_vec<4>(row + at);
+      for (int i = 0; i < 4; ++i) v[i] = static_cast<A>(four.of[i]);
     } else {
       for (int i = 0; i < 4; ++i) v[i] = holds(at + i) ? static_cast<A>(row[at + i]) : outside;
     }
@@ -55,9 +56,9 @@ class Row {
   __device__ void store(T* row, std::int64_t quad, const A (&v)[4]) const {
     const std::int64_t at = begin(quad);
     if (whole(row, at)) {
-      Four<T> four;
-      for (int i = 0; i < 4; ++i) four.v[i] = static_cast<T>(v[i]);
-      *reinterpret_cast<Four<T>*>(row + at) = four;
+      Vec<T, 4> four;
+      for (int i = 0; i < 4; ++i) four.of[i] = static_cast<T>(v[i]);
+      store_vec(row + at, four);
     } else {
       for (int i = 0; i < 4; ++i)
         if (holds(at + i)) row[at + i] = static_cast<T>(v[i]);
@@ -100,13 +101,8 @@ class Row {
 
  private:
   template <typename T>
-  struct alignas(4 * sizeof(T)) Four {
-    T v[4];
-  };
-
-  template <typename T>
   __device__ bool whole(const T* row, std::int64_t at) const {
-    return at >= 0 && at + 4 <= width_ && reinterpret_cast<std::uintptr_t>(row + at) % sizeof(Four<T>) == 0;
+    return at >= 0 && at + 4 <= width_ && is_aligned<4>(row + at);
   }
 
   std::int64_t width_;
@@ -118,49 +114,12 @@ class Row {
   std::int64_t first_;
 };
 
-template <typename V>
-__device__ V shuffle_xor(V v, unsigned offset) {
-  return __shfl_xor_sync(kAllLanes, v, static_cast<int>(offset));
-}
 template <typename A>
 __device__ WideSum<A> shuffle_xor(WideSum<A> sum, unsigned offset) {
   sum.high = shuffle_xor(sum.high, offset);
   if constexpr (requires { sum.low; }) sum.low = shuffle_xor(sum.low, offset);
   return sum;
 }
-
-// The threads that share a row: a power of two of them, up to a warp, or the whole block.
-class Group {
- public:
-  __device__ explicit Group(unsigned size) : size_(size) {}
-
-  __device__ bool is_block() const { return size_ > kWarp; }
-  __device__ unsigned member() const { return threadIdx.x % size_; }
-
-  // op over the group's values, the same in every member; `slot` holds kWarp of them, for blocks. Two reductions in
-  // sequence need slots of their own.
-  template <typename V, typename Op>
-  __device__ V reduce(V v, V neutral, V* slot, Op op) const {
-    for (unsigned offset = (is_block() ? kWarp : size_) / 2; offset > 0; offset /= 2) v = op(v, shuffle_xor(v, offset));
-    if (!is_block()) return v;
-    const unsigned lane = threadIdx.x % kWarp;
-    if (lane == 0) slot[threadIdx.x / kWarp] = v;
-    __syncthreads();
-    v = lane < size_ / kWarp ? slot[lane] : neutral;
-    for (unsigned offset = kWarp / 2; offset > 0; offset /= 2) v = op(v, shuffle_xor(v, offset));
-    return v;
-  }
-
-  __device__ bool any(bool mine) const {
-    if (is_block()) return __syncthreads_or(mine) != 0;
-    const unsigned all = __ballot_sync(kAllLanes, mine);
-    const unsigned first = threadIdx.x % kWarp / size_ * size_;
-    return (all >> first & (size_ == kWarp ? kAllLanes : (1u << size_) - 1)) != 0;
-  }
-
- private:
-  unsigned size_;
-};
 
 // The most quads that one of some rows has. Phases repeat after four rows, and are all the same where the width is a
 // multiple of four: then a row has no quad beyond its own, and one of a power of two fills its threads.

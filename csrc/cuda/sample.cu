@@ -154,7 +154,7 @@ struct Weights {
 template <typename T>
 __global__ void __launch_bounds__(kBlock) largest_kernel(Weights<T> w) {
   struct Most {
-    BlockSumSlots sum;
+    ScanSlots<std::uint64_t> sum;
     unsigned long long largest;
   };
   Most& most = shared<Most>();
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kBlock) largest_kernel(Weights<T> w) {
       if (x == x) mine = max(mine, static_cast<unsigned long long>(order(static_cast<double>(x))));
     }
     atomicMax(&most.largest, mine);
-    const BlockSum all = block_sum(count, most.sum);
+    const BlockSum<std::uint64_t> all = block_sum(count, most.sum);
     const bool any_bad = __syncthreads_or(bad) != 0;
     if (threadIdx.x == 0) {
       atomicMax(&w.tally[r].largest, most.largest);
@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(kBlock) largest_kernel(Weights<T> w) {
 template <typename T>
 __global__ void __launch_bounds__(kBlock) spans_kernel(Weights<T> w) {
   struct Spans {
-    BlockSumSlots sum;
+    ScanSlots<std::uint64_t> sum;
   };
   Spans& spans = shared<Spans>();
   const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -195,15 +195,13 @@ __global__ void __launch_bounds__(kBlock) spans_kernel(Weights<T> w) {
     const FixedPoint fixed = w.fixed(r);
     std::uint64_t all = 0;
     for (std::int64_t span = begin + warp; span < min(begin + kSpansOfPart, w.spans); span += kBlock / kWarp) {
-      std::uint64_t sum = w.weight(fixed, r, span * kSpan + lane);
-      for (unsigned offset = kWarp / 2; offset > 0; offset /= 2)
-        sum += __shfl_xor_sync(kAllLanes, sum, static_cast<int>(offset));
+      const std::uint64_t sum = warp_reduce(w.weight(fixed, r, span * kSpan + lane), Sum());
       if (lane == 0) {
         w.upto[r * w.spans + span] = sum;
         all += sum;
       }
     }
-    const BlockSum part = block_sum(all, spans.sum);
+    const BlockSum<std::uint64_t> part = block_sum(all, spans.sum);
     if (threadIdx.x == 0) w.part_sum[p] = part.all;
   }
 }
@@ -212,7 +210,7 @@ __global__ void __launch_bounds__(kBlock) spans_kernel(Weights<T> w) {
 template <typename T>
 __global__ void __launch_bounds__(kBlock) upto_kernel(Weights<T> w) {
   struct Upto {
-    BlockSumSlots sum;
+    ScanSlots<std::uint64_t> sum;
   };
   Upto& upto = shared<Upto>();
   for (std::int64_t p = blockIdx.x; p < w.rows * w.parts; p += gridDim.x) {
@@ -222,7 +220,7 @@ __global__ void __launch_bounds__(kBlock) upto_kernel(Weights<T> w) {
       const std::int64_t span = first + threadIdx.x;
       const bool here = span < w.spans;
       const std::uint64_t mine = here ? w.upto[r * w.spans + span] : 0;
-      const BlockSum sum = block_sum(mine, upto.sum);
+      const BlockSum<std::uint64_t> sum = block_sum(mine, upto.sum);
       if (here) w.upto[r * w.spans + span] = before + sum.before + mine;
       before += sum.all;
     }

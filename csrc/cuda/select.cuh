@@ -113,19 +113,7 @@ __global__ void __launch_bounds__(1024)
       for (int j = 0; j < 4; ++j) sample.key[4 * i + j] = key[j];
     }
     __syncthreads();
-    for (int run = 2; run <= kSampled; run *= 2)
-      for (int apart = run / 2; apart > 0; apart /= 2) {
-        for (int i = static_cast<int>(threadIdx.x); i < kSampled / 2; i += static_cast<int>(blockDim.x)) {
-          const int a = i / apart * 2 * apart + i % apart, b = a + apart;
-          const bool descending = (a & run) == 0;
-          const Bits x = sample.key[a], y = sample.key[b];
-          if ((x < y) == descending) {
-            sample.key[a] = y;
-            sample.key[b] = x;
-          }
-        }
-        __syncthreads();
-      }
+    block_sort(sample.key, kSampled);
     if (threadIdx.x == 0) {
       s.tally[r].high = from < 0 ? static_cast<Bits>(~Bits{0}) : sample.key[from];
       s.tally[r].low = to >= kSampled ? Bits{0} : sample.key[to];
@@ -144,7 +132,7 @@ template <typename Source>
 __global__ void __launch_bounds__(kSelectBlock) mark_kernel(Source source, Selection<typename Source::Bits> s) {
   using Bits = typename Source::Bits;
   struct Mark {
-    BlockSumSlots sum;
+    ScanSlots<std::uint64_t> sum;
     unsigned long long first;
   };
   Mark& mark = shared<Mark>();
@@ -180,7 +168,7 @@ __global__ void __launch_bounds__(kSelectBlock) mark_kernel(Source source, Selec
       if (threadIdx.x % 8 == 0 && at < s.marks.words) s.marks.bits[r * s.marks.words + at] = word;
     }
     // three counts below 2^20 in one sum
-    const BlockSum sum =
+    const BlockSum<std::uint64_t> sum =
         block_sum(within_count | std::uint64_t{above_count} << 20 | std::uint64_t{permitted_count} << 40, mark.sum);
     const bool any_bad = __syncthreads_or(bad) != 0;
     if (threadIdx.x == 0) {
@@ -209,12 +197,9 @@ template <typename Bits>
 __device__ Settled<Bits> settle(const Selection<Bits>& s, const SelectReports& reports, std::int64_t r, int d,
                                 bool leader) {
   struct Settle {
-    BlockSumSlots sum;
-    unsigned long long above;  // elements of larger digits
-    unsigned long long here;
-    int bin;
+    BinSlots<unsigned long long> bin;
   };
-  Settle& found = shared<Settle>();
+  Settle& slots = shared<Settle>();
   Settled<Bits> now;
   if (d == 0) {
     const RowTally<Bits>& t = s.tally[r];
@@ -234,16 +219,9 @@ __device__ Settled<Bits> settle(const Selection<Bits>& s, const SelectReports& r
       // thread 0 has the largest digit
       const int bin = kBins - 1 - static_cast<int>(threadIdx.x);
       const unsigned long long count = s.histogram[((d - 1) * s.marks.rows + r) * kBins + bin];
-      const BlockSum sum = block_sum(count, found.sum);
-      const auto wanted = static_cast<unsigned long long>(now.wanted);
-      if (sum.before < wanted && wanted <= sum.before + count) {
-        found.above = sum.before;
-        found.here = count;
-        found.bin = bin;
-      }
-      __syncthreads();
-      now.wanted -= static_cast<std::int64_t>(found.above);
-      now.done = static_cast<unsigned long long>(now.wanted) == found.here;
+      const auto found = choose_bin(bin, count, static_cast<unsigned long long>(now.wanted), slots.bin);
+      now.wanted -= static_cast<std::int64_t>(found.before);
+      now.done = static_cast<unsigned long long>(now.wanted) == found.inside;
       s.digits.settle(now.cut, d - 1, found.bin);
       __syncthreads();  // before the next row's
     }

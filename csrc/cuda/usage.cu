@@ -13,6 +13,7 @@
 // same number in any order rounds the same way, so neither duplicates nor atomics make a difference to the bits.
 #include "common/op.h"
 
+#include "cuda/block.cuh"
 #include "cuda/call.cuh"
 #include "cuda/usage.cuh"
 
@@ -30,8 +31,6 @@ struct Findings {
   unsigned outside;   // an index that is none of counts
   unsigned descends;  // an index below the one before it
 };
-
-__global__ void clear_kernel(Findings* found) { *found = {0, 0}; }
 
 __global__ void check_kernel(const std::int64_t* __restrict__ selected,  // [m]
                              std::int64_t m, std::int64_t n, Report report, Findings* found) {
@@ -65,19 +64,12 @@ __device__ std::int64_t lower_bound(const std::int64_t* __restrict__ selected,  
 }
 
 template <typename T>
-struct alignas(kPack * sizeof(T)) Pack {
-  T of[kPack];
-};
-
-template <typename T>
-__device__ bool aligned(const T* data, std::int64_t stride) {
-  return stride == 1 && reinterpret_cast<std::uintptr_t>(data) % alignof(Pack<T>) == 0;
-}
+using Pack = Vec<T, kPack>;
 
 // Elements [i, i + kPack) of [n].
 template <typename T>
 __device__ Pack<T> load(const T* data, std::int64_t stride, std::int64_t i, std::int64_t n) {
-  if (aligned(data, stride) && i + kPack <= n) return *reinterpret_cast<const Pack<T>*>(data + i);
+  if (stride == 1 && is_aligned<kPack>(data) && i + kPack <= n) return load_vec<kPack>(data + i);
   Pack<T> pack;
 #pragma unroll
   for (int e = 0; e < kPack; ++e) pack.of[e] = i + e < n ? data[(i + e) * stride] : T(0);
@@ -86,8 +78,8 @@ __device__ Pack<T> load(const T* data, std::int64_t stride, std::int64_t i, std:
 
 template <typename T>
 __device__ void store(T* data, std::int64_t stride, std::int64_t i, std::int64_t n, const Pack<T>& pack) {
-  if (aligned(data, stride) && i + kPack <= n) {
-    *reinterpret_cast<Pack<T>*>(data + i) = pack;
+  if (stride == 1 && is_aligned<kPack>(data) && i + kPack <= n) {
+    store_vec(data + i, pack);
   } else {
 #pragma unroll
     for (int e = 0; e < kPack; ++e)
@@ -217,18 +209,18 @@ constexpr Faults kStepFaults{{Fault::index, "usage_step_: selected must be betwe
 
 // `selected`, checked on the device.
 struct Selected {
-  Tensor tensor, findings;
+  Tensor tensor;
+  Room<Findings> findings;
   const std::int64_t* data;
   std::int64_t size;
   Findings* found;
 
   Selected(const Call& call, const Tensor& selected, std::int64_t n, const Faults& faults)
       : tensor(torch::stable::contiguous(selected)),
-        findings(call.empty({sizeof(Findings) / 4}, ScalarType::Int)),
+        findings(call.zeros<Findings>(1)),
         data(static_cast<const std::int64_t*>(tensor.data_ptr())),
         size(tensor.numel()),
-        found(static_cast<Findings*>(findings.data_ptr())) {
-    call.launch(clear_kernel, 1, 1, found);
+        found(findings.data()) {
     if (size > 0)
       call.launch(check_kernel, blocks_of(size, kBlock), kBlock, data, size, n,
                   call.always(n == 0 ? faults.not_empty : faults.outside), found);
