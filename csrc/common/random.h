@@ -83,4 +83,20 @@ PYSEL_HD T logistic(Uniform<T> u) {
   return u.upper ? -l : l;
 }
 
+// A float's bits, read as an integer, are its logarithm's chord between powers of two: 2^23 (127 + log2 x), and less in
+// between by up to 2^23 0.0861.
+constexpr float kChordScale = 0x1p-23f * 0.693147181f;
+constexpr float kChordGap = 0.0861f * 0.693147181f;
+
+// The chord of 2^31 (1 - U), from below. It bounds Gumbel noise from above: g = -log E with E = -log U >= 1 - U, so
+// g <= (31 + 127) log 2 - kChordScale chord.
+PYSEL_HD int32_t chord_of_rest(uint32_t high) {
+  return pysel::bit_cast<int32_t>(static_cast<float>(static_cast<int32_t>((high ^ 0xffffffffu) >> 1)));
+}
+
+// What Gumbel noise of this high word cannot exceed, and a little for rounding.
+PYSEL_HD float most_gumbel(uint32_t high) {
+  return fma_(static_cast<float>(chord_of_rest(high)), -kChordScale, 158 * 0.693147181f + 1e-3f);
+}
+
 }  // namespace pysel

@@ -107,9 +107,7 @@ ChunkBest<A> best(const T* x, Key key, uint64_t first, int n, A floor) {
   alignas(64) A bound[kChunk];
   fill_words(key, Stream::high, first, n, high);
   for (int i = 0; i < n; ++i) {
-    const auto chord = static_cast<float>(chord_of_rest(high[i]));
-    const float most = fma_(chord, -kChordScale, 158 * 0.693147181f + 1e-3f);  // and a little for rounding
-    bound[i] = static_cast<A>(x[i]) + static_cast<A>(most);
+    bound[i] = static_cast<A>(x[i]) + static_cast<A>(most_gumbel(high[i]));
   }
   const int likely = first_equal(bound, n, summarise(bound, n).max);
   const A z =

@@ -239,17 +239,6 @@ __attribute__((noinline)) void mend_tails(Key key, uint64_t first, int n, const 
   }
 }
 
-// A float's bits, read as an integer, are its logarithm's chord between powers of two: 2^23 (127 + log2 x), and less in
-// between by up to 2^23 0.0861.
-constexpr float kChordScale = 0x1p-23f * 0.693147181f;
-constexpr float kChordGap = 0.0861f * 0.693147181f;
-
-// The chord of 2^31 (1 - U), from below. It bounds Gumbel noise from above: g = -log E with E = -log U >= 1 - U, so
-// g <= (31 + 127) log 2 - kChordScale chord.
-inline int32_t chord_of_rest(uint32_t high) {
-  return bit_cast<int32_t>(static_cast<float>(static_cast<int32_t>((high ^ 0xffffffffu) >> 1)));
-}
-
 template <typename Noise>
 inline void fill_noise(Key key, uint64_t first, int n, float* out) {
   alignas(64) uint32_t high[kChunk];

@@ -59,8 +59,7 @@ bool high_race_keys(const T* w, bool log_weights, Key key, uint64_t first, int n
   for (int i = 0; i < n; ++i) x[i] = static_cast<float>(w[i]);
   if (log_weights) {
     for (int i = 0; i < n; ++i) {
-      const float most = fma_(static_cast<float>(chord_of_rest(high[i])), -kChordScale, 158 * 0.693147181f + kSlack);
-      passed[i] = x[i] + most < floor ? 0 : 1;  // NaN passes
+      passed[i] = x[i] + most_gumbel(high[i]) < floor ? 0 : 1;  // NaN passes
     }
   } else {
     const float least = (floor - 31 * 0.693147181f - kChordGap - kSlack) / kChordScale;

@@ -42,8 +42,75 @@ __device__ std::int64_t index_of(const Candidate<A>& winner, const LogitReports&
 
 constexpr std::int64_t kArgmaxPart = 1 << 16;  // elements that a group goes through one quad after the other
 
-// Rows, or parts of kArgmaxPart elements of longer ones; then winners go to `parts`, else their indices to `out`.
+// The best that this thread knows of `size` that go through a row's quads, at least one of which knows the row's. Noise
+// costs two logarithms, so that only those elements get theirs whose high word alone does not tell that they are below
+// what the warp has seen of the row: of each quad first the likeliest. The warp calls this together.
 template <typename T>
+__device__ Candidate<Compute<T>> best_of(const Row& row, const T* x, std::int64_t begin, unsigned member,
+                                         unsigned size) {
+  using A = Compute<T>;
+  const Group near(min(size, kWarp));
+  Candidate<A> best = Candidate<A>::none();
+  A enough = -infinity<A>();  // that an element has reached
+  for (std::int64_t quad = member; __any_sync(kAllLanes, quad < row.quads()); quad += size) {
+    A z[4], most[4] = {};
+    PhiloxBlock high{};
+    unsigned open = 0;  // a bit for each element that may be the best
+    if (quad < row.quads()) {
+      row.load(x, quad, -infinity<A>(), z);
+      high = row.high_words(quad);
+      for (int i = 0; i < 4; ++i) {
+        most[i] = z[i] + static_cast<A>(most_gumbel(high.word[i]));
+        open |= most[i] < enough ? 0u : 1u << i;  // NaN, too
+      }
+    }
+    while (__any_sync(kAllLanes, open != 0)) {
+      if (open != 0) {
+        unsigned place = 4;
+        A value{}, likeliest{};
+        std::uint32_t word = 0;
+        for (unsigned i = 0; i < 4; ++i)
+          if ((open >> i & 1) != 0 && (place == 4 || most[i] > likeliest)) {
+            place = i;
+            value = z[i];
+            likeliest = most[i];
+            word = high.word[i];
+          }
+        open &= ~(1u << place);
+        const std::int64_t at = row.begin(quad) + place;
+        const Candidate<A> element{value + gumbel(row.uniform_at<A>(quad, place, word)), begin + at};
+        if (row.holds(at) && best.loses_to(element)) best = element;
+        enough = larger(enough, element.z);  // NaN is not, nor what is outside
+      }
+      enough = near.reduce(enough, enough, static_cast<A*>(nullptr), Largest());
+      for (unsigned i = 0; i < 4; ++i)
+        if (most[i] < enough) open &= ~(1u << i);
+    }
+  }
+  return best;
+}
+
+// The same where exponential variates are given.
+template <typename T>
+__device__ Candidate<Compute<T>> best_of_given(const Row& row, const T* x, std::int64_t begin, unsigned member,
+                                               unsigned size) {
+  using A = Compute<T>;
+  Candidate<A> best = Candidate<A>::none();
+  for (std::int64_t quad = member; quad < row.quads(); quad += size) {
+    A z[4];
+    row.load(x, quad, -infinity<A>(), z);
+    perturb(row, quad, z);
+    for (int i = 0; i < 4; ++i) {
+      const std::int64_t at = row.begin(quad) + i;
+      const Candidate<A> element{z[i], begin + at};
+      if (row.holds(at) && best.loses_to(element)) best = element;
+    }
+  }
+  return best;
+}
+
+// Rows, or parts of kArgmaxPart elements of longer ones; then winners go to `parts`, else their indices to `out`.
+template <typename T, bool kGiven>
 __global__ void __launch_bounds__(kBlock)
     argmax_kernel(const T* __restrict__ x,  // [rows, width]
                   Shape shape, std::int64_t parts_of_row, NoiseArgument noise, LogitReports reports, bool nan_is_none,
@@ -64,17 +131,9 @@ __global__ void __launch_bounds__(kBlock)
     const std::int64_t r = p / parts_of_row, begin = p % parts_of_row * kArgmaxPart;
     const std::int64_t size = p >= all ? 0 : parts_of_row == 1 ? shape.width : min(kArgmaxPart, shape.width - begin);
     const Row row(noise, r * shape.width + begin, size);
-    Candidate<A> best = Candidate<A>::none();
-    for (std::int64_t quad = group.member(); quad < row.quads(); quad += shape.group) {
-      A z[4];
-      row.load(x + r * shape.width + begin, quad, -infinity<A>(), z);
-      perturb(row, quad, z);
-      for (int i = 0; i < 4; ++i) {
-        const std::int64_t at = row.begin(quad) + i;
-        const Candidate<A> element{z[i], begin + at};
-        if (row.holds(at) && best.loses_to(element)) best = element;
-      }
-    }
+    const T* here = x + r * shape.width + begin;
+    Candidate<A> best = kGiven ? best_of_given(row, here, begin, group.member(), shape.group)
+                               : best_of(row, here, begin, group.member(), shape.group);
     best = group.reduce(best, Candidate<A>::none(), slots.best[turn], Better());
     turn ^= 1;  // a warp may be a row ahead of another
     const bool speaks = p < all && group.member() == 0;
@@ -116,15 +175,14 @@ void typed_argmax_rows(const Call& call, const LogitRows& logits, const LogitRep
   const T* from = static_cast<const T*>(logits.x.data_ptr());
   const Shape shape(rows, width, most_quads(rows, width, noise), 4, kBlock);
   const std::int64_t parts = width <= 2 * kArgmaxPart ? 1 : (width - 1) / kArgmaxPart + 1;
-  if (parts == 1)
-    return call.launch(argmax_kernel<T>, shape.grid(), shape.block, from, shape, parts, noise, reports, nan_is_none,
-                       static_cast<Candidate<A>*>(nullptr), out);
-  const auto room = call.room<Candidate<A>>(rows * parts);
-  Candidate<A>* best = room.data();
-  call.launch(argmax_kernel<T>, grid_size(rows * parts, 1), kBlock, from, shape, parts, noise, reports, nan_is_none,
-              best, out);
-  call.launch(argmax_total_kernel<A>, grid_size(rows, kBlock / kWarp), kBlock, best, rows, parts, reports, nan_is_none,
-              out);
+  const auto room = call.room<Candidate<A>>(parts == 1 ? 0 : rows * parts);
+  Candidate<A>* best = parts == 1 ? nullptr : room.data();
+  const unsigned grid = parts == 1 ? shape.grid() : grid_size(rows * parts, 1);
+  call.launch(noise.on ? argmax_kernel<T, false> : argmax_kernel<T, true>, grid, parts == 1 ? shape.block : kBlock,
+              from, shape, parts, noise, reports, nan_is_none, best, out);
+  if (parts > 1)
+    call.launch(argmax_total_kernel<A>, grid_size(rows, kBlock / kWarp), kBlock, best, rows, parts, reports,
+                nan_is_none, out);
 }
 
 }  // namespace

@@ -65,15 +65,27 @@ class Row {
     }
   }
 
+  __device__ PhiloxBlock high_words(std::int64_t quad) const {
+    return key_.block(Stream::high, block_ + static_cast<std::uint64_t>(quad));
+  }
+
+  // The uniform of element `place` of a quad, whose high word is known.
+  template <typename A>
+  __device__ Uniform<A> uniform_at(std::int64_t quad, unsigned place, std::uint32_t high) const {
+    if constexpr (sizeof(A) == 4)
+      if (!in_tail(high)) return uniform_from_high(high);
+    const std::uint64_t element = 4 * (block_ + static_cast<std::uint64_t>(quad)) + place;
+    return uniform<A>(high, key_.word(Stream::low, element));
+  }
+
   // Only what is near the ends of (0, 1) needs the low words in float.
   template <Distribution kKind, typename A>
   __device__ void noise(std::int64_t quad, A (&v)[4]) const {
-    const std::uint64_t block = block_ + static_cast<std::uint64_t>(quad);
-    const PhiloxBlock high = key_.block(Stream::high, block);
+    const PhiloxBlock high = high_words(quad);
     bool tail = sizeof(A) > 4;
     for (int i = 0; i < 4; ++i) tail |= in_tail(high.word[i]);
     PhiloxBlock low{};
-    if (tail) low = key_.block(Stream::low, block);
+    if (tail) low = key_.block(Stream::low, block_ + static_cast<std::uint64_t>(quad));
     for (int i = 0; i < 4; ++i) {
       const Uniform<A> u = uniform<A>(high.word[i], low.word[i]);
       v[i] = kKind == Distribution::exponential ? exponential(u)
