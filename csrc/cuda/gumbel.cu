@@ -2,10 +2,11 @@
 // arXiv 1611.00712).
 //
 // Threads share a row and keep its perturbed logits in registers, so that logits are read once, noise is made once and
-// the sample is written once. Rows too long for that go in parts, three times, and make the noise anew: for the row's
-// maximum, for the sum of its exponentials, and for the sample. At tau = 1 exponentials are made of logits without
-// noise and of exponential variates: see exp_over(). Where dim is not the last, logits and exponential variates are
-// transposed first.
+// the sample is written once. Rows too long for that go in parts, three times: for the row's maximum, for the sum of
+// its exponentials, and for the sample, in whose memory the results of one pass wait for the next. Half types would
+// round those, and make the noise anew instead. At tau = 1 exponentials are made of logits without noise and of
+// exponential variates: see exp_over(). Where dim is not the last, logits and exponential variates are transposed
+// first.
 #include "common/op.h"
 
 #include <cmath>
@@ -28,15 +29,15 @@ template <typename A, int kHeld, bool kOne>
 struct Share {
   A z[kHeld][4];
 
-  // Logits, to which noise is added if tau is not 1.
-  template <typename T>
+  // Logits, to which noise is added if tau is not 1, or what store() has put there.
+  template <bool kStored = false, typename T>
   __device__ void load(const Row& row, const T* x, std::int64_t first_quad, std::int64_t quads, unsigned group) {
 #pragma unroll
     for (int j = 0; j < kHeld; ++j) {
       const std::int64_t quad = first_quad + j * std::int64_t{group};
       if (quad < quads) {
         row.load(x, quad, -infinity<A>(), z[j]);
-        if constexpr (!kOne) perturb(row, quad, z[j]);
+        if constexpr (!kOne && !kStored) perturb(row, quad, z[j]);
       } else {
         for (int i = 0; i < 4; ++i) z[j][i] = -infinity<A>();
       }
@@ -77,6 +78,15 @@ struct Share {
 #pragma unroll
     for (int j = 0; j < kHeld; ++j)
       for (int i = 0; i < 4; ++i) z[j][i] = kOne ? z[j][i] / sum : z[j][i] * factor;
+  }
+
+  template <typename T>
+  __device__ void store(const Row& row, T* out, std::int64_t first_quad, std::int64_t quads, unsigned group) const {
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j) {
+      const std::int64_t quad = first_quad + j * std::int64_t{group};
+      if (quad < quads) row.store(out, quad, z[j]);
+    }
   }
 
   __device__ WideSum<A> sum() const {
@@ -122,12 +132,7 @@ __global__ void __launch_bounds__(kMostThreads)
     share.exponentiate(row, group.member(), quads, shape.group, max, t);
     const WideSum<A> sum = group.reduce(share.sum(), WideSum<A>(), slots.sum, Sum());
     share.normalise(static_cast<A>(sum.value()));
-
-#pragma unroll
-    for (int j = 0; j < kHeld; ++j) {
-      const std::int64_t quad = group.member() + j * std::int64_t{shape.group};
-      if (quad < quads) row.store(out + r * shape.width, quad, share.z[j]);
-    }
+    share.store(row, out + r * shape.width, group.member(), quads, shape.group);
   }
 }
 
@@ -152,10 +157,16 @@ struct Parts {
   unsigned grid() const { return grid_size(rows * parts, 1); }
 };
 
+// Whether passes leave what they make of a row in the sample's memory. That may be the logits': each element is read by
+// the thread that writes it.
+template <typename T>
+constexpr bool kLeft = std::is_same_v<T, Compute<T>>;
+
 template <typename T, bool kOne>
-__global__ void __launch_bounds__(kBlock) max_parts_kernel(const T* __restrict__ x,  // [rows, width]
+__global__ void __launch_bounds__(kBlock) max_parts_kernel(const T* x,  // [rows, width]
                                                            Parts shape, NoiseArgument noise, TauArgument tau,
-                                                           Part<Compute<T>>* __restrict__ parts) {  // [rows, parts]
+                                                           Part<Compute<T>>* __restrict__ parts,  // [rows, parts]
+                                                           T* out) {  // [rows, width]: perturbed logits
   using A = Compute<T>;
   struct MaxSlots {
     A max[2][kWarp];
@@ -169,7 +180,9 @@ __global__ void __launch_bounds__(kBlock) max_parts_kernel(const T* __restrict__
     const std::int64_t r = p / shape.parts;
     const Row row(noise, r * shape.width, shape.width);
     Share<A, kPartQuads, kOne> share;
-    share.load(row, x + r * shape.width, p % shape.parts * kPart + threadIdx.x, row.quads(), kBlock);
+    const std::int64_t first = p % shape.parts * kPart + threadIdx.x;
+    share.load(row, x + r * shape.width, first, row.quads(), kBlock);
+    if constexpr (kLeft<T> && !kOne) share.store(row, out + r * shape.width, first, row.quads(), kBlock);
     bool nan;
     const A max = group.reduce(share.max(nan), -infinity<A>(), slots.max[turn], Largest());
     turn ^= 1;
@@ -204,10 +217,11 @@ __global__ void __launch_bounds__(kBlock) max_rows_kernel(Parts shape, LogitRepo
 }
 
 template <typename T, bool kOne>
-__global__ void __launch_bounds__(kBlock) sum_parts_kernel(const T* __restrict__ x,  // [rows, width]
+__global__ void __launch_bounds__(kBlock) sum_parts_kernel(const T* x,  // [rows, width]
                                                            Parts shape, NoiseArgument noise, TauArgument tau,
                                                            const Part<Compute<T>>* __restrict__ total,  // [rows]
-                                                           Part<Compute<T>>* __restrict__ parts) {      // [rows, parts]
+                                                           Part<Compute<T>>* __restrict__ parts,        // [rows, parts]
+                                                           T* out) {  // [rows, width]: exponentials
   using A = Compute<T>;
   struct SumSlots {
     WideSum<A> sum[2][kWarp];
@@ -222,8 +236,10 @@ __global__ void __launch_bounds__(kBlock) sum_parts_kernel(const T* __restrict__
     const Row row(noise, r * shape.width, shape.width);
     Share<A, kPartQuads, kOne> share;
     const std::int64_t first = p % shape.parts * kPart + threadIdx.x;
-    share.load(row, x + r * shape.width, first, row.quads(), kBlock);
+    constexpr bool stored = kLeft<T> && !kOne;
+    share.template load<stored>(row, (stored ? out : x) + r * shape.width, first, row.quads(), kBlock);
     share.exponentiate(row, first, row.quads(), kBlock, total[r].max, t);
+    if constexpr (kLeft<T>) share.store(row, out + r * shape.width, first, row.quads(), kBlock);
     const WideSum<A> sum = group.reduce(share.sum(), WideSum<A>(), slots.sum[turn], Sum());
     turn ^= 1;
     if (threadIdx.x == 0) parts[p].sum = sum;
@@ -249,7 +265,6 @@ __global__ void __launch_bounds__(kBlock) sum_rows_kernel(Parts shape,
   }
 }
 
-// x and out may be the same memory: each element is read by the thread that writes it.
 template <typename T, bool kOne>
 __global__ void __launch_bounds__(kBlock) softmax_write_kernel(const T* x,  // [rows, width]
                                                                Parts shape, NoiseArgument noise, TauArgument tau,
@@ -263,14 +278,10 @@ __global__ void __launch_bounds__(kBlock) softmax_write_kernel(const T* x,  // [
     const Row row(noise, r * shape.width, shape.width);
     Share<A, kPartQuads, kOne> share;
     const std::int64_t first = p % shape.parts * kPart + threadIdx.x;
-    share.load(row, x + r * shape.width, first, row.quads(), kBlock);
-    share.exponentiate(row, first, row.quads(), kBlock, total[r].max, t);
+    share.template load<kLeft<T>>(row, (kLeft<T> ? out : x) + r * shape.width, first, row.quads(), kBlock);
+    if constexpr (!kLeft<T>) share.exponentiate(row, first, row.quads(), kBlock, total[r].max, t);
     share.normalise(total[r].rounded_sum);
-#pragma unroll
-    for (int j = 0; j < kPartQuads; ++j) {
-      const std::int64_t quad = first + j * std::int64_t{kBlock};
-      if (quad < row.quads()) row.store(out + r * shape.width, quad, share.z[j]);
-    }
+    share.store(row, out + r * shape.width, first, row.quads(), kBlock);
   }
 }
 
@@ -355,11 +366,11 @@ void soft_rows(const Call& call, const LogitRows& logits, const TauArgument& tau
   const auto room = call.room<Part<A>>(rows * parts.parts), row_room = call.room<Part<A>>(rows);
   Part<A>*part = room.data(), *total = row_room.data();
   each_tau([&](auto one) {
-    call.launch(max_parts_kernel<T, one.value>, parts.grid(), kBlock, from, parts, noise, tau, part);
+    call.launch(max_parts_kernel<T, one.value>, parts.grid(), kBlock, from, parts, noise, tau, part, to);
   });
   call.launch(max_rows_kernel<A>, grid_size(rows, 1), kBlock, parts, reports, part, total);
   each_tau([&](auto one) {
-    call.launch(sum_parts_kernel<T, one.value>, parts.grid(), kBlock, from, parts, noise, tau, total, part);
+    call.launch(sum_parts_kernel<T, one.value>, parts.grid(), kBlock, from, parts, noise, tau, total, part, to);
   });
   call.launch(sum_rows_kernel<A>, grid_size(rows, 1), kBlock, parts, part, total);
   each_tau([&](auto one) {
