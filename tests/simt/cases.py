@@ -142,8 +142,14 @@ def gumbel():
         yield Case("gumbel_softmax", (normal(1, 33_000, dtype=torch.float16), t, KEY, -1, False, 1, None))
     yield Case("gumbel_argmax", (normal(2, 131_100), KEY, -1, 1, None))
     yield Case("gumbel_softmax", (torch.full((2, 5000), -100.0), tau, KEY, -1, True, 0, None), note="equal logits")
-    y = torch.randint(0, 9, (2, 65_600), generator=g) / 8
-    yield Case("gumbel_softmax_backward", (torch.randint(-8, 9, y.shape, generator=g).float(), y, tau, -1))
+    # Gradients, divided by tau and multiplied by its reciprocal.
+    for width, dtype in ((32_768, torch.float32), (16_000, torch.float64), (65_600, torch.float32)):
+        y = torch.randint(0, 9, (2, width), generator=g).to(dtype) / 8
+        grad = torch.randint(-8, 9, y.shape, generator=g).to(dtype)
+        for t in (tau, one / 2):
+            yield Case("gumbel_softmax_backward", (grad, y, t, -1))
+    for t in (2.0**-140, 2.0**127):  # the least divisor; one whose reciprocal is subnormal
+        yield Case("gumbel_softmax", (normal(2, 300), one * t, KEY, -1, False, 0, None))
     # Awkward values.
     broken = normal(4, 50)
     broken[0, 7] = broken[0, 3] = broken[2, 49] = torch.nan
