@@ -32,7 +32,7 @@ def _draw_key(device: torch.device) -> Tensor:
     return _draw(device, None)
 
 
-@torch.library.register_fake("pysel::draw_key")
+@torch.library.register_fake("pysel::draw_key")  # type: ignore[untyped-decorator]
 def _draw_key_fake(device: torch.device) -> Tensor:
     return torch.empty(2, dtype=torch.int64, device=device)
 

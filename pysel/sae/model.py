@@ -352,7 +352,7 @@ class TopKSAE(nn.Module):
 
     def _centre(self, x: Tensor) -> Tensor:
         """``x - b`` as rows [B, d] of the parameters' dtype."""
-        if torch.jit.is_tracing() and torch.is_grad_enabled():  # type: ignore[attr-defined]
+        if torch.jit.is_tracing() and torch.is_grad_enabled():  # type: ignore[attr-defined, no-untyped-call]
             raise RuntimeError("TopKSAE: torch.jit.trace records no gradients: trace it under torch.no_grad()")
         _checks.tensor("TopKSAE", "x", x)
         if x.dim() == 0 or x.size(-1) != self.in_features:
