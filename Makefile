@@ -10,6 +10,11 @@
 # make docs  the site of docs/ into build/docs; every warning is an error
 # make gpu-check  on a machine with an NVIDIA GPU: build, tests, benchmarks; with PYTHON=... in that Python, no .venv
 # make lint   ruff, clang-format and mypy
+# make wheels  the wheel of this version into dist/, for any Python and torch 2.11 or newer; with the CUDA kernels where nvcc
+#             is, unless PYSEL_CUDA=OFF
+# make try-wheel  install it in an empty environment and ask it for the golden vectors (TRY_ARGS='--python python3.10
+#             --torch 2.11.0')
+# make release-check  all that must hold before a release: version, changelog, golden vectors, wheels, site, archive
 # make build  compile the extension into pysel/
 # make help   these lines
 # make clean  remove what the build made;  rm -r .venv removes the environment too
@@ -29,7 +34,8 @@ need = @$(1) >/dev/null 2>&1 || { echo 'pysel: $(2)' >&2; exit 1; }
 
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all examples bench bench-quick experiments subsets leaderboard gpu-check docs lint build help clean
+.PHONY: demo test test-all examples bench bench-quick experiments subsets leaderboard gpu-check docs wheels try-wheel release-check \
+	lint build help clean
 
 demo: .venv/built
 	@$(PY) -m bench.demo $(DEMO_ARGS)
@@ -67,6 +73,15 @@ docs: .venv/built .venv/docs
 	@$(PY) -m sphinx --builder html --nitpicky --fail-on-warning --keep-going --fresh-env --quiet -d build/doctrees docs build/docs
 	@echo 'pysel: build/docs/index.html'
 
+wheels: .venv/built .venv/dev
+	@$(PY) -m release.wheel
+
+try-wheel: .venv/dev
+	@$(PY) -m release.try_wheel $(TRY_ARGS)
+
+release-check: wheels .venv/docs
+	@$(PY) -m release.check
+
 lint: .venv/dev
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -79,7 +94,7 @@ help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 clean:
-	rm -rf build pysel.egg-info pysel/lib .venv/built
+	rm -rf build dist pysel.egg-info pysel/lib .venv/built
 
 .venv/installed: requirements.txt
 	$(call need,command -v $(firstword $(CXX)),no C++ compiler $(firstword $(CXX)). Type: apt-get install g++)

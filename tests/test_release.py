@@ -1,0 +1,92 @@
+"""What is checked before a release, and that each check finds the fault that it is for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pysel._library import FILE
+from release import check, wheel
+
+ROOT = Path(__file__).parent.parent
+CHANGELOG = "# Changelog\n\n## 1.2.0 (2026-01-31)\n\n- Faster.\n\n## 1.1.0 (2025-12-01)\n\n- New.\n"
+CITATION = "title: pysel\nversion: 1.2.0\ndate-released: 2026-01-31\n"
+
+
+def test_version_and_date_are_the_same_everywhere() -> None:
+    assert check.told("1.2.0", CHANGELOG, CITATION) == []
+
+
+@pytest.mark.parametrize(
+    "changelog, citation, fault",
+    [
+        (CHANGELOG.replace("1.2.0", "1.3.0"), CITATION, "CHANGELOG"),
+        (CHANGELOG.replace("2026-01-31", "unreleased"), CITATION, "CHANGELOG"),
+        (CHANGELOG.replace("- Faster.", ""), CITATION, "CHANGELOG"),
+        (CHANGELOG, CITATION.replace("1.2.0", "1.1.0"), "version: 1.2.0"),
+        (CHANGELOG, CITATION.replace("-01-31", "-02-01"), "date-released: 2026-01-31"),
+    ],
+)
+def test_what_is_told_wrong_is_found(changelog: str, citation: str, fault: str) -> None:
+    assert fault in check.told("1.2.0", changelog, citation)[0]
+
+
+@pytest.mark.parametrize(
+    "old, new, same",
+    [("1.2.0", "1.3.0", True), ("1.2.0", "2.0.0", False), ("0.2.0", "0.2.1", True), ("0.2.0", "0.3.0", False)],
+)
+def test_before_1_a_minor_version_may_break_what_a_major_one_may(old: str, new: str, same: bool) -> None:
+    assert check.compatible(old, new) is same
+
+
+def test_a_golden_vector_may_be_added_but_not_changed() -> None:
+    old = [{"key": [0, 0], "words": [1, 2]}, {"key": [7, 0], "words": [3, 4]}]
+    assert check.changed(old, [{"key": [9, 9], "words": [5]}, *old]) == 0
+    assert check.changed(old, [old[0], {"key": [7, 0], "words": [3, 5]}]) == 1
+    assert check.changed(old, []) == 2
+
+
+def packed(folder: Path, name: str, **libraries: Path) -> Path:
+    with zipfile.ZipFile(folder / name, "w") as archive:
+        for library, source in libraries.items():
+            archive.write(source, f"pysel/lib/{library}.so")
+    return folder / name
+
+
+@pytest.mark.skipif(
+    shutil.which("readelf") is None or shutil.which("c++") is None, reason="needs binutils and a compiler"
+)
+def test_a_wheel_that_runs_on_no_other_machine_is_found(tmp_path: Path) -> None:
+    name = "pysel-1.2.0+cu130-py3-none-manylinux_2_34_x86_64.whl"
+    assert wheel.faults(packed(tmp_path, name, libpysel=FILE)) == []
+    assert "tag" in wheel.faults(packed(tmp_path, "pysel-1.2.0-cp311-cp311-linux_x86_64.whl", libpysel=FILE))[0]
+    assert "libraries" in wheel.faults(packed(tmp_path, name, libpysel=FILE, libtorch=FILE))[0]
+    absolute = tmp_path / "absolute.so"
+    subprocess.run(["c++", "-shared", "-o", absolute, "-xc++", "/dev/null", "-Wl,-rpath,/home/builder"], check=True)
+    assert "/home/builder" in wheel.faults(packed(tmp_path, name, libpysel=absolute))[0]
+
+
+def floor(text: str | None) -> str:
+    """The oldest Python that a requirement such as ">=3.10" lets through."""
+    return re.findall(r">=?\s*(3\.\d+)", text or "")[0]
+
+
+def test_each_page_names_the_oldest_python_that_there_is_truth_for() -> None:
+    """What is installed asks for what pyproject.toml says; `make`, for what its pinned packages say together."""
+    package = floor(re.findall(r'^requires-python = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[0])
+    pinned = re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    floors = [floor(importlib.metadata.metadata(name)["Requires-Python"]) for name in pinned]
+    make = max(floors, key=lambda version: int(version.partition(".")[2]))
+    for page in ("README.md", "docs/quickstart.md"):
+        text = (ROOT / page).read_text()
+        assert re.findall(r"`python3` \((3\.\d+) or newer", text) == [make], page
+        assert re.findall(r"Python (3\.\d+) or newer", text) == [package], page
+    makefile = (ROOT / "Makefile").read_text()
+    assert re.findall(r"version (3\.\d+) or newer", makefile) == [make]
+    assert f"0x03{int(make.partition('.')[2]):02x}0000" in makefile
