@@ -34,8 +34,7 @@ need = @$(1) >/dev/null 2>&1 || { echo 'pysel: $(2)' >&2; exit 1; }
 
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-all examples bench bench-quick experiments subsets leaderboard gpu-check docs wheels try-wheel release-check \
-	lint build help clean
+.PHONY: demo test test-all examples bench bench-quick experiments subsets leaderboard gpu-check docs wheels try-wheel release-check lint build help clean
 
 demo: .venv/built
 	@$(PY) -m bench.demo $(DEMO_ARGS)
