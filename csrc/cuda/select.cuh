@@ -232,8 +232,8 @@ __device__ Settled<Bits> settle(const Selection<Bits>& s, const SelectReports& r
 
 // Counts digit d of what shares all digits before it with what is settled. A row's blocks stride over its elements.
 template <typename Source>
-__global__ void __launch_bounds__(kSelectBlock) digit_kernel(Source source, Selection<typename Source::Bits> s,
-                                                             SelectReports reports, int d, unsigned blocks_of_row) {
+__global__ void __launch_bounds__(kSelectBlock, 4) digit_kernel(Source source, Selection<typename Source::Bits> s,
+                                                                SelectReports reports, int d, unsigned blocks_of_row) {
   using Bits = typename Source::Bits;
   struct Histogram {
     unsigned count[kBins];
@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(kSelectBlock) digit_kernel(Source source, Sele
 }
 
 template <typename Source>
-__global__ void __launch_bounds__(kSelectBlock)
+__global__ void __launch_bounds__(kSelectBlock, 4)
     finish_kernel(Source source, Selection<typename Source::Bits> s, SelectReports reports, unsigned blocks_of_row) {
   using Bits = typename Source::Bits;
   for (std::int64_t b = blockIdx.x; b < s.marks.rows * blocks_of_row; b += gridDim.x) {
