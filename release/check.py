@@ -27,10 +27,10 @@ def declared(text: str) -> str:
 def told(version: str, changelog: str, citation: str) -> list[str]:
     """What is wrong with what the changelog and the citation say of the version."""
     faults = []
-    section = re.search(rf"^## {re.escape(version)} \((.+)\)\n+- ", changelog, re.MULTILINE)
+    section = re.search(rf"^## {re.escape(version)} \((.+)\)\n+[^#\s]", changelog, re.MULTILINE)
     date = section[1] if section else ""
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", date):
-        faults.append(f"CHANGELOG.md has no section '## {version} (date)' with an entry, or no date there")
+        faults.append(f"CHANGELOG.md has no section '## {version} (YEAR-MONTH-DAY)' with anything in it")
     wanted = (f"version: {version}", f"date-released: {date}")
     return faults + [f"CITATION.cff does not say '{line}'" for line in wanted if line not in citation.splitlines()]
 
@@ -57,7 +57,7 @@ def golden_vectors_are_those_of_the_last_release() -> list[str]:
         return subprocess.check_output(["git", *command], cwd=ROOT, text=True)
 
     version = declared((ROOT / "pyproject.toml").read_text())
-    tags = git("tag", "--list", "v*", "--merged", "--sort=-version:refname").split()
+    tags = git("tag", "--list", "v*", "--merged=HEAD", "--sort=-version:refname").split()
     earlier = [tag for tag in tags if tag != f"v{version}"]
     if not earlier:
         print("pysel: nothing has been released yet, so no vector can have changed")

@@ -37,6 +37,11 @@ def test_what_is_told_wrong_is_found(changelog: str, citation: str, fault: str) 
     assert fault in check.told("1.2.0", changelog, citation)[0]
 
 
+def test_the_changelog_has_a_section_of_the_version_that_is_declared() -> None:
+    version = check.declared((ROOT / "pyproject.toml").read_text())
+    assert re.search(rf"^## {re.escape(version)} \(", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     "old, new, same",
     [("1.2.0", "1.3.0", True), ("1.2.0", "2.0.0", False), ("0.2.0", "0.2.1", True), ("0.2.0", "0.3.0", False)],
@@ -50,6 +55,34 @@ def test_a_golden_vector_may_be_added_but_not_changed() -> None:
     assert check.changed(old, [{"key": [9, 9], "words": [5]}, *old]) == 0
     assert check.changed(old, [old[0], {"key": [7, 0], "words": [3, 5]}]) == 1
     assert check.changed(old, []) == 2
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+@pytest.mark.parametrize(
+    "version, words, faults", [("1.2.0", 2, 0), ("1.2.0", 3, 1), ("2.0.0", 3, 0)], ids=["same", "changed", "major"]
+)
+def test_vectors_are_compared_with_those_of_the_last_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, words: int, faults: int
+) -> None:
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    (tmp_path / "tests/golden").mkdir(parents=True)
+
+    def write(version: str, words: int) -> None:
+        (tmp_path / "pyproject.toml").write_text(f'version = "{version}"\n')
+        (tmp_path / "tests/golden/words.json").write_text(f'[{{"key": 0, "words": [{words}]}}]')
+
+    def git(*command: str) -> None:
+        identity = ("-c", "user.name=nobody", "-c", "user.email=nobody@localhost")
+        subprocess.run(["git", *identity, *command], cwd=tmp_path, check=True)
+
+    write("1.1.0", 2)
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "A release")
+    assert check.golden_vectors_are_those_of_the_last_release() == []  # there is none yet
+    git("tag", "v1.1.0")
+    write(version, words)
+    assert len(check.golden_vectors_are_those_of_the_last_release()) == faults
 
 
 def packed(folder: Path, name: str, **libraries: Path) -> Path:
