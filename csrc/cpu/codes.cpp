@@ -200,24 +200,41 @@ std::tuple<Tensor, Tensor> sparse_decode_backward(Tensor grad, Tensor values, Te
 
 // --- factors ---
 
-// f(factor, value) for each factor active in row b (its value above 0), once even if the row lists it twice.
+struct Nothing {};
+
+// What a thread needs of each factor, beside a mark of the row that it was last active in: to look one up is to have
+// the other in cache.
+template <typename Entry>
 class ActiveFactors {
  public:
-  explicit ActiveFactors(int64_t factors) : last_row_(static_cast<size_t>(factors), -1) {}
+  explicit ActiveFactors(int64_t factors) : cells_(static_cast<size_t>(factors)) {}
 
+  Entry& operator[](int64_t factor) { return cells_[static_cast<size_t>(factor)].entry; }
+
+  // f(factor, value, entry) for each factor active in row b (its value above 0), once even if the row lists it twice.
   template <typename T, typename F>
   void each(int64_t b, const T* values, const int64_t* indices, int64_t k, const F& f) {
+    if (++mark_ == 0) {  // all marks have been used
+      for (Cell& cell : cells_) cell.mark = 0;
+      mark_ = 1;
+    }
     for (int64_t e = b * k; e < (b + 1) * k; ++e) {
-      int64_t& last = last_row_[static_cast<size_t>(indices[e])];
+      Cell& cell = cells_[static_cast<size_t>(indices[e])];
       const auto value = static_cast<Compute<T>>(values[e]);
-      if (!(value > 0) || last == b) continue;
-      last = b;
-      f(indices[e], value);
+      if (!(value > 0) || cell.mark == mark_) continue;
+      cell.mark = mark_;
+      f(indices[e], value, cell.entry);
     }
   }
 
  private:
-  std::vector<int64_t> last_row_;
+  struct Cell {
+    uint32_t mark = 0;
+    [[no_unique_address]] Entry entry{};
+  };
+
+  uint32_t mark_ = 0;
+  std::vector<Cell> cells_;
 };
 
 // Rows worth a thread that also has to go through arrays over the factors.
@@ -274,7 +291,7 @@ Tensor factor_counts(Tensor values, Tensor indices, int64_t num_factors, std::op
     const T* v = static_cast<const T*>(values_c.data_ptr());
     std::mutex mutex;
     parallel_for(values.size(0), factor_grain(num_factors, k), [&](int64_t begin, int64_t end) {
-      ActiveFactors active(num_factors);
+      ActiveFactors<Nothing> active(num_factors);
       std::vector<int64_t> mine(static_cast<size_t>(num_factors));
       by_group.each(begin, end, [&](int64_t g, int64_t from, int64_t to, bool whole) {
         int64_t* counts = static_cast<int64_t*>(out.data_ptr()) + g * num_factors;
@@ -286,7 +303,7 @@ Tensor factor_counts(Tensor values, Tensor indices, int64_t num_factors, std::op
             for (int64_t j = 0; j < k; j += 8) __builtin_prefetch(which.data() + e + j);
             for (int64_t j = 0; j < k; j += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(v + e + j);
           }
-          active.each(by_group.row_at(i), v, which.data(), k, [&](int64_t f, Compute<T>) { ++sum[f]; });
+          active.each(by_group.row_at(i), v, which.data(), k, [&](int64_t f, Compute<T>, Nothing) { ++sum[f]; });
         }
         if (whole) return;
         std::lock_guard lock(mutex);
@@ -301,17 +318,20 @@ template <typename T, typename R>
 void score_rows(const T* values, const int64_t* indices, int64_t rows, int64_t k, const R* entries /* [H, T] */,
                 int64_t factors, int64_t tables, bool mean, bool weighted, R* out) {
   parallel_for(rows, factor_grain(factors, k), [&](int64_t begin, int64_t end) {
-    ActiveFactors active(factors);
+    ActiveFactors<R> active(factors);  // with the first table's entries
+    for (int64_t f = 0; f < factors; ++f) active[f] = entries[f * tables];
     std::vector<double> sums(static_cast<size_t>(tables));
     for (int64_t b = begin; b < end; ++b) {
       std::fill(sums.begin(), sums.end(), 0.0);
-      double total = 0;
-      active.each(b, values, indices, k, [&](int64_t f, Compute<T> value) {
+      double first = 0, total = 0;
+      active.each(b, values, indices, k, [&](int64_t f, Compute<T> value, R entry) {
         const double weight = weighted ? static_cast<double>(value) : 1.0;
         total += weight;
-        const R* entry = entries + f * tables;
-        for (double& sum : sums) sum += weight * static_cast<double>(*entry++);
+        first += weight * static_cast<double>(entry);
+        for (int64_t t = 1; t < tables; ++t)
+          sums[static_cast<size_t>(t)] += weight * static_cast<double>(entries[f * tables + t]);
       });
+      sums[0] = first;
       const double divisor = mean && total > 0 ? total : 1.0;
       for (int64_t t = 0; t < tables; ++t) out[b * tables + t] = static_cast<R>(sums[static_cast<size_t>(t)] / divisor);
     }
@@ -325,6 +345,7 @@ Tensor factor_scores(Tensor values, Tensor indices, Tensor tables, std::string r
   const int64_t count = tables.dim() == 1 ? 1 : tables.size(0);
   const Indices which(op, indices, factors);
   Tensor out = empty_cpu(tables.dim() == 1 ? std::vector{rows} : std::vector{rows, count}, tables.scalar_type());
+  if (out.numel() == 0) return out;
   // a factor's entries side by side
   const Tensor entries = packed(tables.dim() == 1 ? tables : torch::stable::transpose(tables, 0, 1));
   auto run = [&]<typename R>() {
