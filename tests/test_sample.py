@@ -714,3 +714,16 @@ def test_shards_of_draws_with_replacement(dtype, log_weights, key):
     drawn = [bisect.bisect_right(upto, t) - 1 for t in exact]
     got = pysel.weighted_sample(w, 4000, True, log_weights=log_weights, key=key, start=9)
     assert got.tolist() == drawn
+
+
+@pytest.mark.parametrize("order", ["index", "draw"])
+def test_draws_of_many_weights_are_those_that_each_looks_up_alone(order, key):
+    # so many that a bucket's draws are brought into parts, and half as many draws as are brought into buckets
+    n = 2**25 + 5000
+    weights = torch.rand(n, generator=torch.Generator().manual_seed(1))
+    weights[n // 4 : n // 2] = 0
+    few = n // 1024
+    alone = [pysel.weighted_sample(weights, few, True, key=key, start=start) for start in (0, few, 2 * few)]
+    wanted = torch.cat(alone)
+    got = pysel.weighted_sample(weights, 3 * few, True, order=order, key=key)
+    assert_same_bits(got, wanted.sort().values if order == "index" else wanted)

@@ -57,6 +57,7 @@ class Inversion {
 
  private:
   static constexpr size_t kMostBuckets = 1024;
+  static constexpr int kMostMore = 5;  // bits of a bucket's parts
   static constexpr int64_t kBucket = 4096;
   static constexpr int64_t kSpan = 32;  // chunks whose cumulative weights stay in L2
 
@@ -66,6 +67,7 @@ class Inversion {
     std::vector<uint32_t> table;
     std::vector<uint32_t> count;
     std::vector<uint64_t> draws;
+    std::vector<int64_t> next;
     std::vector<int64_t> sorted;
   };
 
@@ -142,13 +144,10 @@ class Inversion {
       for (int64_t b = begin; b < end; ++b) {
         const int64_t at = start[static_cast<size_t>(b)], size = start[static_cast<size_t>(b) + 1] - at;
         if (size == 0) continue;
-        const uint64_t low = bits == 0 ? 0 : static_cast<uint64_t>(b) << (64 - bits);
-        const uint64_t high = low + (bits == 0 ? ~uint64_t{0} : (uint64_t{1} << (64 - bits)) - 1);
         if (sorted) {
-          room.draws.assign(draws + at, draws + at + size);
           room.sorted.resize(static_cast<size_t>(size) + kAhead);
           int64_t* next = room.sorted.data();
-          each_span(low, high, room.draws.data(), size, room, [&](int64_t first, int64_t n) {
+          each_part(static_cast<uint64_t>(b), bits, draws + at, size, room, [&](int64_t first, int64_t n) {
             for (int64_t i = 0; i < n; ++i) {
               const uint32_t times = room.count[static_cast<size_t>(i)];
               for (int copy = 0; copy < kAhead; ++copy) next[copy] = first + i;  // usually enough, and no branch
@@ -158,13 +157,41 @@ class Inversion {
           });
           std::copy_n(room.sorted.data(), size, out + at);
         } else {
-          each_span(low, high, draws + at, size, room, out);
+          each_part(static_cast<uint64_t>(b), bits, draws + at, size, room, out);
         }
       }
     });
   }
 
   static constexpr int kAhead = 2;
+
+  // Brings the draws of a bucket, by the bits that come after its own, into parts whose weights are a span's, and looks
+  // up one part after the other.
+  template <typename Result>
+  void each_part(uint64_t bucket, int bits, const uint64_t* draws, int64_t size, Room& room,
+                 const Result& result) const {
+    const int own = bits;
+    while (bits < own + kMostMore && (kSpan * kChunk) << bits < n_) ++bits;
+    const size_t parts = size_t{1} << (bits - own);
+    const int shift = 64 - bits;
+    std::vector<int64_t>& next = room.next;
+    next.assign(parts + 1, 0);
+    if (parts > 1) {
+      const auto part_of = [&](uint64_t draw) { return static_cast<size_t>(draw >> shift) & (parts - 1); };
+      for (int64_t d = 0; d < size; ++d) ++next[part_of(draws[d]) + 1];
+      std::partial_sum(next.begin(), next.end(), next.begin());
+      room.draws.resize(static_cast<size_t>(size));
+      for (int64_t d = 0; d < size; ++d) room.draws[static_cast<size_t>(next[part_of(draws[d])]++)] = draws[d];
+      draws = room.draws.data();
+    } else {
+      next[0] = size;
+    }
+    for (size_t p = 0, at = 0; p < parts; at = static_cast<size_t>(next[p++])) {
+      const uint64_t low = bits == 0 ? 0 : (bucket * parts + p) << shift;
+      const uint64_t high = low + (bits == 0 ? ~uint64_t{0} : (uint64_t{1} << shift) - 1);
+      each_span(low, high, draws + at, next[p] - static_cast<int64_t>(at), room, result);
+    }
+  }
 
   // Looks up draws with uniforms within [low, high], a span of chunks after the other. `result` is where draws go, or
   // what to do with a span's counts.
