@@ -42,11 +42,11 @@ STABLE_TORCH_LIBRARY(pysel, m) {
 
   // select
   m.def(
-      "select(Tensor scores, int k, bool largest, Tensor? groups, Tensor? quotas, Tensor? key, bool? validate, int "
-      "start=0) -> Tensor");
+      "select(Tensor scores, int k, bool largest, Tensor? groups=None, Tensor? quotas=None, Tensor? key=None, bool? "
+      "validate=None, int start=0) -> Tensor");
   m.def(
-      "select.out(Tensor scores, int k, bool largest, Tensor? groups, Tensor? quotas, Tensor? key, bool? validate, int "
-      "start=0, *, Tensor(a!) out) -> ()");
+      "select.out(Tensor scores, int k, bool largest, Tensor? groups=None, Tensor? quotas=None, Tensor? key=None, "
+      "bool? validate=None, int start=0, *, Tensor(a!) out) -> ()");
 
   // usage
   m.def("usage_update_(Tensor(a!) counts, Tensor selected, float decay) -> ()");

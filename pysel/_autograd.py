@@ -16,10 +16,12 @@ from torch.autograd import Function, forward_ad
 
 from pysel import _checks, _fake
 
-_WHOLE = {"indices", "key"}
+_WHOLE = {"indices", "key", "groups", "quotas"}
 """Arguments of integers, which never require grad."""
 
 _Below = torch._C._AutoDispatchBelowAutograd
+_transforms_active = torch._C._are_functorch_transforms_active
+_tracing = torch._C._get_tracing_state
 _library = torch.library.Library("pysel", "IMPL")
 
 
@@ -30,8 +32,8 @@ def differentiable(function: type[Function], **constant: int) -> Callable[..., A
     it would be needed, rather than left out of the gradient.
     """
     name = function.__name__
-    op = getattr(torch.ops.pysel, name).default  # as `below`: torch.jit.trace compares lines
-    tensors = [i for i, a in enumerate(op._schema.arguments) if "Tensor" in str(a.type) and a.name not in _WHOLE]
+    op = getattr(torch.ops.pysel, name).default
+    tensors = _differentiable_arguments(op)
     gradient = function.backward
 
     def apply(*args: Any) -> Any:
@@ -49,18 +51,23 @@ def differentiable(function: type[Function], **constant: int) -> Callable[..., A
         function.backward = staticmethod(backward)  # type: ignore[method-assign]
     _library.impl(name, apply, "Autograd")
 
+    direct = _direct(op)
+
     def call(*args: Any) -> Any:
         if torch.compiler.is_compiling():
             return op(*args)
-        if torch._C._are_functorch_transforms_active():
+        if _transforms_active():
             return apply(*args)
         if forward_ad._current_level >= 0:
             return op(*args)
         for i in tensors:
             if args[i] is not None and args[i].requires_grad and torch.is_grad_enabled():
                 return op(*args)
-        with _Below():  # a Function costs several times what a small kernel does
-            return op(*args)
+        below_autograd = _Below()  # from here on: a Function costs several times what a small kernel does
+        try:
+            return (op if _tracing() else direct)(*args)  # torch.jit.trace compares lines with `below`'s
+        finally:
+            del below_autograd  # to here; `with` would cost as much again
 
     return call
 
@@ -68,15 +75,30 @@ def differentiable(function: type[Function], **constant: int) -> Callable[..., A
 def constant(name: str) -> Callable[..., Any]:
     """What the public functions call of an op that has no gradient."""
     op = getattr(torch.ops.pysel, name).default
+    tensors = _differentiable_arguments(op)
+    direct = _direct(op)
 
     def call(*args: Any) -> Any:
-        transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        if transformed or forward_ad._current_level >= 0:
-            return op(*(a.detach() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args))
-        with _Below():
-            return op(*args)
+        if not (torch.compiler.is_compiling() or _transforms_active()):
+            for i in tensors:
+                if args[i].requires_grad:
+                    break
+            else:
+                if forward_ad._current_level < 0:
+                    return direct(*args)
+        return op(*(a.detach() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args))
 
     return call
+
+
+def _differentiable_arguments(op: torch._ops.OpOverload) -> list[int]:
+    """The places of the tensors that a gradient may be wanted of."""
+    return [i for i, a in enumerate(op._schema.arguments) if "Tensor" in str(a.type) and a.name not in _WHOLE]
+
+
+def _direct(op: torch._ops.OpOverload) -> Callable[..., Any]:
+    """What an OpOverload calls in turn: without its own Python frame, which a small call feels."""
+    return op._op
 
 
 def below(name: str, *args: Any) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pysel import _library
 
+_STRIDED = torch.strided
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -30,7 +31,7 @@ def tensor(op: str, name: str, value: object, dtypes: Sequence[torch.dtype] = FL
     """Refuse anything but a strided tensor of one of ``dtypes``, with TypeError."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a Tensor, got {type(value).__name__}")
-    if value.layout != torch.strided:
+    if value.layout is not _STRIDED:
         raise TypeError(f"{op}: {name} must be a strided tensor, got {value.layout}")
     if value.dtype not in dtypes:
         raise TypeError(f"{op}: {name} must be {_names(dtypes)}, got {value.dtype}")

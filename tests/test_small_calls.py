@@ -72,7 +72,16 @@ def test_a_temperature_of_a_transform_stays_in_it(op):
         assert leaf.grad.abs().max() > 0
 
 
-# --- ops without a gradient are called below autograd ---
+# --- calls that need no gradient are made below autograd ---
+
+
+def test_an_error_leaves_autograd_on():
+    with pytest.raises(IndexError) as kept:  # and with it the frames of the call
+        pysel.topk(X, 99)
+    leaf = X.clone().requires_grad_()
+    (2 * leaf).sum().backward()
+    assert leaf.grad.eq(2).all()
+    assert kept.tb is not None
 
 
 @constants

@@ -2,6 +2,7 @@
 #include "cpu/radix_select.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -41,9 +42,10 @@ class Selection {
         tie_order_(options.tie_order),
         most_kept_(std::max(options.most_kept < 0 ? n / 8 : options.most_kept, kPart)),
         keys_of_(keys_of),
-        parts_(static_cast<size_t>((n + kPart - 1) / kPart)),
-        words_(empty_cpu({(n + 63) / 64}, ScalarType::Long)),
-        bits_(static_cast<uint64_t*>(words_.data_ptr())) {}
+        parts_(static_cast<size_t>((n + kPart - 1) / kPart)) {
+    if (n > kFew) words_ = empty_cpu({(n + 63) / 64}, ScalarType::Long);
+    bits_ = words_ ? static_cast<uint64_t*>(words_->data_ptr()) : few_words_.data();
+  }
 
   void run(int64_t* indices, const Written& written) {
     for (Bracket b = guess(); !mark(b); b = narrow(b)) {
@@ -133,6 +135,7 @@ class Selection {
         part.above += tally.above;
         part.band += tally.band;
         if (tally.band == 0 || kept.fetch_add(tally.band, std::memory_order_relaxed) + tally.band > most_kept_) return;
+        if (part.kept.empty()) part.kept.reserve(static_cast<size_t>(tally.band));
         for (int w = 0; w * 64 < count; ++w)
           for (uint64_t word = band[w]; word != 0; word &= word - 1) {
             const int i = w * 64 + __builtin_ctzll(word);
@@ -311,8 +314,9 @@ class Selection {
   int64_t most_kept_;
   const KeysOf<Bits>& keys_of_;
   std::vector<Part> parts_;
-  Tensor words_;  // one bit an element
-  uint64_t* bits_;
+  uint64_t* bits_;  // one an element, in one of these: a tensor has huge pages, and takes a small call's time
+  std::optional<Tensor> words_;
+  std::array<uint64_t, kFew / 64> few_words_;
 };
 
 }  // namespace

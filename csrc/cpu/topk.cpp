@@ -157,7 +157,7 @@ RowTop<T, Entry> top_of(const T* x, int64_t begin, int64_t end, int64_t k, Entry
 
 template <typename T, typename Entry>
 void topk_rows(const T* x, int64_t rows, int64_t n, int64_t k, T* values, int64_t* indices) {
-  const auto room = static_cast<size_t>(RowTop<T, Entry>::room(k));
+  const auto room = static_cast<size_t>(std::min(n, RowTop<T, Entry>::room(k)));
   auto write = [&](int64_t row, const Entry* sorted) {
     for (int64_t j = 0; j < k; ++j) {
       const int64_t i = index_of(sorted[j]);

@@ -13,8 +13,13 @@ from pysel.random import resolve
 __all__ = ["gumbel_argmax", "gumbel_sigmoid", "gumbel_softmax"]
 
 
+_modes = torch._C._len_torch_dispatch_stack
+_transforms_active = torch._C._are_functorch_transforms_active
+_tracing = torch._C._get_tracing_state
+
+
 def _tau(op: str, tau: float | Tensor, logits: Tensor) -> Tensor:
-    if not isinstance(tau, Tensor):
+    if type(tau) is float or not isinstance(tau, Tensor):  # the second question takes longer than the rest of it all
         tau = _checks.number(op, "tau", tau)
         if torch.compiler.is_compiling():
             # a float passed through arithmetic stays an input of the graph; torch.tensor would bake its value in
@@ -36,11 +41,7 @@ def _number_as_tau(number: float) -> Tensor:
     which records how they are made, get a fresh one. None made in inference mode is kept: a backward could not save it.
     """
     global _last_tau
-    plain = not (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state()
-    )
+    plain = not (_modes() or _transforms_active() or _tracing())
     kept, tensor = _last_tau  # at once: another thread may replace them
     if plain and kept == number:
         return tensor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -68,7 +70,10 @@ def select(
     start = _checks.integer(op, "start", start)
     _checks.groups(op, groups, quotas, "scores", scores)
     resolved = None if key is None else resolve(op, key, None, scores.device)
-    rest = (k, largest, groups, quotas, resolved, validate, start)
+    rest: tuple[Any, ...] = (k, largest)
+    if not (groups is None and resolved is None and validate is None and start == 0):
+        # left out where they can be: the dispatcher looks at each argument it is given, which a small call feels
+        rest = (*rest, groups, quotas, resolved, validate, start)
     if out is not None:
         return write_out(op, out, torch.int64, scores.detach(), *rest)
     return _autograd.select_op(scores, *rest)

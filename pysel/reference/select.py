@@ -58,10 +58,10 @@ def select(
     scores: Tensor,
     k: int,
     largest: bool,
-    groups: Tensor | None,
-    quotas: Tensor | None,
-    key: Tensor | None,
-    validate: bool | None,
+    groups: Tensor | None = None,
+    quotas: Tensor | None = None,
+    key: Tensor | None = None,
+    validate: bool | None = None,
     start: int = 0,
 ) -> Tensor:
     """See :func:`pysel.select`."""
