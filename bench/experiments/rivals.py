@@ -6,8 +6,7 @@ it (EL2N and what is like it), or one whole training on all of the data.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.experiments.feeds import Diverse, Streamed, Typical, Weighed, looked_at, losses_of
 from bench.experiments.methods import dynamic, dynamic_random, full, static_random
-from bench.experiments.protocol import Batch, Feed, Method
+from bench.experiments.protocol import Feed, Method
 from bench.experiments.scenarios import TRAIN
 from bench.experiments.setting import Data, Setting, make_network
-from pysel import fold_in, permutation
+from pysel import permutation
 from pysel.selection import (
     ASSS,
     AUM,
@@ -35,13 +35,11 @@ from pysel.selection import (
     FamiliaritySelector,
     FixedSelector,
     Forgetting,
-    Full,
     GraphCut,
     Herding,
     InfoBatch,
     KCentre,
     KMeans,
-    MetaWeighter,
     Moderate,
     NearestNeighbourThinning,
     OrderDP,
@@ -51,15 +49,13 @@ from pysel.selection import (
     SeTa,
     StaticRandom,
     awareness,
-    class_families,
-    diverse_batch,
+    class_centres,
     el2n,
     grand,
     hidden_states,
-    low_loss,
     margin,
+    mine,
 )
-from pysel.selection.stream import OnlineCoreset, Peaks
 
 KINDS = {
     "reference": "all of the data for all epochs: more steps than all others",
@@ -72,7 +68,6 @@ KINDS = {
     "stream": "decides as samples arrive",
 }
 Maker = Callable[[Setting], Selector]
-ARRIVING = 64  # samples of a stream at a time
 EARLY, NETWORKS = 0.1, 5  # how much of training, and how many networks, EL2N and its like take
 
 
@@ -117,13 +112,6 @@ def early(data: Data) -> list[tuple[Tensor, Tensor]]:
     return data.shared.get("early", make)
 
 
-@torch.no_grad()
-def looked_at(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and hidden units."""
-    hidden = network[:-1](x)
-    return network[-1](hidden), hidden
-
-
 def by_early(score: Callable[[Tensor, Tensor, Tensor], Tensor], *, largest: bool = True) -> Maker:
     """The samples of the largest, or smallest, of a score of (logits, labels, hidden units), its mean over networks."""
 
@@ -154,11 +142,6 @@ def by_dynamics(recorder: str) -> Maker:
         return ScoreSelector(scores, setting.settings.keep_ratio)
 
     return make
-
-
-def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy [N]."""
-    return F.cross_entropy(logits, labels, reduction="none")
 
 
 class Residual(nn.Module):
@@ -226,6 +209,16 @@ def semantic(setting: Setting) -> Selector:
     return SemanticDiversity(setting.data.features, setting.labels, setting.settings.keep_ratio)
 
 
+def mined(setting: Setting) -> Selector:
+    """Of each class the share that is most like its centre, those alone that are more like it than another's."""
+    labels, share = setting.labels, setting.settings.keep_ratio
+    of = class_centres(setting.data.features, labels)
+    sizes = torch.bincount(labels)[of.labels]
+    found = mine(setting.data.features, of.centres, (share * sizes.double()).ceil().long())
+    own = of.labels[found.labels] == labels[found.indices]
+    return FixedSelector(found.indices[own], setting.num_samples)
+
+
 def by_losses(make: Callable[..., Selector]) -> Maker:
     """A method that goes by the losses of training and keeps a share in each epoch."""
     return lambda setting: make(setting.num_samples, setting.settings.keep_ratio, key=setting.key)
@@ -264,109 +257,15 @@ def asss(setting: Setting) -> Selector:
     return FixedSelector(fitted.select(), setting.num_samples)
 
 
-# --- feeds ---
+def random_stream(setting: Setting) -> Feed:
+    """Any samples of the stream, as many as PEAKS takes and at its pace."""
+    generator = torch.Generator().manual_seed(setting.order_seed)
+    return Streamed(setting, lambda logits, _: torch.rand(len(logits), generator=generator))
 
 
-class Weighed(Feed):
-    """Batches of all of the data, weighed by a function of the loss that is learned as training goes on.
-
-    Its meta set are the samples of the smallest losses of each class, a batch of them, found again in each epoch.
-    """
-
-    def __init__(self, setting: Setting, *, by_family: bool = False) -> None:
-        super().__init__(setting, Full(setting.num_samples))
-        sizes = torch.bincount(setting.labels, minlength=setting.task.num_classes)
-        families = class_families(sizes.clamp_min(1)) if by_family else None
-        self._weighter = MetaWeighter(families=families, normalise=by_family, key=setting.key)
-
-    def batches(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[Batch]:
-        task, settings = self.setting.task, self.setting.settings
-        for subset in self.subsets():
-            with torch.no_grad():
-                losses = losses_of(network(task.train_x), task.train_y)
-            trusted = low_loss(losses, task.train_y, per_class=max(1, settings.batch_size // task.num_classes))
-            meta = task.train_x[trusted], task.train_y[trusted]
-            for batch in subset.split(settings.batch_size):
-                x, y = task.train_x[batch], task.train_y[batch]
-                self._weighter.meta_step(network, (x, y), meta, optimiser)
-                with torch.no_grad():
-                    losses = losses_of(network(x), y)
-                yield batch, self._weighter.weigh(losses, y)
-
-
-class Diverse(Feed):
-    """Of a larger batch of all of the data those whose gradients are not alike; it pays for looking at all of them."""
-
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting, Full(setting.num_samples))
-        self._step = 0
-
-    def batches(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[Batch]:
-        task, settings = self.setting.task, self.setting.settings
-        for subset in self.subsets():
-            for batch in subset.split(round(settings.batch_size / settings.keep_ratio)):
-                logits, hidden = looked_at(network, task.train_x[batch])
-                errors = torch.softmax(logits, 1) - F.one_hot(task.train_y[batch], task.num_classes)
-                size = min(settings.batch_size, len(batch))
-                picked = batch[diverse_batch(errors, hidden, size, key=fold_in(self.setting.key, self._step))]
-                self._step += 1
-                yield picked, torch.ones(size)
-
-
-class Streamed(Feed):
-    """What PEAKS takes from a stream, as many samples as the share kept, and trains on as it comes and again later.
-
-    As in the paper: batches of 64 arrive until 8 samples are taken, which fill a batch with older ones; at every
-    hundredth step the window is emptied. It starts after a twentieth of the steps, which take any samples.
-    """
-
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting, Full(setting.num_samples))
-        self._peaks = Peaks(setting.task.num_classes, setting.subset_size, key=setting.key)
-
-    def batches(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[Batch]:
-        size, peaks = self.setting.settings.batch_size, self._peaks
-        arriving = self._arriving()
-        for _ in range(max(1, self.setting.steps // 20)):
-            batch = torch.cat([next(arriving) for _ in range(2)])[:size]
-            yield batch, torch.ones(len(batch))
-        for step in itertools.count():
-            new = torch.empty(0, dtype=torch.int64)
-            while len(peaks) < peaks.memory.places and len(new) < 8:
-                new = torch.cat([new, self._taken(network, next(arriving))])
-            if step % 100 == 0 or not len(new):
-                peaks.refresh()
-                joined = len(peaks)
-            older = peaks.replay(min(max(0, size - len(new)), joined))
-            batch = torch.cat([new, older])
-            yield batch, torch.ones(len(batch))
-
-    def _arriving(self) -> Iterator[Tensor]:
-        for subset in self.subsets():
-            yield from subset.split(ARRIVING)
-
-    @torch.no_grad()
-    def _taken(self, network: nn.Module, batch: Tensor) -> Tensor:
-        task = self.setting.task
-        return batch[self._peaks.offer(network(task.train_x[batch]), task.train_y[batch], indices=batch)]
-
-
-class Typical(Feed):
-    """Of two batches that arrive, the half that OCS picks; there is one task, so that no memory takes part."""
-
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting, Full(setting.num_samples))
-        self._size = setting.settings.batch_size
-        classes, hidden = setting.task.num_classes, setting.settings.hidden
-        self._coreset = OnlineCoreset(classes, hidden, self._size, batch_size=self._size, key=setting.key)
-
-    def batches(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[Batch]:
-        task = self.setting.task
-        for subset in self.subsets():
-            for batch in subset.split(2 * self._size):
-                logits, hidden = looked_at(network, task.train_x[batch])
-                picked = batch[self._coreset.offer(logits, task.train_y[batch], features=hidden, indices=batch)]
-                yield picked, torch.ones(len(picked))
+def el2n_stream(setting: Setting) -> Feed:
+    """Those of the largest errors, as many as PEAKS takes and at its pace."""
+    return Streamed(setting, el2n)
 
 
 class ByBatchLoss(Feed):
@@ -408,9 +307,12 @@ METHODS: dict[str, Method] = {
     "facility location": Method("geometry", by_class(FacilityLocation), "1906.01827"),
     "graph cut": Method("geometry", by_class(GraphCut), "2006.15412"),
     "semantic diversity": Method("geometry", semantic, "2410.11215"),
+    "mining": Method("geometry", mined, "2005.08551"),
     "ASSS": Method("learned", asss, "2601.02081"),
     "DivBS": Method("batch", Diverse, "2406.04872"),
     "OCS": Method("stream", Typical, "2106.01085"),
+    "stream, random": Method("stream", random_stream),
+    "stream, EL2N": Method("stream", el2n_stream, "2107.07075"),
     "PEAKS": Method("stream", Streamed, "2504.05250"),
     "MW-Net": Method("batch", Weighed, "1902.07379"),
     "CMW-Net": Method("batch", partial(Weighed, by_family=True), "2202.05613"),

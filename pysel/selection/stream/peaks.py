@@ -99,10 +99,7 @@ class Peaks(Remembering):
                 an index that comes twice. Nothing has changed then.
         """
         logits, labels, indices, known = self._arrivals(logits, labels, indices)
-        error = -errors(logits, labels).gather(1, labels[:, None])[:, 0]  # 1 - p_y
-        logit = logits.gather(1, labels[:, None])[:, 0]
-        scores, labels = (logit.double() * (2 * error.double())).cpu(), labels.cpu()
-        scores = scores / self._taken.clamp_min(1)[labels]
+        scores, labels = self._score(logits, labels), labels.cpu()
         new = scores[~known]  # what is held, which may come again, sets no bar: else nothing else might ever reach it
         passes = ~known
         if len(new):
@@ -120,6 +117,13 @@ class Peaks(Remembering):
         self._accepted += int(passes.sum())
         self.memory.add(indices[passes], labels[passes])
         return passes.to(logits.device)
+
+    def _score(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """float64 [B], on the CPU."""
+        error = -errors(logits, labels).gather(1, labels[:, None])[:, 0]  # 1 - p_y
+        logit = logits.gather(1, labels[:, None])[:, 0]
+        scores = (logit.double() * (2 * error.double())).cpu()
+        return scores / self._taken.clamp_min(1)[labels.cpu()]
 
     def _bar(self, scores: Tensor) -> Tensor:
         """What a score has to reach, 0-d."""
