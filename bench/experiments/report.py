@@ -180,9 +180,9 @@ def brief(by_place: dict[tuple[str, str], Runs], results: dict[str, Any]) -> str
     return "\n".join(lines)
 
 
-def write_page(path: Path, table: str) -> None:
-    """Put a table between a page's two marks."""
-    begin, end = "<!-- experiments:begin -->\n", "<!-- experiments:end -->"
+def write_page(path: Path, table: str, name: str = "experiments") -> None:
+    """Put a table between a page's two marks of that name."""
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
     before, rest = path.read_text().split(begin)
     path.write_text(before + begin + table + "\n" + end + rest.split(end)[1])
 

@@ -122,7 +122,9 @@ class OnlineCoreset(Remembering):
             raise ValueError(f"{op}: features must be [{len(logits)}, {self.num_features}], got {list(features.shape)}")
         _inputs.finite(op, "features", features)
         if len(features):  # cosines do not know the scale, and lengths of any fit then
-            features = features / features.abs().amax().clamp_min(torch.finfo(features.dtype).tiny)
+            largest = torch.stack(features.aminmax()).abs().amax()
+            if not 1 <= float(largest) < 2.0**20:
+                features = features / largest.clamp_min(torch.finfo(features.dtype).tiny)
         return features
 
     @lasting
@@ -163,14 +165,15 @@ def _ranks(error: Tensor, features: Tensor, reference: Tensor) -> tuple[Tensor, 
     """``own`` [B], and the cosine [B] with the reference [C, d], of the gradients ``error_i`` outer ``feature_i``."""
     length = torch.linalg.vector_norm(error, dim=1) * torch.linalg.vector_norm(features, dim=1)
     unit = error / length.clamp_min(_FLOOR)[:, None]  # outer features: gradients of length 1
+    means = _mean_gradient(torch.cat([error, unit], 1), features)
+    mean, typical = means[: error.size(1)], means[error.size(1) :]
+    reference = reference.to(error)
 
     def along(direction: Tensor) -> Tensor:
         with torch.autocast(unit.device.type, enabled=False):
-            return ((unit @ direction) * features).sum(1)
+            return (features @ direction.T).mul_(unit).sum(1)
 
-    mean, reference = _mean_gradient(error, features), reference.to(error)
-    own = along(mean / _length(mean)) - along(_mean_gradient(unit, features))
-    return own, along(reference / _length(reference))
+    return along(mean / _length(mean) - typical), along(reference / _length(reference))
 
 
 def _mean_gradient(error: Tensor, features: Tensor) -> Tensor:
