@@ -33,6 +33,7 @@ from pysel.selection.stream import OnlineCoreset, ReplayMemory
 
 RESULTS = Path("bench/results/checks.json")
 SEEDS, HIDDEN, CLASSES = 5, 128, 10
+TUNED, LABELLED, MINED = 2000, 500, (50, 200, 800)  # pictures, and how many of each class
 Found = Iterator[tuple[str, dict[str, float]]]  # a method, and its figures by name
 
 
@@ -173,11 +174,11 @@ def features(seed: int) -> Found:
     """The same labelled pictures on features that were learned from right and from wrong labels."""
     for share, make in ((0, scenarios.clean), (27, scenarios.noise)):
         task, known = make(seed), scenarios.clean(seed)
-        x, rest = task.train_x, slice(2000, None)
+        x, rest = task.train_x, slice(TUNED, None)
         body = fit(perceptron(x.size(1), seed), x[rest], task.train_y[rest], seed)
         blurred = F.avg_pool2d(task.test_x.view(-1, 1, *_side(x)), 3, 1, 1).flatten(1)
-        given, test, shifted = (looked_at(body, part)[1] for part in (x[:2000], task.test_x, blurred))
-        labels = known.train_y[:2000]
+        given, test, shifted = (looked_at(body, part)[1] for part in (x[:TUNED], task.test_x, blurred))
+        labels = known.train_y[:TUNED]
         small, tuned = Residual(seed), Residual(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -200,21 +201,21 @@ def _side(x: Tensor) -> tuple[int, int]:
 
 def unlabelled(seed: int) -> Found:
     """Labels for the pictures that have none, 50, 200 and 800 of each class."""
-    task, test = scenarios.clean(seed), scenarios.clean(seed)
-    x, y, given = task.train_x, task.train_y, slice(500)
+    task = scenarios.clean(seed)
+    x, y, given = task.train_x, task.train_y, slice(LABELLED)
     network = fit(perceptron(x.size(1), seed), x[given], y[given], seed)
-    yield "labelled pictures alone", {"test, %": right(network, test.test_x, test.test_y)}
+    yield "labelled pictures alone", {"test, %": right(network, task.test_x, task.test_y)}
     logits, hidden = looked_at(network, x)
     of = class_centres(hidden[given], y[given])
     best = torch.softmax(logits, 1).max(1)
-    for each in (50, 200, 800):
-        mined = mine(hidden[500:], of.centres, each)
-        confident = _of_each(best.values[500:], best.indices[500:], each)
+    for each in MINED:
+        mined = mine(hidden[LABELLED:], of.centres, each)
+        confident = _of_each(best.values[LABELLED:], best.indices[LABELLED:], each)
         for name, rows, labels in (
             ("mining", mined.indices, of.labels[mined.labels]),
-            ("confidence", confident, best.indices[500:][confident]),
+            ("confidence", confident, best.indices[LABELLED:][confident]),
         ):
-            rows = rows + 500
+            rows = rows + LABELLED
             more = torch.cat([x[given], x[rows]]), torch.cat([y[given], labels])
             yield (
                 f"{name}, {each} of each class",
