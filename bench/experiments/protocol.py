@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.experiments import setting as settings_of
-from bench.experiments.setting import Setting, Settings, make_network
+from bench.experiments.networks import make_network
+from bench.experiments.setting import Setting, Settings
 from pysel.selection import Selector
 
 Batch = tuple[Tensor, Tensor]  # indices [B] of samples, and factors [B] for their losses
@@ -76,7 +77,9 @@ class Method:
 @torch.no_grad()
 def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     """Fraction of samples classified rightly, and its mean over classes."""
-    right = (torch.cat([network(part) for part in x.split(4096)]).argmax(1) == y).double()
+    network.eval()
+    right = (torch.cat([network(part) for part in x.split(4096)]).argmax(1) == y).double().cpu()
+    y = y.cpu()
     sizes = torch.bincount(y)
     by_class = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, y, right)
     return float(right.mean()), float((by_class / sizes)[sizes > 0].mean())
@@ -104,11 +107,11 @@ def train(setting: Setting, feed: Feed, steps: int) -> dict[str, Any]:
         optimiser.zero_grad()
         logits = network(task.train_x[batch])
         losses = F.cross_entropy(logits, task.train_y[batch], reduction="none")
-        (losses * weights).mean().backward()
+        (losses * weights.to(losses)).mean().backward()
         optimiser.step()
         schedule.step()
         before = time.process_time()
-        feed.update(batch, losses.detach(), logits.detach())
+        feed.update(batch, losses.detach().cpu(), logits.detach().cpu())
         selecting += time.process_time() - before
         uses[batch] += 1
     training = time.process_time() - start - selecting

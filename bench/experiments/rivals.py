@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from bench.experiments.feeds import Diverse, Streamed, Typical, Weighed, looked_at, losses_of
 from bench.experiments.methods import dynamic, dynamic_random, full, static_random
+from bench.experiments.networks import Residual, make_network
 from bench.experiments.protocol import Feed, Method
 from bench.experiments.scenarios import TRAIN
-from bench.experiments.setting import Data, Setting, make_network
+from bench.experiments.setting import Data, Setting
 from pysel import permutation
 from pysel.selection import (
     ASSS,
@@ -97,7 +98,7 @@ def fit(
             losses.mean().backward()
             optimiser.step()
             for recorder in recorders:
-                recorder.update(batch, losses=losses.detach(), logits=logits.detach())
+                recorder.update(batch, losses=losses.detach().cpu(), logits=logits.detach().cpu())
     return network
 
 
@@ -126,7 +127,7 @@ def by_dynamics(recorder: str) -> Maker:
     """The samples of the largest scores from one training on all of the data."""
 
     def record(data: Data) -> dict[str, Tensor]:
-        labels, classes = data.task.train_y, data.task.num_classes
+        labels, classes = data.task.train_y.cpu(), data.task.num_classes
         window = min(10, max(3, data.settings.epochs // 2))
         recorders = (
             Forgetting(labels, classes),
@@ -144,17 +145,6 @@ def by_dynamics(recorder: str) -> Maker:
     return make
 
 
-class Residual(nn.Module):
-    """x + f(x): blocks that can be compared with each other."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.inner = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.inner(x)
-
-
 def familiarity(setting: Setting) -> Selector:
     """Least familiar to a network of six blocks, which has been trained on a half of the data: so that is known."""
 
@@ -163,13 +153,14 @@ def familiarity(setting: Setting) -> Selector:
         task, seed = data.task, 1000 * (data.seed + 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            blocks = [nn.Linear(task.train_x.size(1), width), *(Residual(width) for _ in range(6))]
-            network = nn.Sequential(*blocks, nn.Linear(width, task.num_classes))
+            first = nn.Sequential(nn.Flatten(), nn.Linear(task.train_x[0].numel(), width))
+            blocks = [first, *(Residual(width) for _ in range(6))]
+            network = nn.Sequential(*blocks, nn.Linear(width, task.num_classes)).to(task.train_x.device)
         seen = torch.zeros(len(task.train_y), dtype=torch.bool)
         seen[permutation(len(seen), key=data.key, stop=len(seen) // 2)] = True
         fit(data, seed, data.settings.epochs // 2, network=network, rows=torch.nonzero(seen).flatten())
         aware = awareness(hidden_states(network, task.train_x, [str(block) for block in range(1, 7)], batch_size=4096))
-        return aware, Familiarity().fit(aware, seen)
+        return aware.cpu(), Familiarity().fit(aware.cpu(), seen)
 
     aware, classifier = setting.data.shared.get("familiarity", make)
     return FamiliaritySelector(aware, setting.settings.keep_ratio, classifier)
@@ -254,7 +245,7 @@ def asss(setting: Setting) -> Selector:
     fitted = ASSS(settings.keep_ratio, epochs=settings.epochs, key=setting.key).fit(
         task.train_x, task.train_y, network, labels=task.train_y
     )
-    return FixedSelector(fitted.select(), setting.num_samples)
+    return FixedSelector(fitted.select().cpu(), setting.num_samples)
 
 
 def random_stream(setting: Setting) -> Feed:

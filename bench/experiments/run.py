@@ -164,8 +164,9 @@ def execute(
     results = load(path)
     groups = [[run for run in group if run.key not in results["records"]] for group in groups]
     groups = [group for group in groups if group]
+    planned = [run.scenario for group in groups for run in group]
     results |= head or {"methods": {name: method.kind for name, method in methods.METHODS.items()}}
-    results["scenarios"] = list(SCENARIOS)
+    results["scenarios"] = list(dict.fromkeys([*SCENARIOS, *results["scenarios"], *planned]))
     results["settings"].update({run.settings.name: asdict(run.settings) for group in groups for run in group})
     answers = _in_parallel(groups, workers, until) if workers else _train(groups, until)
     with tqdm(total=sum(map(len, groups)), unit="run", smoothing=0.05) as bar:

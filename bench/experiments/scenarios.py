@@ -31,9 +31,9 @@ FEATURE_DIM = 64  # principal components that stand for a picture or a text
 class Task:
     """What one run trains and is tested on."""
 
-    train_x: Tensor  # [N, d] float32
+    train_x: Tensor  # [N, d] or [N, 3, H, W] float32
     train_y: Tensor  # [N] int64
-    test_x: Tensor  # [M, d] float32
+    test_x: Tensor  # [M, ...] float32
     test_y: Tensor  # [M] int64
     num_classes: int
     wrong: Tensor | None = None  # bool [N], the samples whose label was changed
@@ -42,7 +42,13 @@ class Task:
 
     def features(self) -> Tensor:
         """What factors are found in, [N, at most FEATURE_DIM]; nothing of it is learned from labels."""
-        return pca(self.train_x, min(FEATURE_DIM, self.train_x.size(1))) if self.reduce else self.train_x
+        rows = self.train_x.flatten(1)
+        return pca(rows, min(FEATURE_DIM, rows.size(1))) if self.reduce else rows
+
+    def to(self, device: torch.device) -> Task:
+        """What networks see, there; which labels are wrong stays where it is."""
+        seen = ("train_x", "train_y", "test_x", "test_y")
+        return replace(self, **{name: getattr(self, name).to(device) for name in seen})
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -79,6 +85,22 @@ def _relabelled(task: Task, seed: int, share: float = 0.3) -> Task:
     labels = task.train_y.clone()
     labels[redrawn] = torch.randint(task.num_classes, (len(redrawn),), generator=generator)
     return replace(task, train_y=labels, wrong=labels != task.train_y)
+
+
+@lru_cache(maxsize=1)
+def _cifar10() -> Dataset:
+    return datasets.load("cifar-10")
+
+
+def cifar10(seed: int) -> Task:
+    """All of its training pictures; the seed has nothing to draw."""
+    data = _cifar10()
+    return Task(data.train_x, data.train_y, data.test_x, data.test_y, data.num_classes)
+
+
+def noisy_cifar10(seed: int) -> Task:
+    """`cifar10` with 30 % of the labels drawn again."""
+    return _relabelled(cifar10(seed), seed)
 
 
 def long_tail(seed: int, imbalance: float = 50.0) -> Task:
@@ -212,3 +234,4 @@ SCENARIOS: dict[str, Callable[[int], Task]] = {
     "flights": flights,
     "text": text,
 }
+ON_GPU: dict[str, Callable[[int], Task]] = {"CIFAR-10": cifar10, "CIFAR-10, noise": noisy_cifar10}

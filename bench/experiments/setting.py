@@ -11,12 +11,14 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import pysel
-from bench.experiments.scenarios import SCENARIOS, Task
+from bench.experiments.scenarios import ON_GPU, SCENARIOS, Task
 from pysel.selection import factor_tables, subset_size
 from pysel.selection.schedule import full_epochs
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # of networks and what they see
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,15 @@ class Data:
 
     @property
     def features(self) -> Tensor:
-        """[N, d], made without labels."""
-        return self.shared.get("features", self.task.features)
+        """[N, d] on the CPU, made without labels."""
+        return self.shared.get("features", lambda: self.task.features().cpu())
 
     def tables(self, class_coverage: str = "once") -> Any:
         """Factor tables of a sparse autoencoder trained on the features."""
         return self.shared.get(
             ("tables", class_coverage),
             lambda: factor_tables(
-                self._autoencoder(), self.features, labels=self.task.train_y, class_coverage=class_coverage
+                self._autoencoder(), self.features, labels=self.task.train_y.cpu(), class_coverage=class_coverage
             ),
         )
 
@@ -118,7 +120,7 @@ class Setting:
         self.data, self.settings = data, settings
         self.task, self.seed, self.key, self.order_seed = data.task, data.seed, data.key, data.order_seed
         self.num_samples = len(data.task.train_y)
-        self.labels = data.task.train_y
+        self.labels = data.task.train_y.cpu()  # selection is at home there
 
     def batches(self, samples: float) -> int:
         """Steps of an epoch of so many samples."""
@@ -164,16 +166,9 @@ def data(scenario: str, seed: int, settings: Settings) -> Data:
     Raises:
         bench.datasets.DataError: they are not there.
     """
-    return Data(SCENARIOS[scenario](seed), seed, settings)
+    return Data({**SCENARIOS, **ON_GPU}[scenario](seed).to(DEVICE), seed, settings)
 
 
 def setting(scenario: str, seed: int, settings: Settings) -> Setting:
     """The setting of a run; those that differ in the share kept have their data in common."""
     return Setting(data(scenario, seed, replace(settings, keep_ratio=1.0, refine=0.0)), settings)
-
-
-def make_network(task: Task, hidden: int, seed: int) -> nn.Module:
-    """A perceptron with one hidden layer; a function of the seed."""
-    with torch.random.fork_rng(devices=[]):  # the layers draw from the global generator: give it back as it was
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(task.train_x.size(1), hidden), nn.ReLU(), nn.Linear(hidden, task.num_classes))
