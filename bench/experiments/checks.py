@@ -253,6 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, help="put the tables into this file, too")
     options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # threads only wait for each other on networks this small
     results = json.loads(options.results.read_text()) if options.results.exists() else {"seeds": SEEDS, "checks": {}}
     for check in options.only or [name for name in CHECKS if name not in results["checks"]]:
         found: dict[str, dict[str, list[float]]] = {}
