@@ -25,6 +25,8 @@ def nmtune_loss(
     values of z in the sum of all (Chen et al., 2309.17002 and 2403.06869; the factors and the five values are those of
     the released code). z of two views of a batch are one batch here: concatenate them.
 
+    On features of small networks it did not help (docs/science.md): compare before you use it.
+
     The gradient is that of singular *values* and finite where some are equal or 0, as those of vectors would not be.
     Half types are computed in float32. O(B D min(B, D)).
 
