@@ -144,7 +144,7 @@ def test_empty_directory_falls_back_and_says_so(
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match="auto, fashion-mnist or flights, got 'mnist'"):
+    with pytest.raises(ValueError, match="auto, fashion-mnist, flights or cifar-10, got 'mnist'"):
         datasets.load("mnist")
 
 

@@ -37,7 +37,8 @@ class OnlineCoreset(Remembering):
 
     Ours: the last layer instead of the whole network. The memory is filled by ``own`` as in the paper; its released
     code fills it at random within classes. The random picks at the beginning of each task are left out. On five tasks
-    of Fashion-MNIST a `ReplayMemory` of any samples was 14 points better (docs/science.md): compare before you use it.
+    of Fashion-MNIST a `pysel.selection.stream.ReplayMemory` of any samples was 14 points better (docs/science.md):
+    compare before you use it.
 
     Args:
         num_classes: C, the logits' width.
