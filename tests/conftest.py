@@ -1,9 +1,12 @@
 """Fixtures that every test file shares: `device`, `dtype`, `layout`, `key`."""
 
+import shutil
+
 import pytest
 import torch
 
 import pysel
+from tests.browser import Browser
 from tests.tensors import DEVICES, DTYPES, LAYOUTS, name
 
 TIERS = {
@@ -69,3 +72,13 @@ def no_vmap_fallback():
     torch._C._functorch._set_vmap_fallback_enabled(False)
     yield
     torch._C._functorch._set_vmap_fallback_enabled(True)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A real browser, see tests/browser.py."""
+    if shutil.which("chromium") is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
