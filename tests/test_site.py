@@ -122,6 +122,21 @@ def test_every_page_can_be_read_in_both_themes(site: Path, browser: Browser, wid
     assert [url for url in browser.requests if not url.startswith(("file:", "about:", "data:"))] == []
 
 
+def test_what_cannot_be_read_is_found(tmp_path: Path, browser: Browser) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(
+        "<body style='background: #111'><article style='width: 900px'><p style='color: #222'>Faint.</p>"
+        "<p style='color: #eee'>Clear.</p><div style='background: #eee'><p style='color: #111'>Clear, too.</p></div>"
+        "<img src='nowhere.png'></article>"
+    )
+    browser("Emulation.setDeviceMetricsOverride", width=360, height=800, deviceScaleFactor=1, mobile=True)
+    browser.open(page.as_uri())
+    seen = browser.js(LOOK)
+    browser("Emulation.clearDeviceMetricsOverride")
+    assert seen["faint"] == ["P Faint."] and seen["width"] > 360 and seen["words"] < 100
+    assert [Path(url).name for url in seen["lost"]] == ["nowhere.png"]
+
+
 def test_a_broken_link_is_found(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text(
         '<p id="here"><a href="b.html#there"></a><a href="#here"></a><img src="c.png"></p>'
