@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -241,7 +242,9 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 run.log({"loss": 5 * epoch + batch}, step=5 * epoch + batch)
             figures.append(written.epoch_end(epoch))
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-    found = list(rows(file))
+    end = time.monotonic() + 30
+    while len(found := list(rows(file))) < 15 and time.monotonic() < end:
+        time.sleep(0.02)  # its service may write after finish() has returned
     assert [row["loss"] for row in found if "loss" in row] == list(range(15))
     assert [
         {name: value for name, value in row.items() if name.startswith("selection/")}
