@@ -31,6 +31,7 @@ def told(version: str, changelog: str, citation: str) -> list[str]:
     date = section[1] if section else ""
     if not re.fullmatch(r"\d{4}-\d\d-\d\d", date):
         faults.append(f"CHANGELOG.md has no section '## {version} (YEAR-MONTH-DAY)' with anything in it")
+        date = "YEAR-MONTH-DAY"
     wanted = (f"version: {version}", f"date-released: {date}")
     return faults + [f"CITATION.cff does not say '{line}'" for line in wanted if line not in citation.splitlines()]
 

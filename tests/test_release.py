@@ -37,6 +37,14 @@ def test_what_is_told_wrong_is_found(changelog: str, citation: str, fault: str) 
     assert fault in check.told("1.2.0", changelog, citation)[0]
 
 
+def test_before_the_date_is_known_a_date_is_asked_for_in_both_files() -> None:
+    faults = check.told("1.2.0", CHANGELOG.replace("2026-01-31", "unreleased"), CITATION.replace("2026-01-31", ""))
+    assert [(fault.split(".")[0], "YEAR-MONTH-DAY" in fault) for fault in faults] == [
+        ("CHANGELOG", True),
+        ("CITATION", True),
+    ]
+
+
 def test_the_changelog_has_a_section_of_the_version_that_is_declared() -> None:
     version = check.declared((ROOT / "pyproject.toml").read_text())
     assert re.search(rf"^## {re.escape(version)} \(", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
