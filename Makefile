@@ -11,7 +11,7 @@
 # make gpu-check  on a machine with an NVIDIA GPU: build, tests, benchmarks; with PYTHON=... in that Python, no .venv
 # make lint   ruff, clang-format and mypy
 # make wheels  the wheel of this version into dist/, for any Python and torch 2.11 or newer; with the CUDA kernels where nvcc
-#             is, unless PYSEL_CUDA=OFF
+#             is, unless PYSEL_CUDA=OFF; WHEEL_ARGS='--machine aarch64' cross-builds that machine's
 # make try-wheel  install it in an empty environment and ask it for the golden vectors (TRY_ARGS='--python python3.10
 #             --torch 2.11.0')
 # make release-check  all that must hold before a release: version, changelog, golden vectors, wheels, site, archive
@@ -73,7 +73,8 @@ docs: .venv/built .venv/docs
 	@echo 'pysel: build/docs/index.html'
 
 wheels: .venv/built .venv/dev
-	@$(PY) -m release.wheel
+	$(if $(findstring aarch64,$(WHEEL_ARGS)),$(call need,command -v aarch64-linux-gnu-g++,no aarch64-linux-gnu-g++. Type: apt-get install g++-aarch64-linux-gnu))
+	@$(PY) -m release.wheel $(WHEEL_ARGS)
 
 try-wheel: .venv/dev
 	@$(PY) -m release.try_wheel $(TRY_ARGS)

@@ -55,8 +55,8 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         (ROOT / "pysel/lib").mkdir(parents=True, exist_ok=True)  # for --inplace: setuptools makes no folder
-        # One build folder per Python, kept between calls, so that ninja compiles only what changed.
-        build = ROOT / "build" / str(sys.implementation.cache_tag)
+        # One build folder per Python and machine, kept between calls, so that ninja compiles only what changed.
+        build = ROOT / "build" / f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parents[1]
         jobs = ["--parallel", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         options = [

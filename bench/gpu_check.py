@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-BUILD = ROOT / "build" / str(sys.implementation.cache_tag)  # as in setup.py
+BUILD = ROOT / "build" / f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"  # as in setup.py
 KEPT = ROOT / "build/gpu-check"  # where git and an emptied --out do not reach
 PARTS = ("build", "tests", "benchmarks", "sanitizers")
 PART_MINUTES = 9.3  # of the ten that a command may take

@@ -1,4 +1,4 @@
-"""Install the wheel of dist/ in an empty environment and ask it for the golden vectors.
+"""Install this machine's wheel of dist/ in an empty environment and ask it for the golden vectors.
 
 python -m release.try_wheel [--python PYTHON] [--torch VERSION]
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -24,9 +25,9 @@ def main() -> int:
     parser.add_argument("--torch", default=version("torch"), help="the torch to try it with (default: this one's)")
     parser.add_argument("--environment", type=Path, help="a virtual environment to use, not a new one")
     arguments = parser.parse_args()
-    wheels = list((ROOT / "dist").glob("pysel-*.whl"))
+    wheels = list((ROOT / "dist").glob(f"pysel-*_{platform.machine()}.whl"))
     if len(wheels) != 1:
-        sys.exit(f"pysel: wanted one wheel in dist/, found {len(wheels)}. Type: make wheels")
+        sys.exit(f"pysel: wanted one wheel of this machine in dist/, found {len(wheels)}. Type: make wheels")
     with tempfile.TemporaryDirectory() as folder:
         environment = arguments.environment or Path(folder) / "environment"
         python = environment / "bin/python"

@@ -10,13 +10,14 @@ import argparse
 import re
 import subprocess
 import sys
+import sysconfig
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import pysel
 
 ROOT = Path(__file__).parent.parent
-BUILD = ROOT / "build" / str(sys.implementation.cache_tag)
+BUILD = ROOT / "build" / f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
 TABLE = Path(__file__).with_suffix(".txt")
 SLACK = 4  # registers that a kernel may take beyond its figure
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import platform
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -104,13 +108,32 @@ def packed(folder: Path, name: str, **libraries: Path) -> Path:
     shutil.which("readelf") is None or shutil.which("c++") is None, reason="needs binutils and a compiler"
 )
 def test_a_wheel_that_runs_on_no_other_machine_is_found(tmp_path: Path) -> None:
-    name = "pysel-1.2.0+cu130-py3-none-manylinux_2_34_x86_64.whl"
+    mine, other = sorted(wheel.MACHINES, key=lambda machine: machine != platform.machine())
+    name = f"pysel-1.2.0+cu130-py3-none-manylinux_2_99_{mine}.whl"
     assert wheel.faults(packed(tmp_path, name, libpysel=FILE)) == []
     assert "tag" in wheel.faults(packed(tmp_path, "pysel-1.2.0-cp311-cp311-linux_x86_64.whl", libpysel=FILE))[0]
     assert "libraries" in wheel.faults(packed(tmp_path, name, libpysel=FILE, libtorch=FILE))[0]
+    assert "is for" in wheel.faults(packed(tmp_path, name.replace(mine, other), libpysel=FILE))[0]
+    assert "asks for glibc" in wheel.faults(packed(tmp_path, name.replace("2_99", "2_5"), libpysel=FILE))[0]
     absolute = tmp_path / "absolute.so"
     subprocess.run(["c++", "-shared", "-o", absolute, "-xc++", "/dev/null", "-Wl,-rpath,/home/builder"], check=True)
     assert "/home/builder" in wheel.faults(packed(tmp_path, name, libpysel=absolute))[0]
+
+
+def test_a_build_for_another_machine_has_its_compiler_its_torch_and_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """setup.py names the folder, and setuptools the wheel, by what sysconfig tells of the machine."""
+    monkeypatch.setattr(wheel, "torch_of", lambda machine: tmp_path / f"{machine}'s torch")
+    (other,) = wheel.MACHINES.keys() - {platform.machine()}
+    environment = wheel.target(other)
+    told = subprocess.check_output(
+        [sys.executable, "-c", "import sysconfig; print(sysconfig.get_platform())"], env=environment, text=True
+    )
+    assert told.strip() == f"linux-{other}"
+    assert environment["CXX"] == f"{other}-linux-gnu-g++" and environment["PYSEL_CUDA"] == "OFF"
+    assert f"-DTORCH_DIR={tmp_path}/{other}'s torch" in shlex.split(environment["CMAKE_ARGS"])
+    assert wheel.target(platform.machine()) == os.environ
 
 
 def floor(text: str | None) -> str:
