@@ -2,7 +2,7 @@
 # make test   run the tests, four minutes on two cores (PYTEST_ARGS=... for pytest)
 # make test-all  and the CUDA kernels in every order of threads and under sanitizers, ten minutes, as CI does
 # make examples  run examples/ in the frameworks that they are for, and samplers in all, four minutes on two cores
-# make bench  measure every op against its rivals, 15 minutes on two cores and more for further instruction sets that the
+# make bench  measure every op against its rivals, 25 minutes on two cores and more for further instruction sets that the
 #             machine has (BENCH_ARGS='--variant avx2' for one alone); make bench-quick: 2
 # make experiments  compare selection methods on real data, 90 minutes on two cores; what is there is not done again
 # make subsets  compare subsets chosen once, ASSS's and its rivals', on eight tables, resumably: 90 minutes on two cores

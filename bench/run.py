@@ -1,6 +1,6 @@
 """Measure pysel against its rivals on this machine.
 
-    python -m bench.run                                          everything, a quarter of an hour for a variant
+    python -m bench.run                                          everything, 25 minutes, and more for other variants
     python -m bench.run --variant avx2,portable                  these variants of the CPU kernels alone
     python -m bench.run --quick                                  judged configuration, fewer rivals, 2 minutes
     python -m bench.run --only ^select --contenders pysel,eager  a look at one op, in seconds
