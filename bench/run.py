@@ -239,6 +239,8 @@ def environment(config: Record) -> dict[str, str]:
         # where torch looks for ninja
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
         **({"PYSEL_CPU_VARIANT": variant, **RIVALS[variant]} if variant else {}),
+        # what torch.compile keeps for one instruction set it would take for another
+        **({"TORCHINDUCTOR_CACHE_DIR": str(ROOT / "build" / "inductor" / variant)} if variant else {}),
     }
 
 

@@ -263,6 +263,11 @@ def test_worker_runs_a_variant_and_torch_has_no_more(variant: str) -> None:
     assert done.stdout.split() == [variant, capability[variant]]
 
 
+def test_no_variant_is_given_what_torch_compiled_for_another() -> None:
+    caches = [run.environment({**report.JUDGED, "variant": of})["TORCHINDUCTOR_CACHE_DIR"] for of in run.RIVALS]
+    assert len(set(caches)) == len(run.RIVALS)
+
+
 def test_variant_that_the_machine_lacks_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run.main(["--variant", "avx2,sse9"])
