@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 import pysel
 from pysel.selection import diverse_batch
 from tests.statistics import accept, chi_square, reject
+
+diverse = importlib.import_module("pysel.selection.dynamic.diverse_batch")  # of that name the package has the function
 
 
 def batch(b: int, c: int, d: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -41,9 +44,14 @@ def law(errors: np.ndarray, features: np.ndarray, k: int, deflate: bool = True) 
     return odds
 
 
-@pytest.mark.parametrize(("c", "d"), [(2, 3), (9, 16)], ids=["through the mean", "through all pairs"])
-def test_the_law_of_the_picks(c: int, d: int) -> None:
-    errors, features = batch(5, c, d)
+@pytest.fixture(params=[4096, 0], ids=["all pairs at once", "row by row"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diverse, "PAIRS_AT_ONCE", request.param)
+
+
+@pytest.mark.usefixtures("products")
+def test_the_law_of_the_picks() -> None:
+    errors, features = batch(5, 9, 16)
     right, wrong = law(errors, features, 3), law(errors, features, 3, deflate=False)
     counts = dict.fromkeys(right, 0)
     for seed in range(3000):
@@ -52,16 +60,16 @@ def test_the_law_of_the_picks(c: int, d: int) -> None:
     reject({"sequences": chi_square(list(counts.values()), list(wrong.values()))})
 
 
-@pytest.mark.parametrize("k", [1, 7, 32])
-def test_both_ways_to_the_first_sum_agree(k: int) -> None:
-    """Columns of zeros change no gradient's products, but which way is shorter."""
+@pytest.mark.parametrize("k", [1, 3, 7, 32])  # 1 and 3 of 32 are row by row either way
+def test_all_pairs_at_once_or_row_by_row(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     errors, features = batch(32, 4, 6)
-    padded = np.pad(features, ((0, 0), (0, 2000)))
     picks = diverse_batch(errors, features, k, key=3)
     assert picks.dtype == torch.int64 and len(picks.unique()) == k
-    assert torch.equal(diverse_batch(np.pad(errors, ((0, 0), (0, 200))), padded, k, key=3), picks)
+    monkeypatch.setattr(diverse, "PAIRS_AT_ONCE", 0)
+    assert torch.equal(diverse_batch(errors, features, k, key=3), picks)
 
 
+@pytest.mark.usefixtures("products")
 def test_one_of_each_kind() -> None:
     """Forty samples of four kinds, each at right angles to the others: four picks are one of each."""
     kinds = np.repeat(np.arange(4), 10)
@@ -70,6 +78,7 @@ def test_one_of_each_kind() -> None:
         assert sorted(kinds[diverse_batch(errors, features, 4, key=seed)]) == [0, 1, 2, 3]
 
 
+@pytest.mark.usefixtures("products")
 def test_more_picks_than_directions_and_none_at_all() -> None:
     errors, features = batch(12, 2, 2)  # of errors that sum to 0: two directions
     for e in (errors, np.zeros_like(errors)):

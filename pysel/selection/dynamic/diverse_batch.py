@@ -11,6 +11,8 @@ from pysel import _checks, _inputs, ops
 from pysel.random import as_key
 from pysel.selection.state import lasting
 
+PAIRS_AT_ONCE = 4096  # rows of which the products of all pairs take 128 MB
+
 
 @lasting
 def diverse_batch(errors: Any, features: Any, k: int, *, key: Tensor | int | None = None) -> Tensor:
@@ -22,8 +24,9 @@ def diverse_batch(errors: Any, features: Any, k: int, *, key: Tensor | int | Non
     orthogonal to those before it (Gram-Schmidt): what a sample shares with one that was picked counts no more.
 
     No [B, C * d] gradients are made: ``<g_i, g_j> = (error_i . error_j) (feature_i . feature_j)``, and all that the
-    rule needs are these. The first r takes O(B C d) or O(B^2 (C + d)) operations, whichever is less, and a pick
-    O(B (C + d + k)), in float64, and reads nothing back from the device.
+    rule needs are these: in float64, of all pairs at once where B is at most 8 k and 4096, else O(B C d) operations for
+    the first r and O(B (C + d)) a pick. Gram-Schmidt takes O(B k) a pick and memory for B k numbers. Nothing is read
+    back from the device.
 
     Ours: no sample is picked twice, and once r is nothing but rounding, because what was picked spans the sum, the rest
     is drawn uniformly.
@@ -59,21 +62,25 @@ def diverse_batch(errors: Any, features: Any, k: int, *, key: Tensor | int | Non
         raise ValueError(f"{op}: features must have the rows of errors, {b}, got {len(f)}")
     k = _checks.in_range(op, "k", k, 1, b)
     key = as_key(op, key)
-    squares = e.square().sum(1) * f.square().sum(1)
-    pull = ((e @ e.mT) * (f @ f.mT)).sum(1) if b * (c + d) < 2 * c * d else ((e @ (e.mT @ f)) * f).sum(1)  # <g_i, r>
+    # A product makes <g_i, g_j> of all pairs in less time than the rows of those picked, unless few are picked of many.
+    gram = (e @ e.mT).mul_(f @ f.mT) if b <= min(8 * k, PAIRS_AT_ONCE) else None
+    pull = ((e @ (e.mT @ f)).mul_(f) if gram is None else gram).sum(1)[None]  # [1, B]: <g_i, r>
     rounding = 1e-12 * pull.abs().amax().clamp_min(torch.finfo(e.dtype).tiny)
+    least = 1e-10 * (e.square().sum(1) * f.square().sum(1))  # squares below are rounding
     free = torch.zeros_like(pull)  # -inf: picked
-    basis = e.new_zeros(b, k)  # <g_i, u_j> of the orthonormal u_j
+    basis = e.new_zeros(k, b)  # <g_i, u_j> of the orthonormal u_j
     picks = []
     for j in range(k):
-        i = ops.gumbel_argmax((pull.abs().clamp_min(rounding).log() + free)[None], key=key, start=j * b)  # [1]
+        i = ops.gumbel_argmax(pull.abs().clamp_min_(rounding).log_().add_(free), key=key, start=j * b)  # [1]
         picks.append(i)
-        free = free.index_fill(0, i, -torch.inf)
-        along = (e @ e[i].mT).mul_(f @ f[i].mT).sub_(basis[:, :j] @ basis[i, :j].mT).squeeze(1)  # <g, g_i's new part>
-        square = along[i]
-        new = square > 1e-10 * squares[i]  # else g_i is a combination of those before it
-        basis[:, j] = torch.where(new, along * square.rsqrt(), 0.0)
-        pull = pull - torch.where(new, along * (pull[i] / square), 0.0)
+        free.index_fill_(1, i, -torch.inf)
+        along = (e[i] @ e.mT).mul_(f[i] @ f.mT) if gram is None else gram[i]
+        along = along.addmm_(basis[:j, i].mT, basis[:j], alpha=-1)  # <g, g_i's new part>
+        square = along[:, i]
+        # 0 where g_i is a combination of those before it
+        scale = torch.where(square > least[i], square, torch.inf).rsqrt_()
+        torch.mul(along, scale, out=basis[j : j + 1])
+        pull.addcmul_(along, pull[:, i] * scale * scale, value=-1)
     return torch.cat(picks)
 
 
