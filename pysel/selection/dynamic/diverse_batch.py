@@ -57,7 +57,7 @@ def diverse_batch(errors: Any, features: Any, k: int, *, key: Tensor | int | Non
     op = "diverse_batch"
     e = _scaled(_inputs.matrix(op, "errors", errors))
     f = _scaled(_inputs.matrix(op, "features", features)).to(e.device)
-    (b, c), d = e.shape, f.size(1)
+    b = len(e)
     if len(f) != b:
         raise ValueError(f"{op}: features must have the rows of errors, {b}, got {len(f)}")
     k = _checks.in_range(op, "k", k, 1, b)
