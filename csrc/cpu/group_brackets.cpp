@@ -91,7 +91,7 @@ int64_t guess_brackets(const GroupKeys<Bits>& keys, int64_t most_kept, std::vect
     return 0;
   }
   const double n = static_cast<double>(keys.size());
-  const auto wanted = static_cast<int64_t>(std::pow(n, 2.0 / 3.0) * std::cbrt(static_cast<double>(groups)));
+  const auto wanted = static_cast<int64_t>(std::cbrt(n * n * static_cast<double>(groups)));
   const Sample<Bits> s(keys, std::min({wanted, 4 * most_kept, keys.size() / 16}));
   std::vector<size_t> end(states.size() + 1);
   for (uint32_t g : s.groups) ++end[g + 1];

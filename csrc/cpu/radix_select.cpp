@@ -96,7 +96,8 @@ class Selection {
     Bracket b;
     if (k_ == 0) b.low = b.high;  // keep as few as can be
     if (k_ == 0 || n_ <= kFew) return b;
-    const auto runs = static_cast<int64_t>(std::pow(static_cast<double>(n_), 2.0 / 3.0)) / kRun;
+    const auto n = static_cast<double>(n_);
+    const auto runs = static_cast<int64_t>(std::cbrt(n * n)) / kRun;
     const int64_t size = runs * kRun;
     std::vector<Bits> sample(static_cast<size_t>(size));
     parallel_for(runs, 64, [&](int64_t begin, int64_t end) {
@@ -104,7 +105,7 @@ class Selection {
         keys_of_(start_of_run(r, runs, n_), kRun, {}, &sample[static_cast<size_t>(r * kRun)]);
     });
     // Four standard deviations of the k-th largest key's rank in the sample, and a few more where k is tiny.
-    const double share = static_cast<double>(k_) / static_cast<double>(n_);
+    const double share = static_cast<double>(k_) / n;
     const double rank = share * static_cast<double>(size);
     const double slack = 4 + 4 * std::sqrt(rank * (1 - share));
     const auto from_top = static_cast<int64_t>(std::floor(rank - slack));
