@@ -12,8 +12,8 @@
 # make lint   ruff, clang-format and mypy
 # make wheels  the wheel of this version into dist/, for any Python and torch 2.11 or newer; with the CUDA kernels where nvcc
 #             is, unless PYSEL_CUDA=OFF; WHEEL_ARGS='--machine aarch64' cross-builds that machine's
-# make try-wheel  install it in an empty environment and ask it for the golden vectors (TRY_ARGS='--python python3.10
-#             --torch 2.11.0')
+# make try-wheel  install it in empty environments, with the oldest Python and torch for the CPU that are to be had, and with
+#             the newest, and ask it for the golden vectors (TRY_ARGS=--cuda, or '--python python3.10 --torch 2.11.0')
 # make release-check  all that must hold before a release: version, changelog, golden vectors, wheels, site, archive
 # make build  compile the extension into pysel/
 # make help   these lines
@@ -24,6 +24,8 @@
 
 # Threads that spin while they wait starve each other on a small or shared machine.
 export OMP_WAIT_POLICY ?= PASSIVE
+# What a step prints is seen as it is printed, in a file as on a terminal.
+export PYTHONUNBUFFERED = 1
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -32,7 +34,7 @@ CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu'
 # $(call need,command that succeeds,what to say when it does not)
 need = @$(1) >/dev/null 2>&1 || { echo 'pysel: $(2)' >&2; exit 1; }
 
-PIP = $(PY) -m pip install --quiet --disable-pip-version-check
+PIP = $(PY) -m pip install --disable-pip-version-check
 
 .PHONY: demo test test-all examples bench bench-quick experiments subsets leaderboard gpu-check docs wheels try-wheel release-check lint build help clean
 
@@ -69,7 +71,7 @@ gpu-check: $(if $(ASKED),,.venv/dev)
 	@$(or $(ASKED),$(PY)) -m bench.gpu_check $(GPU_CHECK_ARGS)
 
 docs: .venv/built .venv/docs
-	@$(PY) -m sphinx --builder html --nitpicky --fail-on-warning --keep-going --fresh-env --quiet -d build/doctrees docs build/docs
+	@$(PY) -m sphinx --builder html --nitpicky --fail-on-warning --keep-going --fresh-env -d build/doctrees docs build/docs
 	@echo 'pysel: build/docs/index.html'
 
 wheels: .venv/built .venv/dev

@@ -89,7 +89,8 @@ def sources_build_from_themselves() -> list[str]:
         (archive,) = Path(folder).glob("*.tar.gz")
         command = [sys.executable, "-m", "pip", "wheel", "--no-index", "--no-deps", "--no-build-isolation"]
         outside = dict(os.environ, PYSEL_CUDA="OFF", PIP_NO_INDEX="1")
-        done = subprocess.run([*command, "--quiet", "--wheel-dir", folder, archive], env=outside)
+        # in sight, as it compiles
+        done = subprocess.run([*command, "--verbose", "--wheel-dir", folder, archive], env=outside)
         return faults + ([f"no wheel comes of {archive.name}"] if done.returncode else [])
 
 
