@@ -349,8 +349,8 @@ def test_many_refused_values_are_few_reports(library, op, args):
         ("weighted_sample", (2**31, False, "draw"), 'k must be below 2^31 for order="draw" on a GPU, got 2147483648'),
         ("weighted_sample", (2**31, False, "shuffled"), 'k must be below 2^31 for order="shuffled" on a GPU'),
         ("weighted_sample", (2**31, True, "index"), 'k must be below 2^31 for order="index" on a GPU'),
-        ("topk", (1025,), "k must be at most 1024 for rows of 2^31 or more elements on a GPU, got 1025"),
-        ("topk_encode", (2**30,), "k must be below 2^30 on a GPU, got 1073741824"),
+        ("topk", (2**31,), "k must be below 2^31 on a GPU, got 2147483648"),
+        ("topk_encode", (2**31,), "k must be below 2^31 on a GPU, got 2147483648"),
     ],
 )
 def test_what_torch_cannot_sort_is_refused_before_anything_is_taken(library, op, args, text):

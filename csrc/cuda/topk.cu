@@ -7,14 +7,15 @@
 //
 //   State     entries [part 0: room][part 1: room] ...   count [parts]   gate [parts]
 //
-// Short rows with a small k take a warp each. A k too large for shared memory takes torch's stable sort, by order keys
-// as integers: torch sorts floats with negative NaN at the other end.
+// Short rows with a small k take a warp each. A k too large for shared memory is selected (select.cuh), and the best then
+// take torch's stable sort, by order keys as integers: torch sorts floats with negative NaN at the other end.
 #include "common/op.h"
 
 #include <array>
 #include <tuple>
 
 #include "common/codes.h"
+#include "cuda/select.cuh"
 #include "cuda/sort.cuh"
 #include "cuda/top.cuh"
 
@@ -183,11 +184,15 @@ constexpr std::int64_t kLeastPart = 1 << 14;
 constexpr std::int64_t kTileRows = 4096, kLeastColumns = 512;
 constexpr std::int64_t kTileBytes = 32 << 20;  // stays in the L2 cache of the larger GPUs until it is scanned
 constexpr std::int64_t kStateBytes = 64 << 20;
+constexpr std::int64_t kRowsBytes = 128 << 20;        // of whole rows of activations: the GEMM wants some hundred rows
+constexpr std::int64_t kSortedInBlock = 4096;         // elements of a row that torch's sort keeps in shared memory
+constexpr std::int64_t kSortedAtOnce = 1 << 23;       // elements; the sort takes some 40 bytes for each
 #else
 constexpr std::int64_t kNarrowIndices = 1 << 15;
 constexpr std::int64_t kLeastPart = 1 << 10;
 constexpr std::int64_t kTileRows = 8, kLeastColumns = 64;
-constexpr std::int64_t kTileBytes = 1 << 12, kStateBytes = 1 << 16;
+constexpr std::int64_t kTileBytes = 1 << 12, kStateBytes = 1 << 16, kRowsBytes = 1 << 13;
+constexpr std::int64_t kSortedInBlock = 1100, kSortedAtOnce = 1 << 12;
 #endif
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a - 1) / b + 1; }
@@ -271,97 +276,92 @@ void dispatch_entry(std::int64_t n, std::int64_t k, F f) {
 
 // --- by sorting ---
 
+// Rows of elements, or of activations, which are ranked by what relu leaves of them or by their magnitudes: a source of
+// keys for select_rows.
+template <typename T>
+struct Elements {
+  using Bits = OrderBits<T>;
+  const T* x;  // [rows, n]
+  std::int64_t n;
+  bool activations;
+  Rank rank;
+
+  Elements rows_from(std::int64_t first) const { return {x + first * n, n, activations, rank}; }
+
+  __device__ Bits key(T element) const {
+    if (rank == Rank::magnitude) return order_by<Rank::magnitude>(element);
+    const Bits least = activations ? order(static_cast<T>(0.0f)) : Bits{0};
+    return larger(order(element), least);
+  }
+  __device__ void keys(const Row& row, std::int64_t r, std::int64_t quad, Bits (&keys)[4], Seen&) const {
+    T four[4];
+    row.load(x + r * n, quad, static_cast<T>(0.0f), four);
+    for (int i = 0; i < 4; ++i) keys[i] = key(four[i]);
+  }
+
+  // What is written of an element that is among the best.
+  __device__ T value(T element) const {
+    const bool negative = rank == Rank::magnitude && signed_index<Rank::magnitude>(0, element) != 0;
+    return activations ? from_magnitude<T>(key(element), negative) : element;
+  }
+};
+
 // Order keys as signed integers, for sorting by torch.
 template <typename T>
 using SortKey = std::make_signed_t<OrderBits<T>>;
 
 template <typename T>
-constexpr OrderBits<T> kSignBit = static_cast<OrderBits<T>>(OrderBits<T>{1} << (8 * sizeof(T) - 1));
+constexpr ScalarType kSortKeyType = sizeof(T) == 2   ? ScalarType::Short
+                                    : sizeof(T) == 4 ? ScalarType::Int
+                                                     : ScalarType::Long;
 
 template <typename T>
-ScalarType sort_key_type() {
-  return sizeof(T) == 2 ? ScalarType::Short : sizeof(T) == 4 ? ScalarType::Int : ScalarType::Long;
-}
-
-// keys[row] = the keys kept so far, then those of x[row], its relu or its magnitudes.
-template <typename T>
-__global__ void sort_keys_kernel(const T* __restrict__ x,              // [rows, n]
-                                 const SortKey<T>* __restrict__ best,  // [rows, k]
-                                 std::int64_t rows, std::int64_t n, std::int64_t k, std::int64_t kept, bool relu,
-                                 Rank rank,
-                                 SortKey<T>* __restrict__ keys) {  // [rows, kept + n]
-  const OrderBits<T> least = relu ? order(static_cast<T>(0.0f)) : OrderBits<T>{0};
-  const std::int64_t width = kept + n;
+__global__ void sort_keys_kernel(Elements<T> elements,
+                                 const std::int64_t* __restrict__ some,  // [rows, width] to be sorted; null: all
+                                 std::int64_t rows, std::int64_t width,
+                                 SortKey<T>* __restrict__ keys) {  // [rows, width]
+  constexpr auto sign = static_cast<OrderBits<T>>(OrderBits<T>{1} << (8 * sizeof(T) - 1));
   for (std::int64_t i = thread_in_grid(); i < rows * width; i += threads_in_grid()) {
-    const std::int64_t row = i / width, j = i % width;
-    if (j < kept) {
-      keys[i] = best[row * k + j];
-      continue;
-    }
-    const T element = x[row * n + j - kept];
-    const auto key = rank == Rank::magnitude ? order_by<Rank::magnitude>(element) : larger(order(element), least);
-    keys[i] = static_cast<SortKey<T>>(key ^ kSignBit<T>);
+    const std::int64_t at = some != nullptr ? some[i] : i % width;
+    keys[i] = static_cast<SortKey<T>>(elements.key(elements.x[i / width * elements.n + at]) ^ sign);
   }
 }
 
 template <typename T>
-__global__ void gather_kernel(const T* __restrict__ x,                  // [rows, n]
-                              const std::int64_t* __restrict__ sorted,  // [rows, n] positions, best first
-                              std::int64_t rows, std::int64_t n, std::int64_t k,
-                              T* __restrict__ values,                // [rows, k]
-                              std::int64_t* __restrict__ indices) {  // [rows, k]
+__global__ void write_sorted_kernel(Elements<T> elements,
+                                    const std::int64_t* __restrict__ some,    // as above
+                                    const std::int64_t* __restrict__ sorted,  // [rows, width] places, best first
+                                    std::int64_t rows, std::int64_t width, std::int64_t k,
+                                    T* __restrict__ values,                // [rows, k]
+                                    std::int64_t* __restrict__ indices) {  // [rows, k]
   for (std::int64_t i = thread_in_grid(); i < rows * k; i += threads_in_grid()) {
-    const std::int64_t row = i / k, from = sorted[row * n + i % k];
-    indices[i] = from;
-    values[i] = x[row * n + from];
+    const std::int64_t row = i / k, place = sorted[row * width + i % k];
+    const std::int64_t at = some != nullptr ? some[row * width + place] : place;
+    indices[i] = at;
+    values[i] = elements.value(elements.x[row * elements.n + at]);
   }
 }
 
-// Keeps the first `keep` of a tile's sort. Positions below `kept` are what was kept before, the others the tile's units
-// from `first` on. The last tile has `values`; until then indices of magnitudes have the sign below them.
+// The k best are selected, in the order of their indices, and sorted: stably, so that ties stay in it. Rows that torch
+// sorts in a block's memory are read and written once for that, and selecting would cost more.
 template <typename T>
-__global__ void keep_sorted_kernel(const T* __restrict__ x,                  // [rows, width - kept]
-                                   const SortKey<T>* __restrict__ keys,      // [rows, width] sorted
-                                   const std::int64_t* __restrict__ sorted,  // [rows, width] positions
-                                   const std::int64_t* __restrict__ before,  // [rows, k] indices of those kept
-                                   std::int64_t rows, std::int64_t width, std::int64_t k, std::int64_t kept,
-                                   std::int64_t keep, std::int64_t first, Rank rank,
-                                   SortKey<T>* __restrict__ best,       // [rows, k]
-                                   std::int64_t* __restrict__ indices,  // [rows, k]
-                                   T* __restrict__ values) {            // [rows, k] or null
-  for (std::int64_t i = thread_in_grid(); i < rows * keep; i += threads_in_grid()) {
-    const std::int64_t row = i / keep, j = i % keep, from = sorted[row * width + j];
-    const SortKey<T> key = keys[row * width + j];
-    best[row * k + j] = key;
-    std::int64_t index;
-    if (from < kept)
-      index = before[row * k + from];
-    else if (index = first + from - kept; rank == Rank::magnitude)
-      index = signed_index<Rank::magnitude>(index, x[row * (width - kept) + from - kept]);
-    if (values != nullptr) {
-      const auto bits = static_cast<OrderBits<T>>(static_cast<OrderBits<T>>(key) ^ kSignBit<T>);
-      values[row * k + j] = from_magnitude<T>(bits, rank == Rank::magnitude && index % 2 != 0);
-      if (rank == Rank::magnitude) index /= 2;
-    }
-    indices[row * k + j] = index;
-  }
-}
-
-template <typename T>
-void topk_by_sort(const Call& call, const T* x, std::int64_t rows, std::int64_t n, std::int64_t k,
-                  const Output<T>& out) {
-  constexpr std::int64_t kAtOnce = 1 << 23;  // elements; the sort takes some 40 bytes for each
-  const std::int64_t most = std::clamp<std::int64_t>(kAtOnce / n, 1, rows);
+void topk_by_sort(const Call& call, const Elements<T>& elements, std::int64_t rows, std::int64_t k, T* values,
+                  std::int64_t* indices) {
+  const bool all = elements.n <= kSortedInBlock || elements.n == k;
+  const std::int64_t width = all ? elements.n : k;
+  const std::int64_t most = std::clamp<std::int64_t>(kSortedAtOnce / width, 1, rows);
   for (std::int64_t row = 0; row < rows; row += most) {
     const std::int64_t r = std::min(most, rows - row);
-    const Tensor keys = call.empty({r, n}, sort_key_type<T>());
-    call.launch(sort_keys_kernel<T>, grid_size(r * n, kMostThreads), kMostThreads, x + row * n,
-                static_cast<const SortKey<T>*>(nullptr), r, n, k, std::int64_t{0}, false, Rank::value,
+    const Elements<T> here = elements.rows_from(row);
+    const auto best = call.room<std::int64_t>(all ? 0 : r * k);
+    const std::int64_t* some = all ? nullptr : best.data();
+    if (!all) select_rows(call, here, NoiseArgument{}, NoiseArgument{}, r, here.n, k, SelectReports{}, best.data());
+    const Tensor keys = call.empty({r, width}, kSortKeyType<T>);
+    call.launch(sort_keys_kernel<T>, grid_size(r * width, kMostThreads), kMostThreads, here, some, r, width,
                 static_cast<SortKey<T>*>(keys.data_ptr()));
-    const auto [best_first, positions] = sort_rows(keys, true);
-    call.launch(gather_kernel<T>, grid_size(r * k, kMostThreads), kMostThreads, x + row * n,
-                static_cast<const std::int64_t*>(positions.data_ptr()), r, n, k, out.values + row * k,
-                out.indices + row * k);
+    const Tensor sorted = std::get<1>(sort_rows(keys, true));
+    call.launch(write_sorted_kernel<T>, grid_size(r * k, kMostThreads), kMostThreads, here, some,
+                static_cast<const std::int64_t*>(sorted.data_ptr()), r, width, k, values + row * k, indices + row * k);
   }
 }
 
@@ -369,7 +369,7 @@ void topk_by_sort(const Call& call, const T* x, std::int64_t rows, std::int64_t 
 
 template <typename T>
 void topk_rows(const Call& call, const T* x, std::int64_t rows, std::int64_t n, std::int64_t k, const Output<T>& out) {
-  if (k > kMostK) return topk_by_sort(call, x, rows, n, k, out);
+  if (k > kMostK) return topk_by_sort<T>(call, {x, n, false, Rank::value}, rows, k, out.values, out.indices);
   const auto few = static_cast<unsigned>(k);
   if (n <= kShortRow && k <= kWarp) {
     using Entry = std::conditional_t<sizeof(T) <= 4, std::uint64_t, Wide>;
@@ -401,8 +401,7 @@ std::tuple<Tensor, Tensor> topk(Tensor x, int64_t k) {
   check_value(x.dim() >= 1, op, ": x must have shape [..., n], got ", shape(x));
   const int64_t n = x.size(x.dim() - 1);
   check_k(op, k, n);
-  check_value(k <= kMostK || n <= kMostSorted, op, ": k must be at most ", kMostK,
-              " for rows of 2^31 or more elements on a GPU, got ", k);
+  check_value(k <= kMostSorted, op, ": k must be below 2^31 on a GPU, got ", k);
   const Call call(x);
   std::vector<int64_t> size = sizes(x);
   size.back() = k;
@@ -477,40 +476,18 @@ void encode(const Call& call, const Tensor& x, const Tensor& weight, const std::
   }
 }
 
-// Any k: each tile is sorted together with what was kept before it. That stands first, so a stable sort leaves ties to
-// the lowest index.
+// Any k: tiles of whole rows.
 template <typename T>
 void encode_by_sort(const Call& call, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                     std::int64_t k, const Output<T>& out) {
-  constexpr std::int64_t kAtOnce = 1 << 21;
   const std::int64_t rows = x.size(0), hidden = weight.size(0);
-  const std::int64_t tile_hidden = std::min(hidden, std::max(k, 4 * kLeastColumns));
-  const std::int64_t tile_rows = std::clamp<std::int64_t>(kAtOnce / (k + tile_hidden), 1, rows);
-  Activations activations(call, x, weight, bias, tile_rows, tile_hidden);
-  const Tensor best = call.empty({tile_rows, k}, sort_key_type<T>());
-  Tensor before = call.empty({tile_rows, k}, ScalarType::Long), after = call.empty({tile_rows, k}, ScalarType::Long);
-  auto* best_keys = static_cast<SortKey<T>*>(best.data_ptr());
-
+  const std::int64_t tile_rows =
+      std::clamp<std::int64_t>(kRowsBytes / (hidden * static_cast<std::int64_t>(sizeof(T))), 1, rows);
+  Activations activations(call, x, weight, bias, tile_rows, hidden);
   for (std::int64_t row = 0; row < rows; row += tile_rows) {
     const std::int64_t r = std::min(tile_rows, rows - row);
-    for (std::int64_t unit = 0; unit < hidden; unit += tile_hidden) {
-      const std::int64_t h = std::min(tile_hidden, hidden - unit);
-      const std::int64_t kept = std::min(k, unit), width = kept + h, keep = std::min(k, width);
-      const T* tile = static_cast<const T*>(activations.tile(row, r, unit, h));
-      const Tensor keys = call.empty({r, width}, sort_key_type<T>());
-      call.launch(sort_keys_kernel<T>, grid_size(r * width, kMostThreads), kMostThreads, tile,
-                  static_cast<const SortKey<T>*>(best_keys), r, h, k, kept, true, out.rank,
-                  static_cast<SortKey<T>*>(keys.data_ptr()));
-      const auto [best_first, positions] = sort_rows(keys, true);
-      const bool last = unit + h == hidden;
-      call.launch(keep_sorted_kernel<T>, grid_size(r * keep, kMostThreads), kMostThreads, tile,
-                  static_cast<const SortKey<T>*>(best_first.data_ptr()),
-                  static_cast<const std::int64_t*>(positions.data_ptr()),
-                  static_cast<const std::int64_t*>(before.data_ptr()), r, width, k, kept, keep, unit, out.rank,
-                  best_keys, last ? out.indices + row * k : static_cast<std::int64_t*>(after.data_ptr()),
-                  last ? out.values + row * k : nullptr);
-      std::swap(before, after);
-    }
+    const T* tile = static_cast<const T*>(activations.tile(row, r, 0, hidden));
+    topk_by_sort<T>(call, {tile, hidden, true, out.rank}, r, k, out.values + row * k, out.indices + row * k);
   }
 }
 
@@ -532,8 +509,7 @@ std::tuple<Tensor, Tensor> topk_encode(Tensor x, Tensor weight, std::optional<Te
     check_same_dtype(op, "x", x, "bias", *bias);
   }
   check_k(op, k, hidden);
-  // by sorting, a tile as wide as k and what was kept before it
-  check_value(k <= kMostSorted / 2, op, ": k must be below 2^30 on a GPU, got ", k);
+  check_value(k <= kMostSorted, op, ": k must be below 2^31 on a GPU, got ", k);
   check_activation(op, activation);
   const Rank rank = activation == "abs" ? Rank::magnitude : Rank::value;
   const Call call(x);

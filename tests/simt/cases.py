@@ -441,19 +441,21 @@ def topk():
             x = torch.where(chance < 0.01, torch.inf, torch.where(chance < 0.97, -torch.inf, x))
         return x.to(dtype)
 
-    # A warp a row, blocks of each size, buffers of each size, rows cut into parts, the sort.
+    # A warp a row, blocks of each size, buffers of each size, rows cut into parts; all sorted, or what was selected.
     shapes = [(3, 1, 1), (0, 7, 3), (2, 9, 0), (5, 33, 1), (2, 64, 32), (6, 65, 7), (1, 256, 2), (2, 256, 33)]
     shapes += [(2, 257, 32), (2, 500, 499), (1, 1025, 64), (1, 1025, 1024), (1, 1100, 1100), (1, 5000, 31)]
-    shapes += [(1, 4200, 257), (1, 2300, 2000), (1, 33_000, 2)]
+    shapes += [(1, 4200, 257), (5, 1090, 1030), (5, 1203, 1040), (1, 2300, 2000), (2, 9001, 1500), (1, 33_000, 2)]
     for b, n, k in shapes:
         for dtype in dtypes:
-            tsan = (b, n) in ((6, 65), (2, 257)) and dtype == torch.float32
+            tsan = (b, n) in ((6, 65), (2, 257), (5, 1203)) and dtype == torch.float32
             yield Case("topk", (rows("random", b, n, dtype=dtype), k), tsan=tsan)
     for pattern in ("ties", "equal", "ascending", "zeros", "nan", "all nan", "infinite"):
         for dtype, n, k in zip(dtypes, (5003, 700, 5003, 900), (33, 40, 300, 9), strict=True):
             yield Case("topk", (rows(pattern, 1, n, dtype=dtype), k), note=pattern)
         yield Case("topk", (rows(pattern, 2, 70), 9), note=pattern)
-        yield Case("topk", (rows(pattern, 1, 1100), 1050), note=pattern)
+        yield Case("topk", (rows(pattern, 2, 1100), 1050), note=pattern)
+        yield Case("topk", (rows(pattern, 2, 1300), 1050), note=pattern)
+        yield Case("topk", (rows(pattern, 1, 8200, dtype=torch.bfloat16), 1100), note=pattern)
     yield Case("topk", (rows("random", 1025, 300)[:, :260], 33), note="more rows than make parts, strided")
     x = rows("ties", 1, 8203, dtype=torch.float16)
     yield Case("topk", (x[0, 1:], 20), note="unaligned")
@@ -463,9 +465,9 @@ def topk():
         """Whole numbers: sums of their products are exact in any order."""
         return torch.randint(low, high + 1, size, generator=g).to(dtype)
 
-    # Several tiles, of rows and of units; parts of a tile; the sort.
+    # Several tiles, of rows and of units; parts of a tile; tiles of whole rows, all sorted, or what was selected.
     shapes = [(1, 1, 1, 1), (0, 3, 5, 2), (3, 0, 90, 70), (3, 4, 6, 0), (4, 2, 50, 50), (9, 3, 300, 20)]
-    shapes += [(2, 1, 700, 300), (1, 2, 4500, 40), (1, 3, 1200, 1030), (3, 2, 700, 64)]
+    shapes += [(2, 1, 700, 300), (1, 2, 4500, 40), (3, 2, 700, 64), (4, 2, 1080, 1030), (4, 3, 1200, 1030)]
     for b, d, h, k in shapes:
         for dtype in dtypes:
             bias = whole(h, low=-4, high=1, dtype=dtype) if (b + dtypes.index(dtype)) % 2 == 0 else None
@@ -477,6 +479,8 @@ def topk():
     yield Case("topk_encode", (whole(3, 1), weight, none, 50, "relu"), note="nothing active")
     few = none.index_fill(0, torch.tensor([3, 4, 133, 690]), 5.0)
     yield Case("topk_encode", (whole(3, 1), weight, few, 50, "relu"), note="few active")
+    args = (whole(2, 1), torch.cat([weight, weight]), torch.cat([few, none]), 1100, "relu")
+    yield Case("topk_encode", args, note="few active")
     yield Case("topk_encode", (torch.ones(2, 1), weight.sort(0).values, None, 60, "relu"), note="ascending")
     rising = torch.arange(700.0).view(700, 1)
     yield Case("topk_encode", (torch.ones(2, 1), rising, None, 30, "relu"), note="rising tiles")
@@ -484,6 +488,7 @@ def topk():
     broken = weight.index_fill(0, torch.tensor([7, 300, 650]), torch.nan)
     for activation in ("relu", "abs"):
         yield Case("topk_encode", (whole(3, 1), broken, None, 5, activation), note="nan")
+        yield Case("topk_encode", (whole(2, 1), torch.cat([broken, -broken]), None, 1100, activation), note="nan")
         args = (whole(2, 3).t(), whole(8, 400)[::4].t(), whole(800)[::2], 33, activation)
         yield Case("topk_encode", args, note="strided")
 
