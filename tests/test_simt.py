@@ -128,6 +128,20 @@ def test_a_row_of_one_step_is_bounded_by_it(kernels):
     assert kernels.atomics_run - before < n
 
 
+@pytest.mark.parametrize(("n", "k", "selected"), [(1100, 1050, False), (1101, 1050, True), (1101, 1101, False)])
+def test_only_the_best_of_a_row_are_sorted_unless_a_block_sorts_it(kernels, n, k, selected):
+    x = torch.randn(1, n, generator=torch.Generator().manual_seed(1))
+    set_order(kernels, "ascending")
+    for call_op in (
+        lambda: torch.ops.pysel_simt.topk(x, k),
+        lambda: torch.ops.pysel_simt.topk_encode(torch.ones(1, 1), x.t(), None, k, "abs"),
+    ):
+        kernels.forget_kernels()
+        call_op()
+        assert any("mark_kernel<" in name for name in kernels.kernels) == selected
+        assert any("write_sorted_kernel<" in name for name in kernels.kernels)
+
+
 # --- Planted bugs ---
 
 

@@ -354,7 +354,8 @@ void launch_selection(const Call& call, const Source& source, const Selection<ty
                 static_cast<int>(std::ceil(rank + slack)));
   }
   call.launch(mark_kernel<Source>, grid_size(rows * s.marks.tiles, 1), kSelectBlock, source, s);
-  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(s.marks.tiles, 1024));  // that share a row
+  // That share a row. Each finds anew what the digit before has settled, so there are not more than fill a device.
+  const auto blocks = static_cast<unsigned>(std::clamp<std::int64_t>(1024 / rows, 1, s.marks.tiles));
   const int digits = k > 0 ? s.digits.all() : 1;  // the first looks at what must be refused
   for (int d = 0; d < digits; ++d)
     call.launch(digit_kernel<Source>, grid_size(rows * blocks, 1), kSelectBlock, source, s, reports, d, blocks);

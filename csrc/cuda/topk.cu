@@ -7,8 +7,9 @@
 //
 //   State     entries [part 0: room][part 1: room] ...   count [parts]   gate [parts]
 //
-// Short rows with a small k take a warp each. A k too large for shared memory is selected (select.cuh), and the best then
-// take torch's stable sort, by order keys as integers: torch sorts floats with negative NaN at the other end.
+// Short rows with a small k take a warp each. Where k is too large for shared memory, the best are selected
+// (select.cuh) and take torch's stable sort, by order keys as integers: torch sorts floats with negative NaN at the
+// other end.
 #include "common/op.h"
 
 #include <array>
@@ -184,9 +185,9 @@ constexpr std::int64_t kLeastPart = 1 << 14;
 constexpr std::int64_t kTileRows = 4096, kLeastColumns = 512;
 constexpr std::int64_t kTileBytes = 32 << 20;  // stays in the L2 cache of the larger GPUs until it is scanned
 constexpr std::int64_t kStateBytes = 64 << 20;
-constexpr std::int64_t kRowsBytes = 128 << 20;        // of whole rows of activations: the GEMM wants some hundred rows
-constexpr std::int64_t kSortedInBlock = 4096;         // elements of a row that torch's sort keeps in shared memory
-constexpr std::int64_t kSortedAtOnce = 1 << 23;       // elements; the sort takes some 40 bytes for each
+constexpr std::int64_t kRowsBytes = 128 << 20;   // of whole rows of activations: the GEMM wants some hundred rows
+constexpr std::int64_t kSortedInBlock = 4096;    // elements of a row that torch's sort keeps in shared memory
+constexpr std::int64_t kSortedAtOnce = 1 << 23;  // elements; the sort takes some 40 bytes for each
 #else
 constexpr std::int64_t kNarrowIndices = 1 << 15;
 constexpr std::int64_t kLeastPart = 1 << 10;
