@@ -102,8 +102,8 @@ clean:
 	$(call need,command -v $(firstword $(CXX)),no C++ compiler $(firstword $(CXX)). Type: apt-get install g++)
 	$(call need,$(PYTHON) -c 'import sys; assert sys.hexversion >= 0x030b0000',no $(PYTHON) of version 3.11 or newer. Name one: make PYTHON=...)
 	$(call need,$(PYTHON) -c 'import ensurepip; import venv',$(PYTHON) cannot make virtual environments. Type: apt-get install python3-venv)
-	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@echo 'pysel: installing the pinned packages into .venv'
+	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@$(PIP) -r requirements.txt
 	@touch $@
 

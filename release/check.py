@@ -102,7 +102,7 @@ def wheels_are_clean() -> list[str]:
 
 
 def the_site_is_whole() -> list[str]:
-    return tests("tests/test_site.py")
+    return tests("tests/test_site.py", "--capture=no")  # in sight, as it is built
 
 
 CHECKS: list[Callable[[], list[str]]] = [
