@@ -110,6 +110,7 @@ def run_step(step: Step, seconds_left: float) -> tuple[Outcome, str]:
     skip = step.skip or ("no time is left" if limit < 1 else "")
     if skip:
         return Outcome(step.name, "skipped", 0.0, skip), ""
+    print(f"{step.name}: begins, {limit:.0f} s at the most\n", end="", flush=True)  # whole, beside a neighbour's
     start = time.monotonic()
     process = subprocess.Popen(
         step.command,
