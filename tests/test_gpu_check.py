@@ -125,7 +125,7 @@ def test_a_failure_is_in_the_table_the_files_and_the_status(tmp_path, capsys, mo
     steps = [step("bad", "print('the reason'); raise SystemExit(1)"), step("good", "print('x' * 10**6); print('fine')")]
     assert check(steps, {"steps": []}, tmp_path, 60) == 1
     printed = capsys.readouterr().out
-    assert printed.startswith("bad: begins, 60 s at the most\nbad: failed")
+    assert printed.startswith("bad: begins, 30 s at the most\n")
     assert "bad   failed  " in printed and "the reason" in printed and "good  ok" in printed
     written = json.loads((tmp_path / "gpu_check.json").read_text())
     assert [(s["name"], s["status"], s["note"]) for s in written["steps"]] == [
