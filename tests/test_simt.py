@@ -142,6 +142,21 @@ def test_only_the_best_of_a_row_are_sorted_unless_a_block_sorts_it(kernels, n, k
         assert any("write_sorted_kernel<" in name for name in kernels.kernels)
 
 
+def test_race_keys_of_long_rows_are_made_for_few(kernels):
+    """Each candidate takes an atomic or more. Were there too many for their room, each element would."""
+    n, key = 20_000, pysel.key(1)
+    weights = torch.randn(n, generator=torch.Generator().manual_seed(1)).exp() / 100
+    set_order(kernels, "ascending")
+    for log_weights in (False, True):
+        for k in (20, 2000, 10_000, 19_990):
+            kernels.forget_kernels()
+            before = kernels.atomics_run
+            w = weights.log() if log_weights else weights
+            torch.ops.pysel_simt.weighted_sample(w, k, False, log_weights, "index", None, None, key, 0, None)
+            assert kernels.atomics_run - before < n / 3
+            assert any("mark_kernel<" in name and "ByKeys" not in name for name in kernels.kernels)
+
+
 # --- Planted bugs ---
 
 

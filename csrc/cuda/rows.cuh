@@ -40,6 +40,15 @@ class Row {
   __device__ std::int64_t begin(std::int64_t quad) const { return 4 * quad - phase_; }
   __device__ bool holds(std::int64_t at) const { return 0 <= at && at < width_; }
 
+  // A bit for each element of a quad that the row holds.
+  __device__ unsigned held(std::int64_t quad) const {
+    const std::int64_t at = begin(quad);
+    if (at >= 0 && at + 4 <= width_) return 0xf;
+    unsigned bits = 0;
+    for (int i = 0; i < 4; ++i) bits |= holds(at + i) ? 1u << i : 0u;
+    return bits;
+  }
+
   // What a quad holds, and `outside` where it lies outside the row.
   template <typename T, typename A>
   __device__ void load(const T* row, std::int64_t quad, A outside, A (&v)[4]) const {
@@ -72,10 +81,14 @@ class Row {
   // The uniform of element `place` of a quad, whose high word is known.
   template <typename A>
   __device__ Uniform<A> uniform_at(std::int64_t quad, unsigned place, std::uint32_t high) const {
-    if constexpr (sizeof(A) == 4)
-      if (!in_tail(high)) return uniform_from_high(high);
-    const std::uint64_t element = 4 * (block_ + static_cast<std::uint64_t>(quad)) + place;
-    return uniform<A>(high, key_.word(Stream::low, element));
+    return uniform_of<A>(4 * (block_ + static_cast<std::uint64_t>(quad)) + place, high);
+  }
+
+  // The uniform of one element of the row.
+  template <typename A>
+  __device__ Uniform<A> uniform_of(std::int64_t at) const {
+    const std::uint64_t element = 4 * block_ + static_cast<std::uint64_t>(at - begin(0));
+    return uniform_of<A>(element, key_.word(Stream::high, element));
   }
 
   // Only what is near the ends of (0, 1) needs the low words in float.
@@ -112,6 +125,13 @@ class Row {
   }
 
  private:
+  template <typename A>
+  __device__ Uniform<A> uniform_of(std::uint64_t element, std::uint32_t high) const {
+    if constexpr (sizeof(A) == 4)
+      if (!in_tail(high)) return uniform_from_high(high);
+    return uniform<A>(high, key_.word(Stream::low, element));
+  }
+
   template <typename T>
   __device__ bool whole(const T* row, std::int64_t at) const {
     return at >= 0 && at + 4 <= width_ && is_aligned<4>(row + at);

@@ -36,10 +36,84 @@ __device__ A nothing(bool log_weights) {
 
 // --- without replacement ---
 
+// 2^x, right to 2^-22 of it; what is not normal may be 0. CUDA's exp2f takes three instructions more to keep that.
+__device__ inline float rough_exp2(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  // as wrong as it may be
+  const float y = std::exp2(x) * (bit_cast<std::uint32_t>(x) % 2 != 0 ? 1 + 0x1p-22f : 1 - 0x1p-22f);
+  return y < Float<float>::kSmallestNormal ? 0.0f : y;
+#endif
+}
+
+// Tells most elements from a bracket of race keys without a logarithm: a key exceeds t where U exceeds
+// exp(-w exp(-t)). What it tells is certain, for the ends are moved apart by more than all that is rounded:
+//
+//   of keys        2^-12 and 2^-20 of t, for 4e-5 in a key below 134, a unit in the last place of one beyond, and 2e-5
+//                  in t and what is made of it
+//   of uniforms    2^-20, for 2^-22 in the last exponential, 2^-25 in U's high word as a float, 2^-32 that the low word
+//                  would add, and 2^-25 in the sum with the margin
+//
+// Of what meets a NaN it tells nothing.
+template <typename A>
+class RaceBracket {
+ public:
+  __device__ RaceBracket(OrderBits<A> low, OrderBits<A> high, bool log_weights) : log_weights_(log_weights) {
+    using F = Float<A>;
+    // the least bits, which say that there is no end, are no number's; the largest are NaN's
+    low_ = moved(from_order<A>(larger(low, order(nothing<A>(true)))), A{-1});
+    high_ = moved(from_order<A>(high), A{1});
+    if (log_weights) return;
+    low_ = rough_exp(-low_);
+    high_ = rough_exp(-high_);
+    // what is not normal goes to the side on which less is told
+    low_ = low_ < F::kSmallestNormal ? F::kSmallestNormal : low_;
+    high_ = high_ < F::kSmallestNormal ? A{0} : (high_ > F::kLargest / 2 ? F::kLargest / 2 : high_);
+    low_ *= -kLog2E;
+    high_ *= -kLog2E;
+  }
+
+  // Of an element whose uniform has this high word.
+  __device__ bool below(A weight, std::uint32_t high) const {
+    return static_cast<float>(high) < fma_(uniform_at(low_, weight), 0x1p32f, -kMargin);
+  }
+  __device__ bool above(A weight, std::uint32_t high) const {
+    return static_cast<float>(high) > fma_(uniform_at(high_, weight), 0x1p32f, kMargin);
+  }
+
+ private:
+  static constexpr float kLog2E = 0x1.715476p+0f, kLog2OfLog2E = 0x1.0eba78p-1f;
+  static constexpr float kMargin = 0x1p12f;  // of uniforms, in units of 2^-32
+
+  __device__ static A moved(A key, A sign) {
+    return key + sign * fma_(key < A{0} ? -key : key, A{0x1p-20}, A{0x1p-12});
+  }
+
+  __device__ static A rough_exp(A x) {
+    if constexpr (sizeof(A) == 4)
+      return rough_exp2(x * kLog2E);
+    else
+      return times_exp(A{1}, x);
+  }
+
+  // The uniform of an element of this weight whose key is at an end.
+  __device__ float uniform_at(A end, A weight) const {
+    return rough_exp2(log_weights_ ? -rough_exp2(fma_(static_cast<float>(weight - end), kLog2E, kLog2OfLog2E))
+                                   : static_cast<float>(weight * end));
+  }
+
+  bool log_weights_;
+  A low_, high_;  // a key; where weights are no logarithms, -exp(-key) / log(2)
+};
+
 template <typename T>
 struct Race {
   using A = Compute<T>;
   using Bits = OrderBits<A>;
+  using Bracket = RaceBracket<A>;
   const T* weights;  // [rows, n]
   std::int64_t n;
   bool log_weights;
@@ -57,13 +131,33 @@ struct Race {
     for (int i = 0; i < 4; ++i) key[i] = order(z[i]);
   }
 
-  __device__ Bits key_of(const Row& row, std::int64_t r, std::int64_t at) const {
-    const std::int64_t place = at - row.begin(0);
-    Bits key[4];
-    Seen seen;
-    keys(row, r, place / 4, key, seen);
-    const Bits even = place & 2 ? key[2] : key[0], odd = place & 2 ? key[3] : key[1];
-    return place & 1 ? odd : even;
+  __device__ Bracket bracket(Bits low, Bits high) const { return {low, high, log_weights}; }
+
+  // What is kept is the weight. Of one that must be refused, which may make a NaN, nothing is told.
+  __device__ Sides sides(const Row& row, std::int64_t r, std::int64_t quad, const Bracket& bracket, Bits (&kept)[4],
+                         Seen& seen) const {
+    A w[4];
+    row.load(weights + r * n, quad, nothing<A>(log_weights), w);
+    const PhiloxBlock high = row.high_words(quad);
+    Sides sides;
+    for (int i = 0; i < 4; ++i) {
+      bool bad = false;
+      seen.permitted |= permitted(w[i], log_weights, bad) ? 1u << i : 0u;
+      seen.bad |= bad;
+      const bool above = bracket.above(w[i], high.word[i]) & !bad, below = bracket.below(w[i], high.word[i]) & !bad;
+      sides.above |= above ? 1u << i : 0u;
+      sides.open |= above | below ? 0u : 1u << i;
+      kept[i] = bit_cast<Bits>(w[i]);
+    }
+    return sides;
+  }
+
+  __device__ Bits key_of(const Row& row, std::int64_t at, Bits kept) const {
+    const A weight = bit_cast<A>(kept);
+    return order((log_weights ? weight : log_any(weight)) + gumbel(row.uniform_of<A>(at)));
+  }
+  __device__ Bits key_at(const Row& row, std::int64_t r, std::int64_t at) const {
+    return key_of(row, at, bit_cast<Bits>(static_cast<A>(weights[r * n + at])));
   }
 };
 
@@ -93,7 +187,7 @@ __global__ void __launch_bounds__(kBlock)
   for (std::int64_t i = thread_in_grid(); i < rows * k; i += threads_in_grid()) {
     const std::int64_t r = i / k;
     const Row row(noise, r * race.n, race.n);
-    out[i] = winners[i] < 0 ? 0 : signed_order(race.key_of(row, r, winners[i]));
+    out[i] = winners[i] < 0 ? 0 : signed_order(race.key_at(row, r, winners[i]));
   }
 }
 

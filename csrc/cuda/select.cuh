@@ -4,7 +4,9 @@
 // instead of stored. The host waits for nothing, and allocates by n and k alone.
 //
 //   sample    a few thousand keys of a row bracket its k-th largest within [low, high]
-//   mark      one pass over all keys: a bit for each above `high`; those within the bracket become candidates
+//   mark      one pass over all elements: a bit for each above `high`; those within the bracket become candidates, and
+//             where keys are dear, so that most elements are told without, those of which nothing is told
+//   keys      of these candidates
 //   digits    radix selection among the candidates, or, where the bracket missed or held too many of them, among all
 //             keys: by the bytes of the key, then by those that break ties (see ranking.cuh), so that none are left
 //   finish    bits for what is selected beside those above `high`
@@ -27,9 +29,46 @@ namespace pysel {
 //     void keys(const Row& row, int64_t r, int64_t quad, Bits (&key)[4], Seen& seen) const;
 //     Source rows_from(int64_t first) const;  // where row `first` is row 0
 //   };
+//
+// One whose keys are dear may also tell on which side of a bracket most elements of a quad lie. It then makes a
+// candidate's key of what it `kept`:
+//
+//     Bracket bracket(Bits low, Bits high) const;
+//     Sides sides(const Row& row, int64_t r, int64_t quad, const Bracket& bracket, Bits (&kept)[4], Seen& seen) const;
+//     Bits key_of(const Row& row, int64_t at, Bits kept) const;
 struct Seen {
   unsigned permitted = 0;  // a bit for each element that may be selected
   bool bad = false;        // an element that must be refused
+};
+
+// A bit for each element of a quad that is above the bracket, and for each that may be within.
+struct Sides {
+  unsigned above = 0, open = 0;
+};
+
+template <typename Source>
+concept TellsSides = requires { &Source::sides; };
+
+// Tells by the keys themselves, which it keeps.
+template <typename Source>
+struct ByKeys : Source {
+  using Bits = typename Source::Bits;
+  struct Bracket {
+    Bits low, high;
+  };
+
+  __device__ Bracket bracket(Bits low, Bits high) const { return {low, high}; }
+
+  __device__ Sides sides(const Row& row, std::int64_t r, std::int64_t quad, const Bracket& bracket, Bits (&key)[4],
+                         Seen& seen) const {
+    this->keys(row, r, quad, key, seen);
+    Sides sides;
+    for (int i = 0; i < 4; ++i) {
+      sides.above |= key[i] > bracket.high ? 1u << i : 0u;
+      sides.open |= key[i] >= bracket.low && key[i] <= bracket.high ? 1u << i : 0u;
+    }
+    return sides;
+  }
 };
 
 // What to tell when a row cannot be selected from.
@@ -47,7 +86,8 @@ constexpr int kBins = 1 << kDigitBits;
 template <typename Bits>
 struct RowTally {
   Bits low, high;  // of the bracket
-  unsigned long long above, within, permitted;
+  unsigned long long above, candidates, permitted;
+  unsigned long long over, under;  // candidates that are outside the bracket after all
   unsigned bad;
 };
 
@@ -134,60 +174,89 @@ __global__ void __launch_bounds__(kSelectBlock) mark_kernel(Source source, Selec
   struct Mark {
     ScanSlots<std::uint64_t> sum;
     unsigned long long first;
+    Vec<Bits, 4> kept[kTileQuads][kSelectBlock];
   };
   Mark& mark = shared<Mark>();
   for (std::int64_t tile = blockIdx.x; tile < s.marks.rows * s.marks.tiles; tile += gridDim.x) {
     const std::int64_t r = tile / s.marks.tiles, first_quad = tile % s.marks.tiles * kTile;
     const Row row = s.marks.row(r);
     RowTally<Bits>& tally = s.tally[r];
-    const Bits low = tally.low, high = tally.high;
-    Bits key[kTileQuads][4];
-    unsigned within[kTileQuads];  // a bit an element
-    unsigned above_count = 0, within_count = 0, permitted_count = 0;
+    const auto bracket = source.bracket(tally.low, tally.high);
+    unsigned open = 0;  // a bit for each element of this thread's quads
+    unsigned above_count = 0, permitted_count = 0;
     bool bad = false;
 #pragma unroll
     for (int j = 0; j < kTileQuads; ++j) {
       const std::int64_t quad = first_quad + j * kSelectBlock + threadIdx.x;
       unsigned above = 0;
-      within[j] = 0;
       if (quad < row.quads()) {
         Seen seen;
-        source.keys(row, r, quad, key[j], seen);
+        Vec<Bits, 4> kept;
+        const Sides sides = source.sides(row, r, quad, bracket, kept.of, seen);
+        mark.kept[j][threadIdx.x] = kept;
         permitted_count += static_cast<unsigned>(__popc(seen.permitted));
         bad |= seen.bad;
-        for (int i = 0; i < 4; ++i) {
-          const bool here = row.holds(row.begin(quad) + i);
-          above |= here && key[j][i] > high ? 1u << i : 0u;
-          within[j] |= here && key[j][i] >= low && key[j][i] <= high ? 1u << i : 0u;
-        }
+        const unsigned held = row.held(quad);
+        above = sides.above & held;
+        open |= (sides.open & held) << 4 * j;
       }
       above_count += __popc(above);
-      within_count += __popc(within[j]);
       const unsigned word = word_of(above);
       const std::int64_t at = (first_quad + j * kSelectBlock + threadIdx.x) / 8;
       if (threadIdx.x % 8 == 0 && at < s.marks.words) s.marks.bits[r * s.marks.words + at] = word;
     }
     // three counts below 2^20 in one sum
     const BlockSum<std::uint64_t> sum =
-        block_sum(within_count | std::uint64_t{above_count} << 20 | std::uint64_t{permitted_count} << 40, mark.sum);
+        block_sum(__popc(open) | std::uint64_t{above_count} << 20 | std::uint64_t{permitted_count} << 40, mark.sum);
     const bool any_bad = __syncthreads_or(bad) != 0;
     if (threadIdx.x == 0) {
       const unsigned long long found = sum.all & 0xfffff, above = sum.all >> 20 & 0xfffff, permitted = sum.all >> 40;
-      mark.first = found > 0 ? atomicAdd(&tally.within, found) : 0;
+      mark.first = found > 0 ? atomicAdd(&tally.candidates, found) : 0;
       if (above > 0) atomicAdd(&tally.above, above);
       if (permitted > 0) atomicAdd(&tally.permitted, permitted);
       if (any_bad) atomicOr(&tally.bad, 1u);
     }
     __syncthreads();
-    std::int64_t to = static_cast<std::int64_t>(mark.first + (sum.before & 0xfffff));
-#pragma unroll
-    for (int j = 0; j < kTileQuads; ++j) {
-      const std::int64_t quad = first_quad + j * kSelectBlock + threadIdx.x;
-      for (int i = 0; i < 4; ++i) {
-        if ((within[j] >> i & 1) == 0) continue;
-        if (to < s.room) s.candidates[r * s.room + to] = {row.begin(quad) + i, key[j][i]};
-        ++to;
-      }
+    const std::int64_t begin = row.begin(first_quad + threadIdx.x);
+    SelectCandidate<Bits>* candidates = s.candidates + r * s.room;
+    auto to = static_cast<std::int64_t>(mark.first + (sum.before & 0xfffff));
+    for (; open != 0 && to < s.room; open &= open - 1, ++to) {
+      const unsigned e = static_cast<unsigned>(__ffs(static_cast<int>(open))) - 1, j = e / 4, i = e % 4;
+      candidates[to] = {begin + 4 * j * kSelectBlock + i, mark.kept[j][threadIdx.x].of[i]};
+    }
+  }
+}
+
+// A row's blocks stride over its candidates. Where there are too many, nobody asks for them.
+template <typename Source>
+__global__ void __launch_bounds__(kSelectBlock)
+    keys_kernel(Source source, Selection<typename Source::Bits> s, unsigned blocks_of_row) {
+  using Bits = typename Source::Bits;
+  struct Keys {
+    ScanSlots<std::uint64_t> over, under;
+  };
+  Keys& keys = shared<Keys>();
+  for (std::int64_t b = blockIdx.x; b < s.marks.rows * blocks_of_row; b += gridDim.x) {
+    const std::int64_t r = b / blocks_of_row, block = b % blocks_of_row;
+    RowTally<Bits>& tally = s.tally[r];
+    const Bits low = tally.low, high = tally.high;
+    const auto candidates = static_cast<std::int64_t>(tally.candidates);
+    if (candidates > s.room) continue;
+    const Row row = s.marks.row(r);
+    std::uint64_t over = 0, under = 0;
+    for (std::int64_t c = block * kSelectBlock + threadIdx.x; c < candidates;
+         c += std::int64_t{blocks_of_row} * kSelectBlock) {
+      SelectCandidate<Bits>& candidate = s.candidates[r * s.room + c];
+      const Bits key = source.key_of(row, candidate.at, candidate.key);
+      candidate.key = key;
+      over += key > high;
+      under += key < low;
+    }
+    over = block_sum(over, keys.over).all;
+    under = block_sum(under, keys.under).all;
+    if (threadIdx.x == 0) {
+      if (over > 0) atomicAdd(&tally.over, static_cast<unsigned long long>(over));
+      if (under > 0) atomicAdd(&tally.under, static_cast<unsigned long long>(under));
     }
   }
 }
@@ -205,7 +274,8 @@ __device__ Settled<Bits> settle(const Selection<Bits>& s, const SelectReports& r
     const RowTally<Bits>& t = s.tally[r];
     const auto k = static_cast<unsigned long long>(s.marks.k);
     const bool bad = reports.bad && t.bad != 0, too_few = reports.too_few && t.permitted < k;
-    const bool hit = t.above < k && k <= t.above + t.within && t.within <= static_cast<unsigned long long>(s.room);
+    const bool hit = t.above + t.over < k && k + t.under <= t.above + t.candidates &&
+                     t.candidates <= static_cast<unsigned long long>(s.room);
     now = {{}, hit ? s.marks.k - static_cast<std::int64_t>(t.above) : s.marks.k, hit, s.marks.k == 0, bad || too_few};
     if (leader && threadIdx.x == 0) {
       if (bad)
@@ -252,8 +322,8 @@ __global__ void __launch_bounds__(kSelectBlock, 4) digit_kernel(Source source, S
     };
     const std::int64_t first = block * kSelectBlock + threadIdx.x, stride = std::int64_t{blocks_of_row} * kSelectBlock;
     if (settled.from_candidates) {
-      const auto within = static_cast<std::int64_t>(s.tally[r].within);
-      for (std::int64_t c = first; c < within; c += stride) {
+      const auto candidates = static_cast<std::int64_t>(s.tally[r].candidates);
+      for (std::int64_t c = first; c < candidates; c += stride) {
         const SelectCandidate<Bits> candidate = s.candidates[r * s.room + c];
         count(candidate.key, candidate.at);
       }
@@ -288,8 +358,8 @@ __global__ void __launch_bounds__(kSelectBlock, 4)
     const Ranking ranking = s.ranking(r);
     unsigned* bits = s.marks.bits + r * s.marks.words;
     if (settled.from_candidates) {
-      const auto within = static_cast<std::int64_t>(s.tally[r].within);
-      for (std::int64_t c = block * kSelectBlock + threadIdx.x; c < within;
+      const auto candidates = static_cast<std::int64_t>(s.tally[r].candidates);
+      for (std::int64_t c = block * kSelectBlock + threadIdx.x; c < candidates;
            c += std::int64_t{blocks_of_row} * kSelectBlock) {
         const SelectCandidate<Bits> candidate = s.candidates[r * s.room + c];
         if (!ranking.reaches(settled.cut, candidate.key, candidate.at)) continue;
@@ -353,9 +423,17 @@ void launch_selection(const Call& call, const Source& source, const Selection<ty
     call.launch(sample_kernel<Source>, grid_size(rows, 1), 1024, source, s, static_cast<int>(std::floor(rank - slack)),
                 static_cast<int>(std::ceil(rank + slack)));
   }
-  call.launch(mark_kernel<Source>, grid_size(rows * s.marks.tiles, 1), kSelectBlock, source, s);
   // That share a row. Each finds anew what the digit before has settled, so there are not more than fill a device.
   const auto blocks = static_cast<unsigned>(std::clamp<std::int64_t>(1024 / rows, 1, s.marks.tiles));
+  const auto mark = [&]<typename Teller>(const Teller& teller) {
+    call.launch(mark_kernel<Teller>, grid_size(rows * s.marks.tiles, 1), kSelectBlock, teller, s);
+  };
+  if (!TellsSides<Source> || n <= kFew) mark(ByKeys<Source>{source});
+  if constexpr (TellsSides<Source>)
+    if (n > kFew) {
+      mark(source);
+      call.launch(keys_kernel<Source>, grid_size(rows * blocks, 1), kSelectBlock, source, s, blocks);
+    }
   const int digits = k > 0 ? s.digits.all() : 1;  // the first looks at what must be refused
   for (int d = 0; d < digits; ++d)
     call.launch(digit_kernel<Source>, grid_size(rows * blocks, 1), kSelectBlock, source, s, reports, d, blocks);

@@ -222,6 +222,28 @@ def sample():
             x.view(-1)[3], x.view(-1)[6] = 0, 2 * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
         return x.to(dtype)
 
+    def crowded(n: int, at: float, log_weights: bool, dtype: torch.dtype) -> tuple[torch.Tensor, int, int]:
+        """Weights of which some, also of those with the most noise, have keys as near to `at` as rounding lets them be,
+        and how many keys are above these, and above the others."""
+        noise = torch.ops.pysel.race_keys(torch.zeros(n, dtype=torch.float64), True, KEY, 0)
+        place, far = torch.rand(n, generator=g), 1 + 4 * torch.rand(n, generator=g)
+        near = (place < 0.06) | (noise > 6)
+        above = ~near & (place > 0.6)
+        w = at + torch.where(near, 0, torch.where(above, far, -far)) - noise
+        return (w if log_weights else w.exp()).to(dtype), int(above.sum()), int((above | near).sum())
+
+    def beside(aside: int) -> tuple[torch.Tensor, int]:
+        """Logarithms of weights, and k. In the sample, which takes every other quad, 1500 keys are equal, and an end of
+        the bracket is one of them. The k-th largest is `aside` units in the last place beyond that end, where the
+        bracket tells half of equal keys, as their weights are rounded, and not the other half."""
+        i, place = torch.arange(9001), torch.rand(9001, generator=g)
+        sampled = (i // 4 % 2 == 1) & (i < 8192)
+        unsampled = torch.where(place < 0.08, 1000, torch.where(place < 0.15, aside, -1000))
+        units = torch.where(sampled, torch.where(place < 0.37, 0, -1000), unsampled)
+        noise = torch.ops.pysel.race_keys(torch.zeros(9001), True, KEY, 0)
+        w = (1e5 + 2.0**-7 * units.double() - noise.double()).float()
+        return w, int((units > aside).sum() + (units == aside).sum() * (0.75 if aside > 0 else 0.25))
+
     def calls(w: torch.Tensor, k: int, start: int = 0, tsan: bool = False) -> Iterator[Case]:
         for order in ("draw", "index", "shuffled"):
             for log_weights in (False, True):
@@ -241,6 +263,40 @@ def sample():
     for k in (0, 1, 10_000):
         yield Case("weighted_sample", (weights(20_001), k, False, False, "index", None, None, KEY, 1, None))
     yield Case("weighted_sample", (weights(2, 33_000), 70, True, False, "draw", None, None, KEY, 1, None), note="parts")
+    # Rows long enough for a bracket: keys at its ends, weights beyond its range, ends that are no numbers.
+    for dtype in FLOATS:
+        for log_weights in (False, True):
+            w = weights(2, 9001, dtype=dtype)
+            args = (w.log() if log_weights else w, 900, False, log_weights, "index", None, None, KEY, 2, None)
+            yield Case("weighted_sample", args)
+    for dtype in (torch.float32, torch.float64):
+        for log_weights in (False, True):
+            for at in (0, 60, -60, *([100_000] if log_weights else [])):
+                w, above, others = crowded(20_001, at, log_weights, dtype)
+                for k in (above + 100, others - 100):  # the lower end is in the crowd, or the upper one
+                    args = (w, k, False, log_weights, "index", None, None, KEY, 0, None)
+                    yield Case("weighted_sample", args, note=f"keys that crowd at {at}")
+    for aside in (-12, 12):
+        w, k = beside(aside)
+        args = (w, k, False, True, "index", None, None, KEY, 0, None)
+        yield Case("weighted_sample", args, note="keys just outside the bracket")
+    # exp(-key) is no normal number, and the word at 313 so high that nothing is told of it, whatever its weight
+    large = torch.full((9001,), 86.0).index_fill(0, torch.tensor(313), 93 - 15.19).exp()
+    yield Case("weighted_sample", (large, 1, False, False, "index", None, None, KEY, 232_000, None), note="large")
+    for scale in (1e-42, 1e-38, 1e36):
+        w = weights(9001).clamp(max=100) * scale
+        yield Case("weighted_sample", (w, 900, False, False, "index", None, None, KEY, 0, None), note=f"{scale}")
+    sparse = torch.where(torch.rand(9001, generator=g) < 0.9, 0, weights(9001))
+    for k in (1, 400, int((sparse > 0).sum())):
+        yield Case("weighted_sample", (sparse, k, False, False, "index", None, None, KEY, 0, None), note="mostly 0")
+        args = (sparse.log(), k, False, True, "index", None, None, KEY, 0, None)
+        yield Case("weighted_sample", args, note="mostly 0")
+    broken = weights(9001)
+    broken[::900], broken[7::900], broken[8::900] = -1, torch.inf, torch.nan
+    for k in (5, 900, 8990):
+        for w in (broken, broken.log()):
+            args = (w, k, False, w is not broken, "index", None, None, KEY, 0, False)
+            yield Case("weighted_sample", args, note="unchecked")
     equal = torch.full((1000,), 1e30)
     yield Case("weighted_sample", (equal, 500, False, True, "draw", None, None, KEY, 0, None), note="equal keys")
     few = torch.zeros(500).index_fill(0, torch.tensor([3, 255, 499]), 1.0)
