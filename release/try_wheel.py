@@ -77,14 +77,16 @@ def plan(
 
 
 def attempt(wheel: Path, python: str, torch: str) -> str:
-    """What all golden vectors have come of."""
+    """What all golden vectors have come of; nothing where pip cannot install that torch."""
     with tempfile.TemporaryDirectory() as folder:
         environment = Path(folder) / "environment"
         subprocess.run([python, "-m", "venv", environment], check=True)
         made = environment / "bin/python"
         print(f"pysel: installing {wheel.name}, torch {torch} and pytest for {python}", flush=True)
         pip = [made, "-m", "pip", "install", "--no-compile", "--disable-pip-version-check"]
-        subprocess.run([*pip, f"torch=={torch}", "pytest", wheel], check=True)
+        if subprocess.run([*pip, f"torch=={torch}"]).returncode != 0:
+            return ""
+        subprocess.run([*pip, wheel, "pytest"], check=True)
         # Beside the tests there are no sources: what is imported is what was installed.
         shutil.copytree(ROOT / "tests", Path(folder) / "tests", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", folder)
@@ -100,7 +102,7 @@ def attempt(wheel: Path, python: str, torch: str) -> str:
         return what
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--python", help="the Python to try it in (with --torch alone: this one)")
     parser.add_argument("--torch", help="the torch to try it with (with --python alone: this one's)")
@@ -109,16 +111,21 @@ def main() -> None:
     wheels = list((ROOT / "dist").glob(f"pysel-*_{platform.machine()}.whl"))
     if len(wheels) != 1:
         sys.exit(f"pysel: wanted one wheel of this machine in dist/, found {len(wheels)}. Type: make wheels")
-    own = version("torch")
-    pairs, missing = [(asked.python or sys.executable, asked.torch or own)], ""
+    pairs, missing = [(asked.python or sys.executable, asked.torch or version("torch"))], []
     if not (asked.python or asked.torch):
         at_hand = pythons()
-        chosen, left = plan(at_hand, torches, (ROOT / "pyproject.toml").read_text(), asked.cuda)
+        chosen, missing = plan(at_hand, torches, (ROOT / "pyproject.toml").read_text(), asked.cuda)
         pairs = [(at_hand[minor], release) for minor, release in chosen] or pairs
-        missing = "; not tried: " + ", ".join(left) if left else ""
-    tried = [attempt(wheels[0], python, torch) for python, torch in pairs]
-    print(f"pysel: every golden vector came of {', '.join(tried)}{missing}")
+    tried = []
+    for python, torch in pairs:
+        if what := attempt(wheels[0], python, torch):
+            tried.append(what)
+        else:
+            missing.append(f"{python} with torch {torch}")
+    left = f"; not tried: {', '.join(missing)}" if missing else ""
+    print(f"pysel: every golden vector came of {', '.join(tried) or 'nothing'}{left}")
+    return not tried
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

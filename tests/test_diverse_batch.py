@@ -50,8 +50,9 @@ def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("products")
-def test_the_law_of_the_picks() -> None:
-    errors, features = batch(5, 9, 16)
+@pytest.mark.parametrize(("c", "d"), [(3, 2), (9, 16)], ids=["in few directions", "in many"])
+def test_the_law_of_the_picks(c: int, d: int) -> None:
+    errors, features = batch(5, c, d)
     right, wrong = law(errors, features, 3), law(errors, features, 3, deflate=False)
     counts = dict.fromkeys(right, 0)
     for seed in range(3000):
@@ -88,6 +89,17 @@ def test_more_picks_than_directions_and_none_at_all() -> None:
         [int(diverse_batch(np.zeros_like(errors), features, 2, key=seed)[1]) for seed in range(1000)], minlength=12
     )
     accept({"uniform": chi_square(last, np.full(12, 1 / 12))})
+
+
+@pytest.mark.usefixtures("products")
+def test_a_combination_of_those_picked_changes_nothing() -> None:
+    """The first two picks span everything and the third is made of them: the fourth is any of the nine others."""
+    errors, features = batch(12, 2, 2)
+    places = np.zeros(9)
+    for seed in range(1000):
+        picks = diverse_batch(errors, features, 4, key=seed).tolist()
+        places[sorted(set(range(12)) - set(picks[:3])).index(picks[3])] += 1
+    accept({"uniform": chi_square(places, np.full(9, 1 / 9))})
 
 
 def test_by_key_whatever_holds_the_numbers() -> None:
