@@ -207,6 +207,27 @@ def test_only_pythons_that_run_and_can_make_environments_are_at_hand(
     assert try_wheel.pythons() == {10: first, 13: second}
 
 
+@pytest.mark.parametrize("installable", [("2.11.0", "2.14.0"), ("2.14.0",), ()])
+def test_a_torch_that_cannot_be_installed_is_named(
+    installable: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / f"pysel-1.2.0-py3-none-manylinux_2_28_{platform.machine()}.whl").touch()
+    (tmp_path / "pyproject.toml").write_text(PACKAGE)
+    monkeypatch.setattr(try_wheel, "ROOT", tmp_path)
+    monkeypatch.setattr(try_wheel, "pythons", lambda: {10: "python3.10", 12: "python3.12"})
+    monkeypatch.setattr(try_wheel, "torches", OFFERED.__getitem__)
+    monkeypatch.setattr(try_wheel, "attempt", lambda _, *of: ", ".join(of) * (of[1] in installable))
+    monkeypatch.setattr("sys.argv", ["try_wheel", "--cuda"])
+    assert try_wheel.main() == (not installable)
+    came, _, left = capsys.readouterr().out.strip().partition("; not tried: ")
+    assert left.count(" with torch ") == 2 - len(installable)
+    assert all(f", {torch}" in came for torch in installable) and ("nothing" in came) == (not installable)
+
+
 def floor(text: str | None) -> str:
     """The oldest Python that a requirement such as ">=3.10" lets through."""
     return re.findall(r">=?\s*(3\.\d+)", text or "")[0]
