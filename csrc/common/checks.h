@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/philox.h"
+
 namespace pysel {
 
 template <typename... Parts>
@@ -33,13 +35,25 @@ inline void check_k(const char* op, int64_t k, int64_t n) {
   check_index(0 <= k && k <= n, op, ": k must be between 0 and ", n, ", got ", k);
 }
 
-inline void check_start(const char* op, int64_t start) {
-  check_value(start >= 0, op, ": start must be at least 0, got ", start);
+inline void check_not_negative(const char* op, const char* argument, int64_t number) {
+  check_value(number >= 0, op, ": ", argument, " must be at least 0, got ", number);
+}
+
+inline void check_start(const char* op, int64_t start) { check_not_negative(op, "start", start); }
+
+inline void check_stream(const char* op, int64_t stream) {
+  constexpr auto last = static_cast<int64_t>(Stream::permutation);
+  check_value(0 <= stream && stream <= last, op, ": stream must be between 0 and ", last, ", got ", stream);
+}
+
+inline void check_noise_kind(const char* op, const std::string& kind) {
+  check_value(kind == "exponential" || kind == "gumbel" || kind == "logistic", op,
+              ": kind must be exponential, gumbel or logistic, got ", kind);
 }
 
 // Elements [start, stop) of n.
 inline void check_range(const char* op, int64_t n, int64_t start, int64_t stop) {
-  check_value(n >= 0, op, ": n must be at least 0, got ", n);
+  check_not_negative(op, "n", n);
   check_index(0 <= start && start <= n, op, ": start must be between 0 and ", n, ", got ", start);
   check_index(start <= stop && stop <= n, op, ": stop must be between ", start, " and ", n, ", got ", stop);
 }

@@ -1,7 +1,7 @@
 #pragma once
 
-// Argument checks of the encoder, of the sparse products and of the factor ops, the same on every device. Codes are
-// values and indices of one shape, [B, k].
+// Argument checks of top-k, of the encoder, of the sparse products and of the factor ops, the same on every device.
+// Codes are values and indices of one shape, [B, k].
 
 #include "common/tensor.h"
 
@@ -24,6 +24,28 @@ inline void check_bias(const char* op, const std::optional<Tensor>& bias, int64_
 
 inline void check_activation(const char* op, const std::string& activation) {
   check_value(activation == "relu" || activation == "abs", op, ": activation must be relu or abs, got ", activation);
+}
+
+// How many elements a row has.
+inline int64_t check_topk(const char* op, const Tensor& x, int64_t k) {
+  check_floating(op, "x", x);
+  check_value(x.dim() >= 1, op, ": x must have shape [..., n], got ", shape(x));
+  const int64_t n = x.size(x.dim() - 1);
+  check_k(op, k, n);
+  return n;
+}
+
+inline void check_topk_encode(const char* op, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                              int64_t k, const std::string& activation) {
+  check_floating(op, "x", x);
+  check_matrix(op, "x", x, "[B, d]", x);
+  check_matrix(op, "weight", weight, "[H, d]", x);
+  check_value(x.size(1) == weight.size(1), op, ": weight must have shape [H, ", x.size(1), "] to go with x, got ",
+              shape(weight));
+  check_same_dtype(op, "x", x, "weight", weight);
+  check_bias(op, bias, weight.size(0), "x", x);
+  check_k(op, k, weight.size(0));
+  check_activation(op, activation);
 }
 
 inline void check_codes(const char* op, const Tensor* values, const Tensor& indices) {
@@ -73,7 +95,7 @@ inline void check_spmm_t(const char* op, const Tensor& values, const Tensor& ind
                          int64_t num_factors) {
   check_codes(op, &values, indices);
   check_matrix(op, "rows", rows, "[B, d]", indices);
-  check_value(num_factors >= 0, op, ": num_factors must be at least 0, got ", num_factors);
+  check_not_negative(op, "num_factors", num_factors);
   check_value(rows.size(0) == values.size(0), op, ": rows must have shape [", values.size(0),
               ", d] to go with values, got ", shape(rows));
   check_same_dtype(op, "values", values, "rows", rows);
@@ -92,7 +114,7 @@ inline void check_sparse_decode_backward(const char* op, const Tensor& grad, con
 inline void check_factor_counts(const char* op, const Tensor& values, const Tensor& indices, int64_t num_factors,
                                 const std::optional<Tensor>& groups, const std::optional<int64_t>& num_groups) {
   check_codes(op, &values, indices);
-  check_value(num_factors >= 0, op, ": num_factors must be at least 0, got ", num_factors);
+  check_not_negative(op, "num_factors", num_factors);
   check_value(groups.has_value() == num_groups.has_value(), op, ": ", groups ? "num_groups" : "groups",
               " must be given with ", groups ? "groups" : "num_groups", ", got None");
   if (!groups) return;
@@ -100,7 +122,7 @@ inline void check_factor_counts(const char* op, const Tensor& values, const Tens
               "], got ", shape(*groups));
   check_dtype(op, "groups", *groups, ScalarType::Long, "int64");
   check_device(op, "groups", *groups, indices);
-  check_value(*num_groups >= 0, op, ": num_groups must be at least 0, got ", *num_groups);
+  check_not_negative(op, "num_groups", *num_groups);
 }
 
 inline void check_factor_scores(const char* op, const Tensor& values, const Tensor& indices, const Tensor& tables,

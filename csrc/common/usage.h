@@ -116,18 +116,25 @@ inline void check_update(const char* op, const Tensor& counts, const Tensor& sel
   check_value(decay == 1 || !whole, op, ": decay must be 1 for integer counts, got ", decay);
 }
 
-inline void check_scores(const char* op, const Tensor& scores, const Tensor& counts) {
+// `out`: the caller's tensor for the result, if there is one.
+inline void check_usage_penalty(const char* op, const Tensor& scores, const Tensor& counts,
+                                const std::optional<Tensor>& out) {
   check_value(sizes(scores) == sizes(counts), op, ": scores must have the shape of counts, ", shape(counts), ", got ",
               shape(scores));
   check_device(op, "scores", scores, counts);
   check_floating(op, "scores", scores);
   check_count_dtype(op, counts);
+  if (!out) return;
+  check_out(op, *out, sizes(scores), scores.scalar_type(), scores);
+  check_apart(op, *out, "scores", scores, true);
+  check_apart(op, *out, "counts", counts);
 }
 
-inline void check_penalty_out(const char* op, const Tensor& out, const Tensor& scores, const Tensor& counts) {
-  check_out(op, out, sizes(scores), scores.scalar_type(), scores);
-  check_apart(op, out, "scores", scores, true);
-  check_apart(op, out, "counts", counts);
+inline void check_usage_step(const char* op, const Tensor& counts, const Tensor& selected, const Tensor& scores,
+                             double decay, const std::optional<Tensor>& out) {
+  check_update(op, counts, selected, decay);
+  check_usage_penalty(op, scores, counts, out);
+  if (out) check_apart(op, *out, "selected", selected);
 }
 
 inline void check_usage_select(const char* op, const Tensor& counts, const Tensor& first, const Tensor& second,

@@ -15,10 +15,9 @@ namespace {
 Tensor random_words(Tensor key, int64_t stream, int64_t start, int64_t n) {
   constexpr const char* op = "random_words";
   const Key k = read_key(op, key);
-  check_value(0 <= stream && stream <= static_cast<int64_t>(Stream::permutation), op,
-              ": stream must be between 0 and 5, got ", stream);
+  check_stream(op, stream);
   check_start(op, start);
-  check_value(n >= 0, op, ": n must be at least 0, got ", n);
+  check_not_negative(op, "n", n);
   Tensor out = empty_cpu({n}, ScalarType::Long);
   auto* word = static_cast<int64_t*>(out.data_ptr());
   parallel_for(n, kGrain, [&](int64_t begin, int64_t end) {
@@ -32,8 +31,7 @@ Tensor random_words(Tensor key, int64_t stream, int64_t start, int64_t n) {
 Tensor words64(Tensor key, int64_t stream, Tensor items) {
   constexpr const char* op = "words64";
   const Key k = read_key(op, key);
-  check_value(0 <= stream && stream <= static_cast<int64_t>(Stream::permutation), op,
-              ": stream must be between 0 and 5, got ", stream);
+  check_stream(op, stream);
   check_dtype(op, "items", items, ScalarType::Long, "int64");
   const Tensor items_c = packed(items);
   const auto* item = static_cast<const int64_t*>(items_c.data_ptr());
@@ -53,7 +51,7 @@ void write_key(Key key, int64_t* out) {
 
 Tensor split(Tensor key, int64_t n) {
   const Key k = read_key("split", key);
-  check_value(n >= 0, "split: n must be at least 0, got ", n);
+  check_not_negative("split", "n", n);
   Tensor out = empty_cpu({n, 2}, ScalarType::Long);
   auto* children = static_cast<int64_t*>(out.data_ptr());
   for (int64_t i = 0; i < n; ++i) write_key(k.child(static_cast<uint64_t>(i)), children + 2 * i);
@@ -62,7 +60,7 @@ Tensor split(Tensor key, int64_t n) {
 
 Tensor fold_in(Tensor key, int64_t data) {
   const Key k = read_key("fold_in", key);
-  check_value(data >= 0, "fold_in: data must be at least 0, got ", data);
+  check_not_negative("fold_in", "data", data);
   Tensor out = empty_cpu({2}, ScalarType::Long);
   write_key(k.child(static_cast<uint64_t>(data)), static_cast<int64_t*>(out.data_ptr()));
   return out;
@@ -70,8 +68,7 @@ Tensor fold_in(Tensor key, int64_t data) {
 
 Tensor noise(Tensor bits, std::string kind, bool double_precision) {
   constexpr const char* op = "noise";
-  check_value(kind == "exponential" || kind == "gumbel" || kind == "logistic", op,
-              ": kind must be exponential, gumbel or logistic, got ", kind);
+  check_noise_kind(op, kind);
   check_dtype(op, "bits", bits, ScalarType::Long, "int64");
   const int which = kind == "exponential" ? 0 : kind == "gumbel" ? 1 : 2;
   const Tensor b = packed(bits);

@@ -207,10 +207,7 @@ void topk_rows(const T* x, int64_t rows, int64_t n, int64_t k, T* values, int64_
 
 std::tuple<Tensor, Tensor> topk(Tensor x, int64_t k) {
   constexpr const char* op = "topk";
-  check_floating(op, "x", x);
-  check_value(x.dim() >= 1, op, ": x must have shape [..., n], got ", shape(x));
-  const int64_t n = x.size(x.dim() - 1);
-  check_k(op, k, n);
+  const int64_t n = check_topk(op, x, k);
   std::vector<int64_t> size = sizes(x);
   size.back() = k;
   Tensor values = empty_cpu(size, x.scalar_type()), indices = empty_cpu(size, ScalarType::Long);
@@ -334,15 +331,7 @@ void encode(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& 
 std::tuple<Tensor, Tensor> topk_encode(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t k,
                                        std::string activation) {
   constexpr const char* op = "topk_encode";
-  check_floating(op, "x", x);
-  check_matrix(op, "x", x, "[B, d]", x);
-  check_matrix(op, "weight", weight, "[H, d]", x);
-  check_value(x.size(1) == weight.size(1), op, ": weight must have shape [H, ", x.size(1), "] to go with x, got ",
-              shape(weight));
-  check_same_dtype(op, "x", x, "weight", weight);
-  check_bias(op, bias, weight.size(0), "x", x);
-  check_k(op, k, weight.size(0));
-  check_activation(op, activation);
+  check_topk_encode(op, x, weight, bias, k, activation);
   Tensor values = empty_cpu({x.size(0), k}, x.scalar_type()), indices = empty_cpu({x.size(0), k}, ScalarType::Long);
   dispatch_floating(op, "x", x, [&]<typename T>() {
     if (values.numel() == 0) return;

@@ -122,8 +122,7 @@ void usage_update_(Tensor counts, Tensor selected, double decay) {
 Tensor write_usage_penalty(const Tensor& scores, const Tensor& counts, double gamma, const std::string& form,
                            int64_t step, const std::optional<Tensor>& own) {
   constexpr const char* op = "usage_penalty";
-  check_scores(op, scores, counts);
-  if (own) check_penalty_out(op, *own, scores, counts);
+  check_usage_penalty(op, scores, counts, own);
   const PenaltyArguments penalty(op, gamma, form, step);
   const Tensor out = own ? *own : empty_cpu(sizes(scores), scores.scalar_type());
   dispatch_floating(op, "scores", scores, [&]<typename S>() {
@@ -153,12 +152,7 @@ void usage_penalty_out(Tensor scores, Tensor counts, double gamma, std::string f
 Tensor write_usage_step(const Tensor& counts, const Tensor& selected, const Tensor& scores, double gamma, double decay,
                         const std::string& form, int64_t step, const std::optional<Tensor>& own) {
   constexpr const char* op = "usage_step_";
-  check_update(op, counts, selected, decay);
-  check_scores(op, scores, counts);
-  if (own) {
-    check_penalty_out(op, *own, scores, counts);
-    check_apart(op, *own, "selected", selected);
-  }
+  check_usage_step(op, counts, selected, scores, decay, own);
   const PenaltyArguments penalty(op, gamma, form, step);
   const Grouped grouped(op, selected, counts.size(0));
   const Tensor out = own ? *own : empty_cpu(sizes(scores), scores.scalar_type());

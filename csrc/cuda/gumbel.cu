@@ -427,8 +427,7 @@ Tensor gumbel_softmax(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool h
 
 void gumbel_softmax_out(Tensor logits, Tensor tau, Tensor key, int64_t dim, bool hard, int64_t start,
                         std::optional<bool> validate, Tensor out) {
-  check_out("gumbel_softmax", out, sizes(logits), logits.scalar_type(), logits);
-  check_apart("gumbel_softmax", out, "logits", logits, true);
+  check_samples_out("gumbel_softmax", out, logits);
   write_gumbel_softmax(logits, tau, key, dim, hard, start, validate, out);
 }
 

@@ -207,9 +207,7 @@ Tensor gumbel_argmax(Tensor logits, Tensor key, int64_t dim, int64_t start, std:
   const Layout layout(op, logits, dim);
   const NoiseArgument noise{KeyArgument(op, key, logits), static_cast<uint64_t>(start), true};
   check_start(op, start);
-  std::vector<int64_t> size = sizes(logits);
-  if (!size.empty()) size.erase(size.begin() + wrap_dim(op, dim, logits.dim()));
-  check_index(layout.width > 0, op, ": dim must have at least one element, got shape ", shape(logits));
+  const std::vector<int64_t> size = check_argmax(op, logits, dim, layout);
   const Call call(logits, validate);
   Tensor out = call.empty(size, ScalarType::Long);
   if (logits.numel() == 0) return out;

@@ -98,18 +98,13 @@ Tensor gumbel_sigmoid(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t 
 
 void gumbel_sigmoid_out(Tensor logits, Tensor tau, Tensor key, bool hard, int64_t start, std::optional<bool> validate,
                         Tensor out) {
-  check_out("gumbel_sigmoid", out, sizes(logits), logits.scalar_type(), logits);
-  check_apart("gumbel_sigmoid", out, "logits", logits, true);
+  check_samples_out("gumbel_sigmoid", out, logits);
   write_gumbel_sigmoid(logits, tau, key, hard, start, validate, out);
 }
 
 Tensor gumbel_sigmoid_backward(Tensor grad, Tensor logits, Tensor tau, Tensor key, int64_t start) {
   constexpr const char* op = "gumbel_sigmoid_backward";
-  check_floating(op, "logits", logits);
-  check_value(sizes(grad) == sizes(logits), op, ": grad must have the shape of logits, ", shape(logits), ", got ",
-              shape(grad));
-  check_same_dtype(op, "logits", logits, "grad", grad);
-  check_device(op, "grad", grad, logits);
+  check_gradient(op, grad, "logits", logits);
   const Call call(logits);
   const TauArgument t(op, tau, true, logits, call.report(kSigmoidGradientTau));
   const NoiseArgument noise{KeyArgument(op, key, logits), static_cast<uint64_t>(start), true};

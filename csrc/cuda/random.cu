@@ -44,10 +44,9 @@ __global__ void noise_kernel(const std::int64_t* __restrict__ bits,  // [n]
 Tensor random_words(Tensor key, int64_t stream, int64_t start, int64_t n) {
   constexpr const char* op = "random_words";
   const KeyArgument k(op, key, key);
-  check_value(0 <= stream && stream <= static_cast<int64_t>(Stream::permutation), op,
-              ": stream must be between 0 and 5, got ", stream);
+  check_stream(op, stream);
   check_start(op, start);
-  check_value(n >= 0, op, ": n must be at least 0, got ", n);
+  check_not_negative(op, "n", n);
   const Call call(key);
   Tensor out = call.empty({n}, ScalarType::Long);
   if (n > 0)
@@ -58,7 +57,7 @@ Tensor random_words(Tensor key, int64_t stream, int64_t start, int64_t n) {
 
 Tensor split(Tensor key, int64_t n) {
   const KeyArgument k("split", key, key);
-  check_value(n >= 0, "split: n must be at least 0, got ", n);
+  check_not_negative("split", "n", n);
   const Call call(key);
   Tensor out = call.empty({n, 2}, ScalarType::Long);
   if (n > 0)
@@ -69,7 +68,7 @@ Tensor split(Tensor key, int64_t n) {
 
 Tensor fold_in(Tensor key, int64_t data) {
   const KeyArgument k("fold_in", key, key);
-  check_value(data >= 0, "fold_in: data must be at least 0, got ", data);
+  check_not_negative("fold_in", "data", data);
   const Call call(key);
   Tensor out = call.empty({2}, ScalarType::Long);
   call.launch(children_kernel, 1, 1, k, static_cast<std::uint64_t>(data), int64_t{1},
@@ -79,8 +78,7 @@ Tensor fold_in(Tensor key, int64_t data) {
 
 Tensor noise(Tensor bits, std::string kind, bool double_precision) {
   constexpr const char* op = "noise";
-  check_value(kind == "exponential" || kind == "gumbel" || kind == "logistic", op,
-              ": kind must be exponential, gumbel or logistic, got ", kind);
+  check_noise_kind(op, kind);
   check_dtype(op, "bits", bits, ScalarType::Long, "int64");
   const Kind which = kind == "exponential" ? Kind::exponential : kind == "gumbel" ? Kind::gumbel : Kind::logistic;
   const Call call(bits);

@@ -398,10 +398,7 @@ void topk_rows(const Call& call, const T* x, std::int64_t rows, std::int64_t n, 
 
 std::tuple<Tensor, Tensor> topk(Tensor x, int64_t k) {
   constexpr const char* op = "topk";
-  check_floating(op, "x", x);
-  check_value(x.dim() >= 1, op, ": x must have shape [..., n], got ", shape(x));
-  const int64_t n = x.size(x.dim() - 1);
-  check_k(op, k, n);
+  const int64_t n = check_topk(op, x, k);
   check_value(k <= kMostSorted, op, ": k must be below 2^31 on a GPU, got ", k);
   const Call call(x);
   std::vector<int64_t> size = sizes(x);
@@ -495,23 +492,9 @@ void encode_by_sort(const Call& call, const Tensor& x, const Tensor& weight, con
 std::tuple<Tensor, Tensor> topk_encode(Tensor x, Tensor weight, std::optional<Tensor> bias, int64_t k,
                                        std::string activation) {
   constexpr const char* op = "topk_encode";
-  check_floating(op, "x", x);
-  check_value(x.dim() == 2, op, ": x must have shape [B, d], got ", shape(x));
-  check_value(weight.dim() == 2, op, ": weight must have shape [H, d], got ", shape(weight));
-  check_device(op, "weight", weight, x);
-  check_value(x.size(1) == weight.size(1), op, ": weight must have shape [H, ", x.size(1), "] to go with x, got ",
-              shape(weight));
-  check_same_dtype(op, "x", x, "weight", weight);
-  const int64_t hidden = weight.size(0);
-  if (bias) {
-    check_value(bias->dim() == 1 && bias->size(0) == hidden, op, ": bias must have shape [", hidden, "], got ",
-                shape(*bias));
-    check_device(op, "bias", *bias, x);
-    check_same_dtype(op, "x", x, "bias", *bias);
-  }
-  check_k(op, k, hidden);
+  check_topk_encode(op, x, weight, bias, k, activation);
   check_value(k <= kMostSorted, op, ": k must be below 2^31 on a GPU, got ", k);
-  check_activation(op, activation);
+  const int64_t hidden = weight.size(0);
   const Rank rank = activation == "abs" ? Rank::magnitude : Rank::value;
   const Call call(x);
   Tensor values = call.empty({x.size(0), k}, x.scalar_type()), indices = call.empty({x.size(0), k}, ScalarType::Long);

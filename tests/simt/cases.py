@@ -87,6 +87,16 @@ def random():
             yield Case("noise", (ends, kind, double_precision))
     yield Case("noise", (bits.t(), "gumbel", False), note="transposed")
     yield Case("noise", (bits[:0], "gumbel", False))
+    # What both refuse, in the same words.
+    for bad in (-1, 6):
+        yield Case("random_words", (key, bad, 0, 5))
+    yield Case("random_words", (key, 0, -1, 5))
+    yield Case("random_words", (key, 0, 0, -1))
+    yield Case("split", (key, -1))
+    yield Case("fold_in", (key, -1))
+    yield Case("permutation", (-1, key, 0, 0))
+    yield Case("noise", (bits, "normal", False))
+    yield Case("noise", (bits.int(), "gumbel", False))
 
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -386,6 +396,33 @@ def usage():
         yield Case("usage_penalty", (score, counts, 0.3, "exp", 1), kwargs={"out": out})
         for selected in (picks(5000, 70), picks(5000, 70).sort().values):
             yield Case("usage_step_", (counts, selected, score, 0.3, 0.9, "linear", 1), kwargs={"out": out})
+    # What both refuse, in the same words.
+    for bad in (
+        {"counts": counts.half()},
+        {"counts": counts.view(50, 100)},
+        {"counts": torch.zeros(1).expand(5000)},
+        {"counts": counts.int()},
+        {"selected": selected.view(1, -1)},
+        {"selected": selected.int()},
+        {"decay": -0.5},
+        {"decay": 1.5},
+        {"scores": score[1:]},
+        {"scores": score.int()},
+        {"gamma": -1.0},
+        {"form": "square"},
+        {"step": 0},
+    ):
+        good = {"counts": counts, "selected": selected, "scores": score, "gamma": 0.3, "decay": 0.9}
+        args = good | {"form": "exp", "step": 1} | bad
+        yield Case("usage_step_", tuple(args.values()), note=f"bad {next(iter(bad))}")
+        yield Case("usage_update_", (args["counts"], args["selected"], args["decay"]), note=f"bad {next(iter(bad))}")
+        penalty = (args["scores"], args["counts"], args["gamma"], args["form"], args["step"])
+        yield Case("usage_penalty", penalty, note=f"bad {next(iter(bad))}")
+    for out in (score[1:], score.double(), torch.zeros(10_000)[::2], counts):
+        yield Case("usage_penalty", (score, counts, 0.3, "exp", 1), kwargs={"out": out}, note="bad out")
+        yield Case("usage_step_", (counts, selected, score, 0.3, 0.9, "exp", 1), kwargs={"out": out}, note="bad out")
+    args = (counts, selected, score, 0.3, 0.9, "exp", 1)
+    yield Case("usage_step_", args, kwargs={"out": torch.zeros(0)}, note="bad out")
 
 
 @family
