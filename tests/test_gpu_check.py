@@ -356,7 +356,7 @@ FLOORS = {
     "gumbel_argmax float32": (0.125, 0.75),
     "topk": (0.250, 0.625),
     "usage_step_ linear, ascending": (0.39, 0.80),
-    "usage_step_ linear, in any order": (0.54, 0.80),
+    "usage_step_ linear, in any order": (0.39, 0.80),
     "weighted_sample index": (0.112, 0.32),
 }
 

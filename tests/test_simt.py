@@ -157,6 +157,23 @@ def test_race_keys_of_long_rows_are_made_for_few(kernels):
             assert any("mark_kernel<" in name and "ByKeys" not in name for name in kernels.kernels)
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("again", [0, 1])
+def test_counts_take_one_pass_and_no_atomics_of_their_own(kernels, ordered, again):
+    """Bits take them: one a word of ascending indices, one an index else."""
+    n, m = 4096, 512
+    selected = torch.arange(0, n, n // m)
+    selected[1] -= again * (n // m)
+    if not ordered:
+        selected = selected.view(2, -1).t().flatten()  # no neighbours in one word
+    set_order(kernels, "ascending")
+    before = kernels.atomics_run
+    torch.ops.pysel_simt.usage_step_(torch.zeros(n), selected, torch.zeros(n), 0.1, 0.5, "linear", 1)
+    marks = n // 32 if ordered else m
+    # the bits of what is selected again, that there is such, its two decays and its two additions
+    assert kernels.atomics_run - before == marks + again * (1 + 1 + 2 + 2)
+
+
 # --- Planted bugs ---
 
 

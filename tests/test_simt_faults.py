@@ -190,6 +190,11 @@ def _refused():
             yield Refused("usage_update_", args, IndexError, "usage_update_" + text, nothing, validates=False)
             args = (counts, at, torch.ones(5), 0.1, decay, "exp", 1)
             yield Refused("usage_step_", args, IndexError, "usage_step_" + text, validates=False)
+        text, none = ": selected must be empty for empty counts, got 3", torch.zeros(0)
+        args = (none, torch.tensor([3, 5]), decay)
+        yield Refused("usage_update_", args, IndexError, "usage_update_" + text, nothing, validates=False)
+        args = (none, torch.tensor([3, 5]), none, 0.1, decay, "exp", 1)
+        yield Refused("usage_step_", args, IndexError, "usage_step_" + text, validates=False)
 
     values, indices = CODES
     weight, grad = torch.ones(6, 4), torch.ones(3, 4)

@@ -76,9 +76,6 @@ def ascending(n: int, k: int) -> Tensor:
     return torch.rand(n).topk(k, sorted=False).indices.sort().values
 
 
-SECTOR = 32  # bytes, the least that a GPU reads or writes anywhere
-
-
 def usage_step(
     n: int,
     form: str,
@@ -116,7 +113,7 @@ def usage_step(
             "eager": call(eager),
             "compile": call(compiled(eager)),
         },
-        3 * nbytes(scores) + nbytes(ours, selected) + (2 * SECTOR * len(selected) if shuffled else 0),
+        3 * nbytes(scores) + nbytes(ours, selected),
     )
 
 

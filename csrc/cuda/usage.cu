@@ -1,16 +1,19 @@
 // How often each sample has been used, and the penalty that rotates samples (arXiv 2603.04981, whose form is log; the
 // other forms and the decay are ours).
 //
-// A block owns a range of counts. Among ascending selected indices it finds those of its range by search and tallies
-// them in shared memory; then each thread decays, adds and penalises counts that it holds in registers:
+// What is selected becomes bits, which the L2 cache holds. Then counts are decayed, raised by their bits and used for
+// the penalty in one pass, in which counts, scores and result cross the memory bus once:
 //
-//   selected   3 5 5 9 | 17 21 | 40 ...
-//   tally      ..1.2...1...  |  1...1...  |  ...
-//   counts     range 0       |  range 1   |  ...       x decay + 1 + 1 ... -> counts, and the penalised score
+//   selected   21 9 3 17 9
+//   once       ...1.....1.......1...1..    a bit a count
+//   again      .........1..............
+//   counts     x decay + 1                 -> counts, and the penalised score
 //
-// Counts, scores and result so cross the memory bus once. Other indices take three passes: decay, atomic additions,
-// penalty. Only the device knows which it is, so both ways are launched and the wrong one returns at once. Adding the
-// same number in any order rounds the same way, so neither duplicates nor atomics make a difference to the bits.
+// A count that is selected again has been decayed and raised by atomic additions before that pass, which leaves it
+// alone. Only the device knows whether there is one, so the kernels for that are launched wherever there may be, and
+// return at once where there is none. Where nothing decays and nothing is penalised, atomic additions are all, without
+// bits. Adding the same number in any order rounds the same way, so neither duplicates nor atomics make a difference to
+// a count.
 #include "common/op.h"
 
 #include "cuda/block.cuh"
@@ -28,39 +31,66 @@ constexpr unsigned kMostBlocks = 4096;  // so that a pass that is not needed cos
 
 // What the device found out about `selected`.
 struct Findings {
-  unsigned outside;   // an index that is none of counts
-  unsigned descends;  // an index below the one before it
+  unsigned outside;  // an index that is none of counts
+  unsigned repeats;  // an index that came before
 };
 
-__global__ void check_kernel(const std::int64_t* __restrict__ selected,  // [m]
-                             std::int64_t m, std::int64_t n, Report report, Findings* found) {
+// Where a count's bit is.
+struct Place {
+  std::int64_t word;
+  unsigned bit;
+
+  PYSEL_HD explicit Place(std::int64_t i) : word(i >> 5), bit(1u << (i & 31)) {}
+};
+
+// Which counts are selected, a bit each.
+struct Uses {
+  Findings* found = nullptr;
+  unsigned* once = nullptr;   // [words]; null where nobody asks for bits
+  unsigned* again = nullptr;  // [words]
+
+  __device__ bool refused() const { return found != nullptr && found->outside != 0; }
+  __device__ bool repeats() const { return found != nullptr && found->repeats != 0; }
+};
+
+__global__ void mark_kernel(const std::int64_t* __restrict__ selected,  // [m]
+                            std::int64_t m, std::int64_t n, Report report, Uses uses) {
+  const unsigned lane = threadIdx.x % kWarp;
   std::int64_t outside = -1;  // where
-  bool descends = false;
-  for (std::int64_t i = thread_in_grid(); i < m; i += threads_in_grid()) {
-    const std::int64_t index = selected[i];
-    if (outside < 0 && static_cast<std::uint64_t>(index) >= static_cast<std::uint64_t>(n)) outside = i;
-    descends |= index < selected[i > 0 ? i - 1 : 0];
+  bool repeats = false;
+  for (std::int64_t i = thread_in_grid(); i - lane < m; i += threads_in_grid()) {
+    const std::int64_t index = i < m ? selected[i] : 0;
+    const bool inside = i < m && static_cast<std::uint64_t>(index) < static_cast<std::uint64_t>(n);
+    if (outside < 0 && i < m && !inside) outside = i;
+    if (uses.once == nullptr) continue;
+
+    // Of neighbours in one word, as ascending indices are, the first speaks for all.
+    const Place at(inside ? index : -1);
+    unsigned bits = inside ? at.bit : 0, twice = 0;
+    const std::int64_t before = __shfl_up_sync(kAllLanes, at.word, 1);
+    const bool first = lane == 0 || at.word != before;
+    const unsigned firsts = __ballot_sync(kAllLanes, first);
+    if (firsts != kAllLanes) {
+      const unsigned later = firsts >> lane >> 1;
+      const unsigned left = later != 0 ? static_cast<unsigned>(__ffs(static_cast<int>(later))) : kWarp - lane;
+      for (unsigned offset = 1; offset < kWarp; offset *= 2) {
+        const unsigned theirs = __shfl_down_sync(kAllLanes, bits, offset);
+        const unsigned theirs_twice = __shfl_down_sync(kAllLanes, twice, offset);
+        if (offset >= left) continue;
+        twice |= theirs_twice | (bits & theirs);
+        bits |= theirs;
+      }
+    }
+    if (!inside || !first) continue;
+    twice |= bits & atomicOr(&uses.once[at.word], bits);
+    if (twice == 0) continue;
+    atomicOr(&uses.again[at.word], twice);
+    repeats = true;
   }
   const unsigned any_outside = __ballot_sync(kAllLanes, outside >= 0);
-  const unsigned any_descends = __ballot_sync(kAllLanes, descends);
-  if (leads(any_descends)) atomicExch(&found->descends, 1u);
-  if (!leads(any_outside) || atomicExch(&found->outside, 1u) != 0) return;  // one report is enough
+  if (leads(__ballot_sync(kAllLanes, repeats))) atomicExch(&uses.found->repeats, 1u);
+  if (!leads(any_outside) || atomicExch(&uses.found->outside, 1u) != 0) return;  // one report is enough
   n == 0 ? report(selected[outside]) : report(n - 1, selected[outside]);
-}
-
-// How many of the ascending `selected` are below `value`. A warp asks at 32 places at once.
-__device__ std::int64_t lower_bound(const std::int64_t* __restrict__ selected,  // [m]
-                                    std::int64_t m, std::int64_t value) {
-  const unsigned lane = threadIdx.x % kWarp;
-  std::int64_t begin = 0;
-  while (begin < m) {
-    const std::int64_t part = (m - begin - 1) / kWarp + 1;
-    const std::int64_t last = begin + (lane + 1) * part - 1;
-    const int below = __popc(__ballot_sync(kAllLanes, last < m && selected[last] < value));
-    begin += below * part;
-    if (begin + part - 1 < m) m = begin + part - 1;  // the last of this part is not below
-  }
-  return begin;
 }
 
 template <typename T>
@@ -87,64 +117,27 @@ __device__ void store(T* data, std::int64_t stride, std::int64_t i, std::int64_t
   }
 }
 
-// x + 1 + 1 + ..., each sum rounded, until it no longer grows.
-template <typename C>
-__device__ C add_ones(C x, std::uint64_t times) {
-  if constexpr (std::is_integral_v<C>) {
-    constexpr C most = kMost<C>;
-    const std::uint64_t room = static_cast<std::uint64_t>(most) - static_cast<std::uint64_t>(x);  // exact modulo 2^64
-    return times < room ? static_cast<C>(static_cast<std::uint64_t>(x) + times) : most;
-  } else {
-    for (; times > 0 && x + C{1} != x; --times) x += C{1};
-    return x;
-  }
-}
-
-struct Tally {
-  unsigned of[kRange];
-  std::int64_t bound[2];  // the range's part of `selected`
-};
-
-enum class When { ascending, descending, any };  // what `selected` has to be
-
-// counts *= decay, +1 for each of `selected`, and the penalty of scores, each of the three only where asked for.
+// counts *= decay, +1 for what is selected, and the penalty of scores, each of the three only where asked for.
 template <typename S, typename C>
-__global__ void usage_kernel(const Findings* __restrict__ found, When when,
-                             const std::int64_t* __restrict__ selected,                                // [m] ascending
-                             std::int64_t m, C* counts, std::int64_t stride, std::int64_t n, C decay,  // [n]
-                             const S* scores, Penalty<PenaltyType<S, C>> penalty, S* out) {            // [n] or null
+__global__ void usage_kernel(Uses uses, C* counts, std::int64_t stride, std::int64_t n, C decay,  // [n]
+                             const S* scores, Penalty<PenaltyType<S, C>> penalty, S* out) {       // [n] or null
   // `out` may be `scores`.
 
   using A = PenaltyType<S, C>;
-  const bool outside = found != nullptr && found->outside != 0;
-  const bool descends = found != nullptr && found->descends != 0;
-  if (outside ? when == When::descending : when != When::any && descends != (when == When::descending)) return;
-  if (outside) m = 0;
-
-  auto& tally = shared<Tally>();
+  const bool refused = uses.refused(), repeats = uses.repeats();
   const std::int64_t ranges = (n - 1) / kRange + 1;
   for (std::int64_t range = blockIdx.x; range < ranges; range += gridDim.x) {
     const std::int64_t first = range * kRange + threadIdx.x * kPack;
     Pack<C> used[kPacks];
     Pack<S> result[kPacks];
+    unsigned once[kPacks] = {}, again[kPacks] = {};
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
       const std::int64_t i = first + p * (kBlock * kPack);
       used[p] = load(counts, stride, i, n);
       if (scores != nullptr) result[p] = load(scores, 1, i, n);
-    }
-    if (m > 0) {
-      __syncthreads();  // the tally of the block's last range has been read
-      for (unsigned i = threadIdx.x; i < kRange; i += kBlock) tally.of[i] = 0;
-      const unsigned warp = threadIdx.x / kWarp;
-      if (warp < 2) {
-        const std::int64_t bound = lower_bound(selected, m, (range + warp) * kRange);
-        if (threadIdx.x % kWarp == 0) tally.bound[warp] = bound;
-      }
-      __syncthreads();
-      for (std::int64_t i = tally.bound[0] + threadIdx.x; i < tally.bound[1]; i += kBlock)
-        atomicAdd(&tally.of[selected[i] - range * kRange], 1u);
-      __syncthreads();
+      if (uses.once != nullptr && i < n) once[p] = uses.once[Place(i).word];
+      if (repeats && i < n) again[p] = uses.again[Place(i).word];
     }
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
@@ -152,19 +145,24 @@ __global__ void usage_kernel(const Findings* __restrict__ found, When when,
 #pragma unroll
       for (int e = 0; e < kPack; ++e) {
         C& count = used[p].of[e];
-        if constexpr (!std::is_integral_v<C>)
-          if (decay != C{1}) count *= decay;
-        if (m > 0) count = add_ones(count, tally.of[(p * kBlock + threadIdx.x) * kPack + e]);
+        const unsigned bit = 1u << ((first & 31) + e);  // of each pack
+        if ((again[p] & bit) == 0) {
+          if constexpr (!std::is_integral_v<C>)
+            if (decay != C{1}) count *= decay;
+          if ((once[p] & bit) != 0) count = add_one(count);
+        }
         if (scores != nullptr) {
           S& score = result[p].of[e];
-          score = rounded<S>(outside ? A(__builtin_nan("")) : penalty(static_cast<A>(score), static_cast<A>(count)));
+          score = rounded<S>(refused ? A(__builtin_nan("")) : penalty(static_cast<A>(score), static_cast<A>(count)));
         }
       }
-      if (!outside && (m > 0 || decay != C{1})) store(counts, stride, i, n, used[p]);
+      if (!refused && (uses.once != nullptr || decay != C{1})) store(counts, stride, i, n, used[p]);
       if (scores != nullptr) store(out, 1, i, n, result[p]);
     }
   }
 }
+
+// --- what is selected again ---
 
 __device__ void count_one(float* x, std::int64_t) { atomicAdd(x, 1.0f); }
 __device__ void count_one(double* x, std::int64_t) { atomicAdd(x, 1.0); }
@@ -175,7 +173,8 @@ __device__ void count_one_to_most(C* x, std::int64_t others) {
   constexpr C most = kMost<C>;
   auto* word = reinterpret_cast<Word*>(x);
   auto seen = static_cast<C>(atomicAdd(word, Word{0}));
-  if (add_ones(seen, static_cast<std::uint64_t>(others)) < most) {
+  const std::uint64_t room = static_cast<std::uint64_t>(most) - static_cast<std::uint64_t>(seen);  // exact modulo 2^64
+  if (static_cast<std::uint64_t>(others) < room) {
     atomicAdd(word, Word{1});
     return;
   }
@@ -187,12 +186,27 @@ __device__ void count_one_to_most(C* x, std::int64_t others) {
 __device__ void count_one(std::int32_t* x, std::int64_t others) { count_one_to_most<int>(x, others); }
 __device__ void count_one(std::int64_t* x, std::int64_t others) { count_one_to_most<unsigned long long>(x, others); }
 
+// +1 for each of `selected`: of those alone that come again, if there are bits.
 template <typename C>
-__global__ void add_kernel(const Findings* __restrict__ found, When when,
-                           const std::int64_t* __restrict__ selected,         // [m]
-                           std::int64_t m, C* counts, std::int64_t stride) {  // [n]
-  if (found->outside != 0 || (when == When::descending && found->descends == 0)) return;
-  for (std::int64_t i = thread_in_grid(); i < m; i += threads_in_grid()) count_one(counts + selected[i] * stride, m);
+__global__ void add_kernel(Uses uses, const std::int64_t* __restrict__ selected,  // [m]
+                           std::int64_t m, C* counts, std::int64_t stride) {      // [n]
+  if (uses.refused() || (uses.again != nullptr && !uses.repeats())) return;
+  for (std::int64_t i = thread_in_grid(); i < m; i += threads_in_grid()) {
+    const Place at(selected[i]);
+    if (uses.again == nullptr || (uses.again[at.word] & at.bit) != 0) count_one(counts + selected[i] * stride, m);
+  }
+}
+
+// Decays what is selected again, before it is added to: once, by whoever takes its other bit.
+template <typename C>
+__global__ void decay_kernel(Uses uses, const std::int64_t* __restrict__ selected,       // [m]
+                             std::int64_t m, C* counts, std::int64_t stride, C decay) {  // [n]
+  if (uses.refused() || !uses.repeats()) return;
+  for (std::int64_t i = thread_in_grid(); i < m; i += threads_in_grid()) {
+    const Place at(selected[i]);
+    if ((uses.again[at.word] & at.bit) != 0 && (atomicAnd(&uses.once[at.word], ~at.bit) & at.bit) != 0)
+      counts[selected[i] * stride] *= decay;
+  }
 }
 
 unsigned blocks_of(std::int64_t items, std::int64_t block) { return std::min(grid_size(items, block), kMostBlocks); }
@@ -207,24 +221,63 @@ constexpr Faults kUpdateFaults{{Fault::index, "usage_update_: selected must be b
 constexpr Faults kStepFaults{{Fault::index, "usage_step_: selected must be between 0 and #, got #"},
                              {Fault::index, "usage_step_: selected must be empty for empty counts, got #"}};
 
-// `selected`, checked on the device.
-struct Selected {
-  Tensor tensor;
-  Room<Findings> findings;
-  const std::int64_t* data;
-  std::int64_t size;
-  Findings* found;
-
-  Selected(const Call& call, const Tensor& selected, std::int64_t n, const Faults& faults)
-      : tensor(torch::stable::contiguous(selected)),
-        findings(call.zeros<Findings>(1)),
-        data(static_cast<const std::int64_t*>(tensor.data_ptr())),
-        size(tensor.numel()),
-        found(findings.data()) {
-    if (size > 0)
-      call.launch(check_kernel, blocks_of(size, kBlock), kBlock, data, size, n,
-                  call.always(n == 0 ? faults.not_empty : faults.outside), found);
+// The uses of counts, brought up to date.
+template <typename C>
+class Update {
+ public:
+  // `bits`: whether a pass over all counts will ask for them.
+  Update(const Call& call, const Tensor& counts, const Tensor& selected, double decay, bool bits, const Faults& faults)
+      : call_(call),
+        selected_(torch::stable::contiguous(selected)),
+        m_(selected.numel()),
+        counts_(static_cast<C*>(counts.data_ptr())),
+        n_(counts.size(0)),
+        stride_(n_ > 0 ? counts.stride(0) : 1),
+        decay_(static_cast<C>(decay)) {
+    if (m_ == 0) return;
+    constexpr std::int64_t kFindings = sizeof(Findings) / sizeof(unsigned);
+    const std::int64_t words = bits ? Place(n_ - 1).word + 1 : 0;
+    room_ = call.zeros<unsigned>(kFindings + 2 * words);
+    uses_.found = reinterpret_cast<Findings*>(room_->data());
+    if (words > 0) {
+      uses_.once = room_->data() + kFindings;
+      uses_.again = uses_.once + words;
+    }
+    call.launch(mark_kernel, blocks_of(m_, kBlock), kBlock, index(), m_, n_,
+                call.always(n_ == 0 ? faults.not_empty : faults.outside), uses_);
   }
+
+  // +1 for each that is selected; where there are bits, for those alone that are selected again.
+  void add() const {
+    if (n_ > 0 && m_ > 0)
+      call_.launch(add_kernel<C>, blocks_of(m_, kBlock), kBlock, uses_, index(), m_, counts_, stride_);
+  }
+
+  // The pass over all counts.
+  template <typename S>
+  void pass(const S* scores, const Penalty<PenaltyType<S, C>>& penalty, S* out) const {
+    if (n_ == 0) return;
+    if (m_ > 1) {
+      if constexpr (!std::is_integral_v<C>)
+        if (decay_ != C{1})
+          call_.launch(decay_kernel<C>, blocks_of(m_, kBlock), kBlock, uses_, index(), m_, counts_, stride_, decay_);
+      add();
+    }
+    call_.launch(usage_kernel<S, C>, blocks_of(n_, kRange), kBlock, uses_, counts_, stride_, n_, decay_, scores,
+                 penalty, out);
+  }
+
+ private:
+  const std::int64_t* index() const { return static_cast<const std::int64_t*>(selected_.data_ptr()); }
+
+  const Call& call_;
+  Tensor selected_;
+  std::int64_t m_;
+  C* counts_;
+  std::int64_t n_, stride_;
+  C decay_;
+  std::optional<Room<unsigned>> room_;
+  Uses uses_;
 };
 
 void usage_update_(Tensor counts, Tensor selected, double decay) {
@@ -232,23 +285,12 @@ void usage_update_(Tensor counts, Tensor selected, double decay) {
   check_update(op, counts, selected, decay);
   dispatch_counts(op, counts, [&]<typename C>() {
     const Call call(counts);
-    const std::int64_t n = counts.size(0), stride = n > 0 ? counts.stride(0) : 1;
-    const Selected s(call, selected, n, kUpdateFaults);
-    if (n == 0) return;
-    C* data = static_cast<C*>(counts.data_ptr());
-    auto pass = [&](When when, std::int64_t m) {
-      call.launch(usage_kernel<float, C>, blocks_of(n, kRange), kBlock, s.found, when, s.data, m, data, stride, n,
-                  static_cast<C>(decay), static_cast<const float*>(nullptr), Penalty<PenaltyType<float, C>>{},
-                  static_cast<float*>(nullptr));
-    };
-    if (decay != 1) {
-      pass(When::ascending, s.size);
-      if (s.size > 1) pass(When::descending, 0);
-    }
-    // without decay only the selected counts are touched, in whatever order they come
-    if (s.size > 0)
-      call.launch(add_kernel<C>, blocks_of(s.size, kBlock), kBlock, s.found, decay == 1 ? When::any : When::descending,
-                  s.data, s.size, data, stride);
+    const Update<C> update(call, counts, selected, decay, decay != 1, kUpdateFaults);
+    // without decay only the selected counts are touched
+    if (decay == 1)
+      update.add();
+    else
+      update.pass(static_cast<const float*>(nullptr), {}, static_cast<float*>(nullptr));
   });
 }
 
@@ -262,15 +304,12 @@ Tensor write_usage_penalty(const Tensor& scores, const Tensor& counts, double ga
   const Tensor out = own ? *own : call.empty(sizes(scores), scores.scalar_type());
   dispatch_floating(op, "scores", scores, [&]<typename S>() {
     dispatch_counts(op, counts, [&]<typename C>() {
-      using A = PenaltyType<S, C>;
       const std::int64_t n = scores.numel();
       if (n == 0) return;
       const Tensor scores_c = torch::stable::contiguous(scores), counts_c = torch::stable::contiguous(counts);
-      const Penalty<A> penalty{arguments.form, arguments.gamma_as<A>(), static_cast<A>(step)};
-      call.launch(usage_kernel<S, C>, blocks_of(n, kRange), kBlock, static_cast<const Findings*>(nullptr), When::any,
-                  static_cast<const std::int64_t*>(nullptr), std::int64_t{0}, static_cast<C*>(counts_c.data_ptr()),
-                  std::int64_t{1}, n, C{1}, static_cast<const S*>(scores_c.data_ptr()), penalty,
-                  static_cast<S*>(out.data_ptr()));
+      call.launch(usage_kernel<S, C>, blocks_of(n, kRange), kBlock, Uses{}, static_cast<C*>(counts_c.data_ptr()),
+                  std::int64_t{1}, n, C{1}, static_cast<const S*>(scores_c.data_ptr()),
+                  Penalty<PenaltyType<S, C>>(arguments), static_cast<S*>(out.data_ptr()));
     });
   });
   return out;
@@ -294,24 +333,10 @@ Tensor write_usage_step(const Tensor& counts, const Tensor& selected, const Tens
   const Tensor out = own ? *own : call.empty(sizes(scores), scores.scalar_type());
   dispatch_floating(op, "scores", scores, [&]<typename S>() {
     dispatch_counts(op, counts, [&]<typename C>() {
-      using A = PenaltyType<S, C>;
-      const std::int64_t n = counts.size(0), stride = n > 0 ? counts.stride(0) : 1;
-      const Selected s(call, selected, n, kStepFaults);
-      if (n == 0) return;
+      const Update<C> update(call, counts, selected, decay, true, kStepFaults);
       const Tensor scores_c = torch::stable::contiguous(scores);
-      const Penalty<A> penalty{arguments.form, arguments.gamma_as<A>(), static_cast<A>(step)};
-      C* data = static_cast<C*>(counts.data_ptr());
-      auto pass = [&](When when, std::int64_t m, double factor, bool penalise) {
-        call.launch(usage_kernel<S, C>, blocks_of(n, kRange), kBlock, s.found, when, s.data, m, data, stride, n,
-                    static_cast<C>(factor), penalise ? static_cast<const S*>(scores_c.data_ptr()) : nullptr, penalty,
-                    static_cast<S*>(out.data_ptr()));
-      };
-      pass(When::ascending, s.size, decay, true);
-      if (s.size < 2) return;
-      if (decay != 1) pass(When::descending, 0, decay, false);
-      call.launch(add_kernel<C>, blocks_of(s.size, kBlock), kBlock, s.found, When::descending, s.data, s.size, data,
-                  stride);
-      pass(When::descending, 0, 1, true);
+      update.pass(static_cast<const S*>(scores_c.data_ptr()), Penalty<PenaltyType<S, C>>(arguments),
+                  static_cast<S*>(out.data_ptr()));
     });
   });
   return out;

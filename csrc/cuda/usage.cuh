@@ -13,6 +13,10 @@ struct Penalty {
   A gamma;
   A step;
 
+  Penalty() = default;
+  explicit Penalty(const PenaltyArguments& arguments)
+      : form(arguments.form), gamma(arguments.gamma_as<A>()), step(static_cast<A>(arguments.step)) {}
+
   __device__ A operator()(A score, A count) const {
     switch (form) {
       case PenaltyArguments::log:

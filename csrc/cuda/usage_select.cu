@@ -79,7 +79,7 @@ Tensor usage_select_(Tensor counts, Tensor first, Tensor second, double mix, dou
                                      static_cast<S>(mix),
                                      used,
                                      stride,
-                                     {arguments.form, arguments.gamma_as<A>(), static_cast<A>(step)}};
+                                     Penalty<A>(arguments)};
       const auto select = [&](const Groups& of) {
         select_groups(call, source, NoiseArgument{}, ties, of, n, k, {call, kNan, kGroupFaults, of.count}, index);
       };

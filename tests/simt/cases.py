@@ -360,11 +360,30 @@ def usage():
                 yield Case("usage_update_", (counts_of(n), selected, decay), note=order, tsan=small)
                 args = (counts_of(n), selected, numbers(n), 0.25, decay, "linear", 1)
                 yield Case("usage_step_", args, note=order, tsan=small)
+    for decay in (1.0, 0.75):
+        for n, selected in ((7000, picks(7000, 900)), (5, torch.tensor([4, 4]))):
+            yield Case("usage_update_", (counts_of(n), selected, decay), note="more than a grid takes at once, or two")
+            args = (counts_of(n), selected, numbers(n), 0.25, decay, "linear", 1)
+            yield Case("usage_step_", args, note="more than a grid takes at once, or two")
     one = torch.full((600,), 4000)
     args = (counts_of(5000), one, numbers(5000), 0.1, 0.5, "linear", 1)
     yield Case("usage_step_", args, note="all at one place")
     args = (counts_of(5000), one.index_fill(0, torch.tensor(599), 3), numbers(5000), 0.1, 0.5, "linear", 1)
     yield Case("usage_step_", args, note="nearly all at one place")
+    # Bits of a warp's neighbours in one word, of several and of all its lanes; some again, within a warp and beyond it.
+    dense = torch.arange(700)
+    for selected, note in (
+        (dense, "all"),
+        (torch.cat([dense, dense[::3]]), "a third of all again"),
+        (dense.repeat_interleave(2), "each twice, one after the other"),
+        (torch.cat([dense[::5], dense[1::5]]).sort().values, "two of five"),
+        (dense // 40 * 40, "one place a warp and a bit"),
+        (torch.tensor([5, 70, 5, 71, 70, 5, 6]), "a word again behind another"),
+    ):
+        for decay in (1.0, 0.75):
+            args = (counts_of(700), selected, numbers(700), 0.25, decay, "linear", 1)
+            yield Case("usage_step_", args, note=note, tsan=note.startswith("a "))
+            yield Case("usage_update_", (counts_of(700, torch.float64), selected, decay), note=note)
     full = torch.full((9,), 2.0**24 - 3)
     for selected in (torch.tensor([4] * 8), torch.tensor([4] * 8 + [1])):
         yield Case("usage_update_", (full, selected, 1.0), note="counts at 2**24")
