@@ -174,6 +174,16 @@ def test_counts_take_one_pass_and_no_atomics_of_their_own(kernels, ordered, agai
     assert kernels.atomics_run - before == marks + again * (1 + 1 + 2 + 2)
 
 
+def test_candidates_are_counted_once_and_then_left_out(kernels):
+    """The bracket holds 911 of these, which share a byte; 71 of them share the next with the cut. To leave later passes
+    these alone takes an atomic for each and one a block: 1,657 in all, for 1,581."""
+    x = torch.randn(20_000, generator=torch.Generator().manual_seed(1)).abs() + 1
+    set_order(kernels, "ascending")
+    before = kernels.atomics_run
+    torch.ops.pysel_simt.select(x, 2000, True, None, None, None, None)
+    assert 1581 + 71 < kernels.atomics_run - before < 2 * 911
+
+
 # --- Planted bugs ---
 
 

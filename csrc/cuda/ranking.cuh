@@ -36,6 +36,18 @@ struct Digits {
   PYSEL_HD int all() const { return key + word + index; }
   PYSEL_HD int bins() const { return 1 << bits; }
 
+  // Settles the leading digits that the keys from `low` to `high` have in common, and tells how many these are.
+  template <typename Bits>
+  __device__ int settle_common(Cut<Bits>& cut, Bits low, Bits high) const {
+    int d = 0;
+    for (; d < key; ++d) {
+      const int below = bits * (key - 1 - d);
+      if (low >> below != high >> below) break;
+      cut.key = static_cast<Bits>(low >> below << below);
+    }
+    return d;
+  }
+
   template <typename Bits>
   __device__ void settle(Cut<Bits>& cut, int d, int digit) const {
     if (d < key)

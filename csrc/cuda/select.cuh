@@ -8,7 +8,9 @@
 //             where keys are dear, so that most elements are told without, those of which nothing is told
 //   keys      of these candidates
 //   digits    radix selection among the candidates, or, where the bracket missed or held too many of them, among all
-//             keys: by the bytes of the key, then by those that break ties (see ranking.cuh), so that none are left
+//             keys: by the bytes of the key, then by those that break ties (see ranking.cuh), so that none are left.
+//             Bytes that the bracket's ends share are not counted. Once few candidates share the settled digits, a
+//             pass sets the bits of those above, and leaves only these few to later passes
 //   finish    bits for what is selected beside those above `high`
 //   then      the indices are read off the bits (marks.cuh)
 //
@@ -87,8 +89,9 @@ template <typename Bits>
 struct RowTally {
   Bits low, high;  // of the bracket
   unsigned long long above, candidates, permitted;
-  unsigned long long over, under;  // candidates that are outside the bracket after all
+  unsigned long long outside;  // candidates that are not within the bracket after all
   unsigned bad;
+  unsigned left;  // of the candidates, by a pass that moves them
 };
 
 template <typename Bits>
@@ -97,14 +100,19 @@ struct SelectCandidate {
   Bits key;
 };
 
+// Where the elements lie that share what digits have settled.
+enum class Among { row, candidates, few };
+
 // What digits have settled: elements above the cut are in, and `wanted` of those that share its settled digits.
 template <typename Bits>
 struct Settled {
   Cut<Bits> cut;
   std::int64_t wanted;
-  bool from_candidates;
-  bool done;  // all of those are wanted
-  bool bad;   // nothing is
+  int common;  // leading digits that all candidates within the bracket have, and no pass counts
+  Among among;
+  bool moves;  // the next pass leaves few of the candidates
+  bool done;   // all of those are wanted
+  bool bad;    // nothing is
 };
 
 // All of a selection but its source.
@@ -112,13 +120,29 @@ template <typename Bits>
 struct Selection {
   Marks marks;
   Digits digits;
-  std::int64_t room;                  // for candidates of a row
+  std::int64_t room, few_room;        // for candidates of a row, and for the few that are left of them
   RowTally<Bits>* tally;              // [rows]
   Settled<Bits>* settled;             // [digits + 1, rows]
   unsigned long long* histogram;      // [digits, rows, kBins]
   SelectCandidate<Bits>* candidates;  // [rows, room]
+  SelectCandidate<Bits>* few;         // [rows, few_room]
 
   __device__ Ranking ranking(std::int64_t r) const { return Ranking(digits, r * marks.n); }
+
+  // Calls f(candidate) for those of row r, or for the few of them, which the threads of `blocks` blocks share.
+  template <typename F>
+  __device__ void for_each(Among among, std::int64_t r, std::int64_t block, unsigned blocks, F f) const {
+    const bool all = among == Among::candidates;
+    const SelectCandidate<Bits>* list = all ? candidates + r * room : few + r * few_room;
+    const auto count = static_cast<std::int64_t>(all ? tally[r].candidates : tally[r].left);
+    for (std::int64_t c = block * kSelectBlock + threadIdx.x; c < count; c += std::int64_t{blocks} * kSelectBlock)
+      f(list[c]);
+  }
+
+  // Element `place` of row r, counted from where its quads begin, is in.
+  __device__ void mark(std::int64_t r, std::int64_t place) const {
+    atomicOr(&marks.bits[r * marks.words + place / 32], 1u << place % 32);
+  }
 };
 
 // splitmix64's finaliser: which element of its stratum a sample takes. Any choice gives the same selection.
@@ -227,13 +251,14 @@ __global__ void __launch_bounds__(kSelectBlock) mark_kernel(Source source, Selec
   }
 }
 
-// A row's blocks stride over its candidates. Where there are too many, nobody asks for them.
+// A row's blocks stride over its candidates. Where there are too many, nobody asks for them. Those above the bracket
+// are in, and take the key 0, which no element of a source that tells sides has, so that no digit finds them wanted.
 template <typename Source>
 __global__ void __launch_bounds__(kSelectBlock)
     keys_kernel(Source source, Selection<typename Source::Bits> s, unsigned blocks_of_row) {
   using Bits = typename Source::Bits;
   struct Keys {
-    ScanSlots<std::uint64_t> over, under;
+    ScanSlots<std::uint64_t> over, outside;
   };
   Keys& keys = shared<Keys>();
   for (std::int64_t b = blockIdx.x; b < s.marks.rows * blocks_of_row; b += gridDim.x) {
@@ -243,20 +268,22 @@ __global__ void __launch_bounds__(kSelectBlock)
     const auto candidates = static_cast<std::int64_t>(tally.candidates);
     if (candidates > s.room) continue;
     const Row row = s.marks.row(r);
-    std::uint64_t over = 0, under = 0;
+    std::uint64_t over = 0, outside = 0;
     for (std::int64_t c = block * kSelectBlock + threadIdx.x; c < candidates;
          c += std::int64_t{blocks_of_row} * kSelectBlock) {
       SelectCandidate<Bits>& candidate = s.candidates[r * s.room + c];
       const Bits key = source.key_of(row, candidate.at, candidate.key);
-      candidate.key = key;
-      over += key > high;
-      under += key < low;
+      const bool above = key > high;
+      candidate.key = above ? Bits{0} : key;
+      if (above) s.mark(r, candidate.at - row.begin(0));
+      over += above;
+      outside += above || key < low;
     }
     over = block_sum(over, keys.over).all;
-    under = block_sum(under, keys.under).all;
+    outside = block_sum(outside, keys.outside).all;
     if (threadIdx.x == 0) {
-      if (over > 0) atomicAdd(&tally.over, static_cast<unsigned long long>(over));
-      if (under > 0) atomicAdd(&tally.under, static_cast<unsigned long long>(under));
+      if (over > 0) atomicAdd(&tally.above, static_cast<unsigned long long>(over));
+      if (outside > 0) atomicAdd(&tally.outside, static_cast<unsigned long long>(outside));
     }
   }
 }
@@ -274,9 +301,14 @@ __device__ Settled<Bits> settle(const Selection<Bits>& s, const SelectReports& r
     const RowTally<Bits>& t = s.tally[r];
     const auto k = static_cast<unsigned long long>(s.marks.k);
     const bool bad = reports.bad && t.bad != 0, too_few = reports.too_few && t.permitted < k;
-    const bool hit = t.above + t.over < k && k + t.under <= t.above + t.candidates &&
+    const bool hit = t.above < k && k + t.outside <= t.above + t.candidates &&
                      t.candidates <= static_cast<unsigned long long>(s.room);
-    now = {{}, hit ? s.marks.k - static_cast<std::int64_t>(t.above) : s.marks.k, hit, s.marks.k == 0, bad || too_few};
+    now = {{}, s.marks.k, 0, Among::row, false, s.marks.k == 0, bad || too_few};
+    if (hit) {
+      now.wanted -= static_cast<std::int64_t>(t.above);
+      now.among = Among::candidates;
+      now.common = s.digits.settle_common(now.cut, t.low, t.high);
+    }
     if (leader && threadIdx.x == 0) {
       if (bad)
         reports.bad();
@@ -285,13 +317,16 @@ __device__ Settled<Bits> settle(const Selection<Bits>& s, const SelectReports& r
     }
   } else {
     now = s.settled[(d - 1) * s.marks.rows + r];
-    if (!now.done && !now.bad) {
+    if (now.moves) now.among = Among::few;
+    if (!now.done && !now.bad && d > now.common) {
       // thread 0 has the largest digit
       const int bin = kBins - 1 - static_cast<int>(threadIdx.x);
       const unsigned long long count = s.histogram[((d - 1) * s.marks.rows + r) * kBins + bin];
       const auto found = choose_bin(bin, count, static_cast<unsigned long long>(now.wanted), slots.bin);
       now.wanted -= static_cast<std::int64_t>(found.before);
       now.done = static_cast<unsigned long long>(now.wanted) == found.inside;
+      now.moves =
+          !now.done && now.among == Among::candidates && found.inside <= static_cast<unsigned long long>(s.few_room);
       s.digits.settle(now.cut, d - 1, found.bin);
       __syncthreads();  // before the next row's
     }
@@ -307,12 +342,14 @@ __global__ void __launch_bounds__(kSelectBlock, 4) digit_kernel(Source source, S
   using Bits = typename Source::Bits;
   struct Histogram {
     unsigned count[kBins];
+    ScanSlots<unsigned> sum;
+    unsigned next;  // place among the few
   };
   Histogram& histogram = shared<Histogram>();
   for (std::int64_t b = blockIdx.x; b < s.marks.rows * blocks_of_row; b += gridDim.x) {
     const std::int64_t r = b / blocks_of_row, block = b % blocks_of_row;
     const Settled<Bits> settled = settle(s, reports, r, d, block == 0);
-    if (settled.done || settled.bad) continue;
+    if (settled.done || settled.bad || d < settled.common) continue;
     histogram.count[threadIdx.x] = 0;
     __syncthreads();
     const Ranking ranking = s.ranking(r);
@@ -320,16 +357,13 @@ __global__ void __launch_bounds__(kSelectBlock, 4) digit_kernel(Source source, S
       const int digit = ranking.digit(settled.cut, d, key, at);
       if (digit >= 0) atomicAdd(&histogram.count[digit], 1u);
     };
-    const std::int64_t first = block * kSelectBlock + threadIdx.x, stride = std::int64_t{blocks_of_row} * kSelectBlock;
-    if (settled.from_candidates) {
-      const auto candidates = static_cast<std::int64_t>(s.tally[r].candidates);
-      for (std::int64_t c = first; c < candidates; c += stride) {
-        const SelectCandidate<Bits> candidate = s.candidates[r * s.room + c];
-        count(candidate.key, candidate.at);
-      }
+    if (settled.among != Among::row) {
+      s.for_each(settled.among, r, block, blocks_of_row,
+                 [&](const SelectCandidate<Bits>& candidate) { count(candidate.key, candidate.at); });
     } else {
       const Row row = s.marks.row(r);
-      for (std::int64_t quad = first; quad < row.quads(); quad += stride) {
+      for (std::int64_t quad = block * kSelectBlock + threadIdx.x; quad < row.quads();
+           quad += std::int64_t{blocks_of_row} * kSelectBlock) {
         Bits key[4];
         Seen seen;
         source.keys(row, r, quad, key, seen);
@@ -338,9 +372,21 @@ __global__ void __launch_bounds__(kSelectBlock, 4) digit_kernel(Source source, S
       }
     }
     __syncthreads();
-    if (histogram.count[threadIdx.x] > 0)
-      atomicAdd(&s.histogram[(d * s.marks.rows + r) * kBins + threadIdx.x],
-                static_cast<unsigned long long>(histogram.count[threadIdx.x]));
+    const unsigned mine = histogram.count[threadIdx.x];
+    if (mine > 0)
+      atomicAdd(&s.histogram[(d * s.marks.rows + r) * kBins + threadIdx.x], static_cast<unsigned long long>(mine));
+    if (settled.moves) {
+      // looked at again, in a cache, so that a block asks for all its places at once
+      const unsigned counted = block_sum(mine, histogram.sum).all;
+      if (threadIdx.x == 0) histogram.next = atomicAdd(&s.tally[r].left, counted);
+      __syncthreads();
+      const std::int64_t begin = s.marks.row(r).begin(0);
+      s.for_each(Among::candidates, r, block, blocks_of_row, [&](const SelectCandidate<Bits>& candidate) {
+        const int digit = ranking.digit(settled.cut, d, candidate.key, candidate.at);
+        if (digit == Ranking::kAbove) s.mark(r, candidate.at - begin);
+        if (digit >= 0) s.few[r * s.few_room + atomicAdd(&histogram.next, 1u)] = candidate;
+      });
+    }
     __syncthreads();  // before the next row's
   }
 }
@@ -354,19 +400,14 @@ __global__ void __launch_bounds__(kSelectBlock, 4)
     const Settled<Bits> settled = settle(s, reports, r, s.digits.all(), block == 0);
     if (block == 0 && threadIdx.x == 0) s.marks.refused[r] = settled.bad;
     if (settled.bad) continue;
-    const Row row = s.marks.row(r);
     const Ranking ranking = s.ranking(r);
-    unsigned* bits = s.marks.bits + r * s.marks.words;
-    if (settled.from_candidates) {
-      const auto candidates = static_cast<std::int64_t>(s.tally[r].candidates);
-      for (std::int64_t c = block * kSelectBlock + threadIdx.x; c < candidates;
-           c += std::int64_t{blocks_of_row} * kSelectBlock) {
-        const SelectCandidate<Bits> candidate = s.candidates[r * s.room + c];
-        if (!ranking.reaches(settled.cut, candidate.key, candidate.at)) continue;
-        const std::int64_t bit = candidate.at - row.begin(0);
-        atomicOr(&bits[bit / 32], 1u << bit % 32);
-      }
+    const Row row = s.marks.row(r);
+    if (settled.among != Among::row) {
+      s.for_each(settled.among, r, block, blocks_of_row, [&](const SelectCandidate<Bits>& candidate) {
+        if (ranking.reaches(settled.cut, candidate.key, candidate.at)) s.mark(r, candidate.at - row.begin(0));
+      });
     } else {
+      unsigned* bits = s.marks.bits + r * s.marks.words;
       // whole warps, for the words' sake
       for (std::int64_t first = block * kSelectBlock; first < s.marks.words * 8;
            first += std::int64_t{blocks_of_row} * kSelectBlock) {
@@ -394,7 +435,7 @@ struct SelectionRoom {
   Room<RowTally<Bits>> tally;
   Room<Settled<Bits>> settled;
   Room<unsigned long long> histogram;
-  Room<SelectCandidate<Bits>> candidates;
+  Room<SelectCandidate<Bits>> candidates, few;
   MarksRoom marks;
 
   SelectionRoom(const Call& call, Selection<Bits>& s)
@@ -402,11 +443,13 @@ struct SelectionRoom {
         settled(call.room<Settled<Bits>>((s.digits.all() + 1) * s.marks.rows)),
         histogram(call.zeros<unsigned long long>(s.digits.all() * s.marks.rows * kBins)),
         candidates(call.room<SelectCandidate<Bits>>(s.marks.rows * s.room)),
+        few(call.room<SelectCandidate<Bits>>(s.marks.rows * s.few_room)),
         marks(call, s.marks) {
     s.tally = tally.data();
     s.settled = settled.data();
     s.histogram = histogram.data();
     s.candidates = candidates.data();
+    s.few = few.data();
   }
 };
 
@@ -444,20 +487,21 @@ void launch_selection(const Call& call, const Source& source, const Selection<ty
 
 // Selects from rows of n > 0 elements into `out`, [rows, k]; equal keys by their words in `ties` if it is on, then by
 // lowest index. Many short rows take turns, so that what a row needs beside its elements (a few kilobytes) does not add
-// up; in the interpreter a few do.
+// up; in the interpreter two long ones do.
 template <typename Source>
 void select_rows(const Call& call, const Source& source, const NoiseArgument& noise, const NoiseArgument& ties,
                  std::int64_t rows, std::int64_t n, std::int64_t k, const SelectReports& reports, std::int64_t* out) {
 #ifdef __CUDACC__
   constexpr std::int64_t kRoom = std::int64_t{256} << 20;
 #else
-  constexpr std::int64_t kRoom = std::int64_t{32} << 10;
+  constexpr std::int64_t kRoom = std::int64_t{384} << 10;
 #endif
   using Bits = typename Source::Bits;
   Selection<Bits> s{};
   s.marks = Marks(n, k, noise);
   s.digits = Digits::of<Bits>(n, kDigitBits, ties);
   s.room = n <= kFew ? n : std::max(n / 8, kFew);
+  s.few_room = s.room / 16;
   const std::int64_t together = std::max<std::int64_t>(1, kRoom / (8 * kBins * s.digits.all() + 16 * s.room));
   for (std::int64_t first = 0; first < rows; first += together) {
     s.marks.rows = std::min(together, rows - first);

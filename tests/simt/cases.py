@@ -242,17 +242,19 @@ def sample():
         w = at + torch.where(near, 0, torch.where(above, far, -far)) - noise
         return (w if log_weights else w.exp()).to(dtype), int(above.sum()), int((above | near).sum())
 
-    def beside(aside: int) -> tuple[torch.Tensor, int]:
-        """Logarithms of weights, and k. In the sample, which takes every other quad, 1500 keys are equal, and an end of
-        the bracket is one of them. The k-th largest is `aside` units in the last place beyond that end, where the
-        bracket tells half of equal keys, as their weights are rounded, and not the other half."""
+    def beside(aside: int) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Logarithms of weights, and two k. In the sample, which takes every other quad, 1500 keys are equal, and an
+        end of the bracket is one of them. The k-th largest is `aside` units in the last place beyond that end, where
+        the bracket tells half of equal keys, as their weights are rounded, and not the other half; or it is far below
+        both ends, and there are not enough above."""
         i, place = torch.arange(9001), torch.rand(9001, generator=g)
         sampled = (i // 4 % 2 == 1) & (i < 8192)
         unsampled = torch.where(place < 0.08, 1000, torch.where(place < 0.15, aside, -1000))
         units = torch.where(sampled, torch.where(place < 0.37, 0, -1000), unsampled)
         noise = torch.ops.pysel.race_keys(torch.zeros(9001), True, KEY, 0)
         w = (1e5 + 2.0**-7 * units.double() - noise.double()).float()
-        return w, int((units > aside).sum() + (units == aside).sum() * (0.75 if aside > 0 else 0.25))
+        k = int((units > aside).sum() + (units == aside).sum() * (0.75 if aside > 0 else 0.25))
+        return w, (k, int((units >= 0).sum()) + 5)
 
     def calls(w: torch.Tensor, k: int, start: int = 0, tsan: bool = False) -> Iterator[Case]:
         for order in ("draw", "index", "shuffled"):
@@ -267,7 +269,7 @@ def sample():
 
     for dtype in FLOATS:
         yield from calls(weights(300, dtype=dtype), 40, tsan=dtype == torch.float32)
-        yield from calls(weights(4, 61, dtype=dtype), 50, 6)  # more rows than are selected from at a time
+        yield from calls(weights(24, 61, dtype=dtype), 50, 6)  # more rows than are selected from at a time
     yield from calls(weights(1), 1, 5)
     yield from calls(weights(9001), 8000, 3)
     for k in (0, 1, 10_000):
@@ -279,6 +281,11 @@ def sample():
             w = weights(2, 9001, dtype=dtype)
             args = (w.log() if log_weights else w, 900, False, log_weights, "index", None, None, KEY, 2, None)
             yield Case("weighted_sample", args)
+        # Rows of unlike weights, of equal ones, and of no more that may be chosen than are wanted.
+        three = torch.stack([weights(9001), torch.ones(9001), torch.zeros(9001).index_fill(0, torch.arange(899), 1)])
+        for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+            args = (three[order].to(dtype), 899, False, False, "index", None, None, KEY, 2, None)
+            yield Case("weighted_sample", args, note="rows that end apart")
     for dtype in (torch.float32, torch.float64):
         for log_weights in (False, True):
             for at in (0, 60, -60, *([100_000] if log_weights else [])):
@@ -287,9 +294,10 @@ def sample():
                     args = (w, k, False, log_weights, "index", None, None, KEY, 0, None)
                     yield Case("weighted_sample", args, note=f"keys that crowd at {at}")
     for aside in (-12, 12):
-        w, k = beside(aside)
-        args = (w, k, False, True, "index", None, None, KEY, 0, None)
-        yield Case("weighted_sample", args, note="keys just outside the bracket")
+        w, both = beside(aside)
+        for k in both:
+            args = (w, k, False, True, "index", None, None, KEY, 0, None)
+            yield Case("weighted_sample", args, note="keys just outside the bracket")
     # exp(-key) is no normal number, and the word at 313 so high that nothing is told of it, whatever its weight
     large = torch.full((9001,), 86.0).index_fill(0, torch.tensor(313), 93 - 15.19).exp()
     yield Case("weighted_sample", (large, 1, False, False, "index", None, None, KEY, 232_000, None), note="large")
@@ -569,6 +577,9 @@ def topk():
         yield Case("topk", (rows(pattern, 2, 1300), 1050), note=pattern)
         yield Case("topk", (rows(pattern, 1, 8200, dtype=torch.bfloat16), 1100), note=pattern)
     yield Case("topk", (rows("random", 1025, 300)[:, :260], 33), note="more rows than make parts, strided")
+    for patterns in (("random", "equal", "ties"), ("ties", "random", "nan"), ("infinite", "equal", "random")):
+        apart = torch.cat([rows(pattern, 1, 9001) for pattern in patterns])
+        yield Case("topk", (apart, 1200), note="rows that end apart")
     x = rows("ties", 1, 8203, dtype=torch.float16)
     yield Case("topk", (x[0, 1:], 20), note="unaligned")
     yield Case("topk", (rows("ties", 300, 5).t(), 40), note="transposed")
