@@ -157,6 +157,15 @@ def test_race_keys_of_long_rows_are_made_for_few(kernels):
             assert any("mark_kernel<" in name and "ByKeys" not in name for name in kernels.kernels)
 
 
+def test_behind_the_first_tile_a_warp_takes_a_row(kernels):
+    """Without bias each of two tiles has 4 KiB of the row: 64 threads, then 32; and 32 that write."""
+    weight = torch.randn(2048, 1, generator=torch.Generator().manual_seed(1))
+    set_order(kernels, "ascending")
+    before = kernels.threads_run
+    torch.ops.pysel_simt.topk_encode(torch.ones(1, 1), weight, None, 40, "relu")
+    assert kernels.threads_run - before == 64 + 32 + 32
+
+
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("again", [0, 1])
 def test_counts_take_one_pass_and_no_atomics_of_their_own(kernels, ordered, again):

@@ -188,12 +188,14 @@ constexpr std::int64_t kStateBytes = 64 << 20;
 constexpr std::int64_t kRowsBytes = 128 << 20;   // of whole rows of activations: the GEMM wants some hundred rows
 constexpr std::int64_t kSortedInBlock = 4096;    // elements of a row that torch's sort keeps in shared memory
 constexpr std::int64_t kSortedAtOnce = 1 << 23;  // elements; the sort takes some 40 bytes for each
+constexpr std::int64_t kWarps = 4096;            // that find work on any GPU at once
 #else
 constexpr std::int64_t kNarrowIndices = 1 << 15;
 constexpr std::int64_t kLeastPart = 1 << 10;
 constexpr std::int64_t kTileRows = 8, kLeastColumns = 64;
 constexpr std::int64_t kTileBytes = 1 << 12, kStateBytes = 1 << 16, kRowsBytes = 1 << 13;
 constexpr std::int64_t kSortedInBlock = 1100, kSortedAtOnce = 1 << 12;
+constexpr std::int64_t kWarps = 1;
 #endif
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a - 1) / b + 1; }
@@ -202,6 +204,17 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a - 1) / b + 1; 
 unsigned block_for(std::int64_t bytes) {
   unsigned block = kWarp;
   while (block < kMostThreads && block * kLoads * 16 < bytes) block *= 2;
+  return block;
+}
+
+// Threads for a part behind the first tile, of which the gate lets little through, unless activations rise from tile to
+// tile. What a warp does once a part takes it as long as several steps, and its others would wait for it; so one warp
+// takes a part, or as few as leave none of the device's warps without a part. Not where buffers are so large that a
+// multiprocessor holds few blocks.
+template <unsigned kRoom>
+unsigned gated_block(unsigned block, std::int64_t tasks) {
+  if constexpr (kRoom <= 1024)
+    while (block > kWarp && tasks * (block / kWarp) >= 2 * kWarps) block /= 2;
   return block;
 }
 
@@ -466,8 +479,10 @@ void encode(const Call& call, const Tensor& x, const Tensor& weight, const std::
     for (std::int64_t unit = 0; unit < hidden; unit += tile_hidden) {
       const std::int64_t h = std::min(tile_hidden, hidden - unit);
       const T* tile = static_cast<const T*>(activations.tile(row, r, unit, h));
-      call.launch(rows_kernel<T, Entry, kRoom, kRank>, grid_size(r * parts.count, 1), block, tile, r, h, parts.count,
-                  parts.size, unit, static_cast<unsigned>(k), gate, unit == 0, saved.state(), Output<T>{});
+      const std::int64_t tasks = r * parts.count;
+      call.launch(rows_kernel<T, Entry, kRoom, kRank>, grid_size(tasks, 1),
+                  unit == 0 ? block : gated_block<kRoom>(block, tasks), tile, r, h, parts.count, parts.size, unit,
+                  static_cast<unsigned>(k), gate, unit == 0, saved.state(), Output<T>{});
     }
     merge<T, Entry, kRoom>(call, saved, r, parts.count, k,
                            {out.values + row * k, out.indices + row * k, nullptr, 0, kRank});
