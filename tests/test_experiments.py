@@ -220,6 +220,18 @@ NAMES = ("full data", "RS2", "InfoBatch")
 GROUPS = [[Run("clean", TINY, seed, name) for name in NAMES] for seed in range(2)]
 
 
+@pytest.mark.skipif(protocol._memory("VmHWM") is None, reason="Linux alone tells")
+def test_memory_is_a_runs_own_though_another_has_freed_as_much() -> None:
+    def blocks() -> list[bytes]:
+        return [bytes(1 << 16) for _ in range(1600)]
+
+    last = blocks()[-1]  # pins the heap, so that the rest is free and still held
+    resident = protocol._memory("VmRSS", forget_peak=True)
+    again = blocks()
+    assert protocol._memory("VmHWM") - resident > 90
+    del last, again
+
+
 def without_measured(results: dict[str, Any]) -> dict[str, Any]:
     return {k: {f: v for f, v in r.items() if f not in MEASURED} for k, r in results["records"].items()}
 

@@ -211,7 +211,9 @@ def run_rows(cells: Cells, kinds: dict[str, str]) -> list[str]:
             texts += ["" if c not in ahead or math.isnan(ahead[c][0]) else points(*ahead[c]) for c in (3, 4)]
             texts += [f"{accuracy(by_seed, 'balanced')[0]:.2f}"]
             texts += [
-                format(fmean(r[field] for r in records), how) if all(field in r for r in records) else ""
+                format((max if field == "memory_mb" else fmean)(r[field] for r in records), how)
+                if all(field in r for r in records)
+                else ""
                 for field, how in costs.items()
             ]
             texts += [len(records), scenario, percent(keep), kinds[method]]

@@ -11,6 +11,8 @@ which other programs on the machine disturb little.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -151,6 +153,10 @@ def run(scenario: str, name: str, method: Method, seed: int, settings: Settings)
 
 def _memory(field: str, *, forget_peak: bool = False) -> float | None:
     """MiB of this process's memory, of which VmHWM is the most since ``forget_peak``; None where Linux does not say."""
+    if forget_peak:
+        gc.collect()
+        with suppress(AttributeError):  # what earlier runs have freed the C library keeps, to give it to this one
+            ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         if forget_peak:
             Path("/proc/self/clear_refs").write_text("5")
