@@ -53,8 +53,8 @@ struct Uses {
   __device__ bool repeats() const { return found != nullptr && found->repeats != 0; }
 };
 
-__global__ void mark_kernel(const std::int64_t* __restrict__ selected,  // [m]
-                            std::int64_t m, std::int64_t n, Report report, Uses uses) {
+__global__ void mark_uses_kernel(const std::int64_t* __restrict__ selected,  // [m]
+                                 std::int64_t m, std::int64_t n, Report report, Uses uses) {
   const unsigned lane = threadIdx.x % kWarp;
   std::int64_t outside = -1;  // where
   bool repeats = false;
@@ -243,7 +243,7 @@ class Update {
       uses_.once = room_->data() + kFindings;
       uses_.again = uses_.once + words;
     }
-    call.launch(mark_kernel, blocks_of(m_, kBlock), kBlock, index(), m_, n_,
+    call.launch(mark_uses_kernel, blocks_of(m_, kBlock), kBlock, index(), m_, n_,
                 call.always(n_ == 0 ? faults.not_empty : faults.outside), uses_);
   }
 
